@@ -1,0 +1,57 @@
+//! Growth without touching v1: numbered tables that one side asks the other for.
+//!
+//! `extension(id, min_rev)` answers null (not known, or older than `min_rev`) or a pointer to a `#[repr(C)]` table that
+//! lives as long as the process and begins with [`Header`]. A table only ever grows at its end, with a new `rev`.
+//! Numbers are never used twice.
+
+use std::ffi::c_void;
+
+use abi_stable::StableAbi;
+
+use super::FfiBytes;
+
+/// Begins every extension table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct Header {
+    /// Size of the whole table in bytes, on the side that made it.
+    pub size: u32,
+    /// Revision of the table, from 1.
+    pub rev: u32,
+}
+
+/// Host: [`Control`]. What a handler may ask of the server.
+pub const HOST_CONTROL: u32 = 1;
+/// Host: counters, gauges and histograms of the author's own. Reserved; table to come.
+pub const HOST_METRICS: u32 = 2;
+/// Plugin: saving and taking over a state blob at a switch (`on_save`, `previous`). Reserved; table to come.
+pub const PLUGIN_STATE: u32 = 1 << 16;
+/// Plugin: byte streams of upgraded connections. Reserved; table to come.
+pub const PLUGIN_UPGRADE: u32 = (1 << 16) + 1;
+/// Plugin: hooks for signals that the operator routes to plugins. Reserved; table to come.
+pub const PLUGIN_SIGNALS: u32 = (1 << 16) + 2;
+
+/// [`Control::request`]: load the plugins anew in a fresh child.
+pub const CONTROL_RELOAD: u32 = 1;
+/// [`Control::request`]: re-execute the server in place, then reload.
+pub const CONTROL_RESTART: u32 = 2;
+/// [`Control::request`]: shut the server down gracefully.
+pub const CONTROL_SHUTDOWN: u32 = 3;
+
+/// Table of [`HOST_CONTROL`], revision 1.
+#[repr(C)]
+#[derive(Clone, Copy, StableAbi)]
+pub struct Control {
+    pub header: Header,
+    /// Asks for `verb` (`CONTROL_*`) and answers at once: 0 accepted, 1 not allowed for this plugin, 2 unknown verb,
+    /// 3 the server is not serving. `context` is [`HostApi::context`](super::HostApi).
+    pub request: unsafe extern "C" fn(context: *const c_void, verb: u32) -> u32,
+}
+
+/// A state blob with the version that its author gave it. OWNERSHIP: the receiver's.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct StateBlob {
+    pub version: u32,
+    pub bytes: FfiBytes,
+}

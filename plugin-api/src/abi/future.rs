@@ -1,0 +1,224 @@
+//! Futures and wakers. `std::task::Waker` has no stable layout, so a waker crosses as a data pointer and a table.
+
+use std::ffi::c_void;
+use std::mem::ManuallyDrop;
+use std::task::{RawWaker, RawWakerVTable, Waker};
+
+use abi_stable::StableAbi;
+
+use super::{FfiBody, ResponseHead};
+
+/// A future of the plugin that ends by giving one response to a [`ResponseSink`].
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct FfiFuture {
+    pub data: *mut c_void,
+    pub vtable: *const FfiFutureVtable,
+}
+
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct FfiFutureVtable {
+    /// Answers [`PENDING`](super::PENDING), [`READY`](super::READY) (the sink has been called, exactly once; futures without
+    /// a response get a null sink) or [`PANICKED`](super::PANICKED). Never polled again after the last two.
+    pub poll: unsafe extern "C" fn(data: *mut c_void, cx: *const FfiContext, sink: *const ResponseSink) -> u32,
+    /// OWNERSHIP: called exactly once, whether or not the future ended. Dropping it early cancels the request.
+    pub drop: unsafe extern "C" fn(data: *mut c_void),
+}
+
+// SAFETY: the exporting side puts only `Send` futures behind this; they are polled by one thread at a time.
+unsafe impl Send for FfiFuture {}
+
+impl Drop for FfiFuture {
+    fn drop(&mut self) {
+        // SAFETY: the table is a static of a library that is never unloaded; this is the one call.
+        unsafe { ((*self.vtable).drop)(self.data) }
+    }
+}
+
+/// Where a response goes: the host's side of a request, borrowed for one poll.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct ResponseSink {
+    pub context: *mut c_void,
+    /// Takes the head (borrowed) and the body (owned). Called at most once per request.
+    pub send: unsafe extern "C" fn(context: *mut c_void, head: *const ResponseHead, body: FfiBody),
+}
+
+/// A waker, borrowed for one poll. Cloned only when the future really keeps it.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct FfiContext {
+    pub waker: *const c_void,
+    pub clone: unsafe extern "C" fn(waker: *const c_void) -> FfiWaker,
+    pub wake_by_ref: unsafe extern "C" fn(waker: *const c_void),
+}
+
+/// A waker that its holder owns; may be woken and dropped on any thread.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct FfiWaker {
+    pub data: *const c_void,
+    pub vtable: *const FfiWakerVtable,
+}
+
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct FfiWakerVtable {
+    pub clone: unsafe extern "C" fn(data: *const c_void) -> FfiWaker,
+    pub wake_by_ref: unsafe extern "C" fn(data: *const c_void),
+    /// OWNERSHIP: called exactly once.
+    pub drop: unsafe extern "C" fn(data: *const c_void),
+}
+
+// SAFETY: behind it is a `Waker` of the exporting side, which is Send and Sync.
+unsafe impl Send for FfiWaker {}
+// SAFETY: as above.
+unsafe impl Sync for FfiWaker {}
+
+impl Drop for FfiWaker {
+    fn drop(&mut self) {
+        // SAFETY: the table is a static of the side that made the waker; this is the one call.
+        unsafe { ((*self.vtable).drop)(self.data) }
+    }
+}
+
+// ---- exporting: a `Waker` of this side goes out ----
+
+static OWN_WAKER: FfiWakerVtable = FfiWakerVtable { clone: own_clone, wake_by_ref: own_wake_by_ref, drop: own_drop };
+
+impl FfiContext {
+    /// Lends `waker` to the other side for one poll; the result must not outlive the borrow.
+    pub fn lend(waker: &Waker) -> FfiContext {
+        FfiContext { waker: std::ptr::from_ref(waker).cast(), clone: lent_clone, wake_by_ref: own_wake_by_ref }
+    }
+}
+
+unsafe extern "C" fn lent_clone(waker: *const c_void) -> FfiWaker {
+    // SAFETY: `lend` made this pointer from a `&Waker` that outlives the poll in which it is cloned. Cloning a waker of a
+    // runtime counts a reference; it does not panic.
+    let waker = unsafe { (*waker.cast::<Waker>()).clone() };
+    FfiWaker { data: Box::into_raw(Box::new(waker)).cast(), vtable: &OWN_WAKER }
+}
+
+unsafe extern "C" fn own_clone(data: *const c_void) -> FfiWaker {
+    // SAFETY: `data` is the box made in `lent_clone`, alive until `own_drop`.
+    unsafe { lent_clone(data) }
+}
+
+unsafe extern "C" fn own_wake_by_ref(data: *const c_void) {
+    // A waker's `wake` runs a scheduler of this side; should one panic, the panic must not cross.
+    let _ = std::panic::catch_unwind(|| {
+        // SAFETY: `data` is a lent `&Waker` or the box of `lent_clone`; both are alive during the call.
+        unsafe { (*data.cast::<Waker>()).wake_by_ref() }
+    });
+}
+
+unsafe extern "C" fn own_drop(data: *const c_void) {
+    let _ = std::panic::catch_unwind(|| {
+        // SAFETY: `data` is the box of `lent_clone`; the contract of the table is one call.
+        unsafe { drop(Box::from_raw(data.cast_mut().cast::<Waker>())) }
+    });
+}
+
+// ---- importing: a waker of the other side becomes a `Waker` here ----
+
+static LENT_IMPORT: RawWakerVTable = RawWakerVTable::new(lent_import_clone, lent_import_wake, lent_import_wake, |_| ());
+static OWNED_IMPORT: RawWakerVTable =
+    RawWakerVTable::new(owned_import_clone, owned_import_wake, owned_import_wake_by_ref, owned_import_drop);
+
+impl FfiContext {
+    /// Runs `poll` with a `Waker` that stands for the lent one. Nothing is allocated unless `poll` clones it.
+    pub fn with_waker<T>(&self, poll: impl FnOnce(&Waker) -> T) -> T {
+        // SAFETY: the table's functions read `self` only; the waker is dropped (a no-op) before `self`'s borrow ends, and
+        // a clone does not point to `self`.
+        let waker = unsafe { Waker::from_raw(RawWaker::new(std::ptr::from_ref(self).cast(), &LENT_IMPORT)) };
+        poll(&ManuallyDrop::new(waker))
+    }
+}
+
+unsafe fn lent_import_clone(context: *const ()) -> RawWaker {
+    // SAFETY: `with_waker` made the pointer from a context that is alive for the poll.
+    let context = unsafe { &*context.cast::<FfiContext>() };
+    // SAFETY: the other side's contract for a context in use.
+    let owned = unsafe { (context.clone)(context.waker) };
+    RawWaker::new(Box::into_raw(Box::new(owned)).cast_const().cast(), &OWNED_IMPORT)
+}
+
+unsafe fn lent_import_wake(context: *const ()) {
+    // SAFETY: as in `lent_import_clone`.
+    let context = unsafe { &*context.cast::<FfiContext>() };
+    // SAFETY: the other side's contract for a context in use.
+    unsafe { (context.wake_by_ref)(context.waker) }
+}
+
+unsafe fn owned_import_clone(data: *const ()) -> RawWaker {
+    // SAFETY: `data` is the box made in `lent_import_clone` or here, alive until `owned_import_drop`.
+    let waker = unsafe { &*data.cast::<FfiWaker>() };
+    // SAFETY: an owned waker's table may be called until it is dropped.
+    let owned = unsafe { ((*waker.vtable).clone)(waker.data) };
+    RawWaker::new(Box::into_raw(Box::new(owned)).cast_const().cast(), &OWNED_IMPORT)
+}
+
+unsafe fn owned_import_wake(data: *const ()) {
+    // SAFETY: `Waker::wake` consumes the waker: waking, then dropping, is its contract.
+    unsafe {
+        owned_import_wake_by_ref(data);
+        owned_import_drop(data);
+    }
+}
+
+unsafe fn owned_import_wake_by_ref(data: *const ()) {
+    // SAFETY: as in `owned_import_clone`.
+    let waker = unsafe { &*data.cast::<FfiWaker>() };
+    // SAFETY: as in `owned_import_clone`.
+    unsafe { ((*waker.vtable).wake_by_ref)(waker.data) }
+}
+
+unsafe fn owned_import_drop(data: *const ()) {
+    // SAFETY: the box made in `lent_import_clone`; std's `Waker` calls this once.
+    unsafe { drop(Box::from_raw(data.cast_mut().cast::<FfiWaker>())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Counter(AtomicUsize);
+
+    impl Wake for Counter {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_waker_that_crossed_wakes_the_original_and_leaks_nothing() {
+        let counter = Arc::new(Counter::default());
+        let original = Waker::from(counter.clone());
+        let kept = FfiContext::lend(&original).with_waker(|waker| {
+            waker.wake_by_ref();
+            waker.clone()
+        });
+        assert_eq!(counter.0.load(Ordering::SeqCst), 1);
+        let second = kept.clone();
+        std::thread::spawn(move || second.wake()).join().unwrap();
+        kept.wake_by_ref();
+        assert_eq!(counter.0.load(Ordering::SeqCst), 3);
+        drop((kept, original));
+        assert_eq!(Arc::strong_count(&counter), 1, "every clone was dropped");
+    }
+
+    #[test]
+    fn a_poll_that_does_not_keep_the_waker_does_not_clone_it() {
+        let counter = Arc::new(Counter::default());
+        let original = Waker::from(counter.clone());
+        let before = Arc::strong_count(&counter);
+        FfiContext::lend(&original).with_waker(|_| assert_eq!(Arc::strong_count(&counter), before));
+    }
+}

@@ -1,0 +1,46 @@
+//! ABI v1: every type that crosses the boundary between the host and a plugin.
+//!
+//! The host and a plugin are compiled apart, each with its own std, tokio, http and bytes. Nothing of those crosses:
+//! what crosses is `#[repr(C)]` structs of pointers, lengths and `extern "C"` functions, defined here and nowhere else.
+//!
+//! Three parts, by how they may change:
+//!
+//! * [`Descriptor`]: plain bytes in the ELF file, read without `dlopen`, before anything of the plugin runs.
+//! * The root module [`PluginModule`], [`HostApi`] and all they reach: checked by abi_stable at load, **frozen** at 1.0.0.
+//!   abi_stable refuses an older plugin in a newer host once a field was added, so fields are never added.
+//! * Extensions: [`PluginModule::extension`] and [`HostApi::extension`] answer `(id, min_rev)` with a table or null.
+//!   All growth goes through them; see [`extension`].
+//!
+//! Rules that every function here obeys:
+//!
+//! * No panic crosses. Each side wraps its functions in `catch_unwind` and reports [`PANICKED`] where there is a code to
+//!   report, or nothing.
+//! * A [`Slice`] is borrowed for the duration of the call that received it, unless its field says otherwise.
+//! * Owned handles ([`FfiBytes`], [`FfiBody`], [`FfiFuture`], [`FfiWaker`], [`RequestHead`]) carry their own drop function
+//!   and are freed by the side that made them. Each may be used and dropped on any thread.
+#![allow(unsafe_code, non_camel_case_types, missing_docs)]
+
+mod body;
+mod bytes;
+mod descriptor;
+pub mod extension;
+mod future;
+mod head;
+mod module;
+
+pub use self::bytes::*;
+pub use body::*;
+pub use descriptor::*;
+pub use future::*;
+pub use head::*;
+pub use module::*;
+
+/// Revision of everything in this module. A plugin of another revision is refused before it is opened.
+pub const ABI_REVISION: u32 = 1;
+
+/// A poll or call did not finish; the waker was taken and will be woken.
+pub const PENDING: u32 = 0;
+/// A poll finished and wrote its output.
+pub const READY: u32 = 1;
+/// The other side panicked. The panic was caught and logged there; the handle must only be dropped now.
+pub const PANICKED: u32 = 2;

@@ -1,0 +1,2 @@
+//! Write HTTP handlers that Baton loads, and swaps behind a live port.
+pub mod abi;
