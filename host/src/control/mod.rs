@@ -1,0 +1,162 @@
+//! The control protocol between master and child: every message there is, and the channel that carries them.
+//!
+//! SOCK_SEQPACKET, one JSON message each, at most [`MAX_MESSAGE`] bytes, never empty; descriptors ride along and are counted
+//! in the message. Unknown fields are ignored, an unknown message or a broken one is an error value. Direction is in the
+//! type: a master cannot send [`ToMaster`].
+//!
+//! | message | from | allowed when | answered by | timeout | if the peer dies |
+//! |---|---|---|---|---|---|
+//! | `Hello` | both | first | the other's `Hello` | `start_timeout` | refused, stage spawn |
+//! | `Load` (+ metrics memfd) | master | after the Hellos, once | `Ready` or `Failed` | `start_timeout` | refused, stage load |
+//! | `Listener` (+ socket) | master | after `Load`, before `Ready` | - | - | as `Load` |
+//! | `Ready` | child | all listeners came, plugins are up | `Go` | - | refused |
+//! | `Failed` | child | from `Load` to `Ready` | SIGKILL | - | - |
+//! | `Go` | master | after `Ready`, once | `Serving` | [`SWITCH_TIMEOUT`] | refused, stage switch |
+//! | `Serving` | child | after `Go` or `Resume`: accepting | - | - | a crash: respawn or take-back |
+//! | `Pause` | master | serving | `Paused` | [`PAUSE_TIMEOUT`] | reaped; a crash |
+//! | `Paused` | child | nothing is accepted any more | `Retire` or `Resume` | - | - |
+//! | `Resume` | master | pausing or paused | `Serving` | [`SWITCH_TIMEOUT`] | respawn of its set |
+//! | `Retire` | master | paused | `Done`, in the end | its deadlines, then SIGKILL | reaped; a crash |
+//! | `Done` | child | retired, nothing left | `DoneAck` | [`EXIT_TIMEOUT`] | - |
+//! | `DoneAck` | master | after `Done` | exit 0 | [`EXIT_TIMEOUT`], then SIGKILL | - |
+//! | `Cut` | master | retiring | `Done` | [`EXIT_TIMEOUT`], then SIGKILL | - |
+//! | `ReplaceMe` | child | serving, on SIGTERM | a reload of its own set | - | - |
+//! | `Control` | child | serving: a handler asked | an operation | - | - |
+//!
+//! The child's answer to the master's death (end of file here) is to accept nothing more and drain within `drain.orphan`.
+
+mod channel;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use channel::{Channel, ChannelError, MasterEnd, WorkerEnd};
+
+use crate::config::Config;
+use crate::report::{DrainReport, Failure, Generation};
+
+/// Largest message in bytes.
+pub const MAX_MESSAGE: usize = 128 * 1024;
+/// Most descriptors in one message.
+pub const MAX_FDS: usize = 4;
+/// GO to SERVING, RESUME to SERVING: the child only registers its listeners.
+pub const SWITCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// PAUSE to PAUSED; then the master retires the child without it.
+pub const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// From a child's last deadline to SIGKILL, and from DONE to its end.
+pub const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Revision of this protocol; each side names the oldest and newest it speaks.
+pub const PROTOCOL: Protocols = Protocols { oldest: 1, newest: 1 };
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protocols {
+    pub oldest: u32,
+    pub newest: u32,
+}
+
+impl Protocols {
+    /// The newest revision that both speak.
+    pub fn common(self, other: Protocols) -> Option<u32> {
+        let newest = self.newest.min(other.newest);
+        (newest >= self.oldest && newest >= other.oldest).then_some(newest)
+    }
+}
+
+/// Master to child.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToChild {
+    Hello {
+        protocols: Protocols,
+        version: String,
+        generation: Generation,
+    },
+    /// With the metrics memfd.
+    Load(Box<LoadSet>),
+    /// With the listening socket.
+    Listener {
+        id: u32,
+    },
+    Go,
+    Pause,
+    Resume,
+    Retire(Deadlines),
+    /// End what is left now.
+    Cut,
+    DoneAck,
+}
+
+/// Child to master.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToMaster {
+    Hello {
+        protocols: Protocols,
+        version: String,
+    },
+    Ready,
+    Failed(Failure),
+    Serving,
+    Paused,
+    Done(DrainReport),
+    /// SIGTERM came from outside.
+    ReplaceMe,
+    /// A handler of `plugin` asked for `verb`.
+    Control {
+        plugin: String,
+        verb: ControlVerb,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlVerb {
+    Reload,
+    Restart,
+    Shutdown,
+}
+
+/// What a child shall serve.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoadSet {
+    /// The effective configuration, validated by the master.
+    pub config: Config,
+    pub plugins: Vec<PluginFile>,
+    /// As many [`ToChild::Listener`] messages follow, in this order.
+    pub listeners: Vec<ListenerInfo>,
+}
+
+/// A plugin snapshot in the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PluginFile {
+    pub name: String,
+    /// Absolute, unique by content.
+    pub path: PathBuf,
+    pub mount: String,
+    /// `[plugins.NAME.config]` as JSON.
+    pub config: serde_json::Value,
+    pub data_dir: PathBuf,
+    /// Threads of the plugin's runtime; 0 for its own choice.
+    pub workers: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerInfo {
+    pub id: u32,
+    pub server: String,
+    /// As bound: `127.0.0.1:8080`.
+    pub address: String,
+}
+
+/// A retiring child's limits. Milliseconds from the receipt of RETIRE; absent for never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deadlines {
+    pub keepalive_ms: Option<u64>,
+    /// Without progress.
+    pub timeout_ms: Option<u64>,
+    /// In all.
+    pub max_ms: Option<u64>,
+}

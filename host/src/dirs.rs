@@ -1,0 +1,168 @@
+//! Where an instance keeps its files, and which instances there are. Resolves names; creates nothing.
+//!
+//! Runtime directory: `lock`, `baton.pid`, `admin.sock`. State directory: `store/`, `data/NAME/`, `admin-token`.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+
+/// Name of the admin socket in the runtime directory.
+pub const SOCKET: &str = "admin.sock";
+/// Name of the file that is locked for the life of an instance.
+pub const LOCK: &str = "lock";
+/// Name of the default pid file.
+pub const PID_FILE: &str = "baton.pid";
+/// Name of the admin token's file in the state directory.
+pub const TOKEN: &str = "admin-token";
+
+/// The directories of one instance, absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dirs {
+    pub runtime: PathBuf,
+    pub state: PathBuf,
+}
+
+impl Dirs {
+    /// What `config` says, else the environment's conventions.
+    pub fn of(config: &Config) -> std::io::Result<Dirs> {
+        let env = Environment::read();
+        Ok(Dirs {
+            runtime: std::path::absolute(config.runtime_dir.clone().unwrap_or_else(|| env.runtime_dir(&config.name)))?,
+            state: std::path::absolute(config.state_dir.clone().unwrap_or_else(|| env.state_dir(&config.name)))?,
+        })
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.runtime.join(SOCKET)
+    }
+
+    pub fn token(&self) -> PathBuf {
+        self.state.join(TOKEN)
+    }
+}
+
+/// An instance by its name and admin socket; it may be dead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    pub name: String,
+    pub socket: PathBuf,
+}
+
+/// The instance `name` of this user, running or not.
+pub fn instance(name: &str) -> Instance {
+    let socket = Environment::read().runtime_dir(name).join(SOCKET);
+    Instance { name: name.into(), socket }
+}
+
+/// All instances of this user that have left an admin socket, by name. Whether one lives is found out by connecting.
+pub fn instances() -> Vec<Instance> {
+    let mut found: Vec<Instance> = std::fs::read_dir(Environment::read().runtime_base())
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| Instance {
+            name: entry.file_name().to_string_lossy().into_owned(),
+            socket: entry.path().join(SOCKET),
+        })
+        .filter(|instance| instance.socket.exists())
+        .collect();
+    found.sort_by(|left, right| left.name.cmp(&right.name));
+    found
+}
+
+/// What the conventions depend on.
+struct Environment {
+    root: bool,
+    uid: u32,
+    runtime_directory: Option<OsString>,
+    state_directory: Option<OsString>,
+    xdg_runtime_dir: Option<OsString>,
+    xdg_state_home: Option<OsString>,
+    home: Option<OsString>,
+}
+
+impl Environment {
+    fn read() -> Environment {
+        let get = |key| env::var_os(key).filter(|value| !value.is_empty());
+        let uid = nix::unistd::geteuid();
+        Environment {
+            root: uid.is_root(),
+            uid: uid.as_raw(),
+            runtime_directory: get("RUNTIME_DIRECTORY"),
+            state_directory: get("STATE_DIRECTORY"),
+            xdg_runtime_dir: get("XDG_RUNTIME_DIR"),
+            xdg_state_home: get("XDG_STATE_HOME"),
+            home: get("HOME"),
+        }
+    }
+
+    /// Holds one directory per instance.
+    fn runtime_base(&self) -> PathBuf {
+        match &self.xdg_runtime_dir {
+            Some(dir) => Path::new(dir).join("baton"),
+            None if self.root => "/run/baton".into(),
+            None => format!("/tmp/baton-{}", self.uid).into(),
+        }
+    }
+
+    fn runtime_dir(&self, name: &str) -> PathBuf {
+        match &self.runtime_directory {
+            Some(dir) => dir.into(),
+            None => self.runtime_base().join(name),
+        }
+    }
+
+    fn state_dir(&self, name: &str) -> PathBuf {
+        match (&self.state_directory, &self.xdg_state_home, &self.home) {
+            (Some(dir), _, _) => dir.into(),
+            (_, Some(dir), _) => Path::new(dir).join("baton").join(name),
+            (_, _, _) if self.root => Path::new("/var/lib/baton").join(name),
+            (_, _, Some(home)) => Path::new(home).join(".local/state/baton").join(name),
+            _ => format!("/tmp/baton-{}/state/{name}", self.uid).into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment() -> Environment {
+        Environment {
+            root: false,
+            uid: 1000,
+            runtime_directory: None,
+            state_directory: None,
+            xdg_runtime_dir: None,
+            xdg_state_home: None,
+            home: Some("/home/a".into()),
+        }
+    }
+
+    #[test]
+    fn each_convention_wins_over_the_next() {
+        let env = environment();
+        assert_eq!(env.runtime_dir("x"), Path::new("/tmp/baton-1000/x"));
+        assert_eq!(env.state_dir("x"), Path::new("/home/a/.local/state/baton/x"));
+        let env = Environment { root: true, ..environment() };
+        assert_eq!(env.runtime_dir("x"), Path::new("/run/baton/x"));
+        assert_eq!(env.state_dir("x"), Path::new("/var/lib/baton/x"));
+        let env = Environment {
+            xdg_runtime_dir: Some("/run/user/1000".into()),
+            xdg_state_home: Some("/s".into()),
+            root: true,
+            ..environment()
+        };
+        assert_eq!(env.runtime_dir("x"), Path::new("/run/user/1000/baton/x"));
+        assert_eq!(env.state_dir("x"), Path::new("/s/baton/x"));
+        let env = Environment {
+            runtime_directory: Some("/run/baton/unit".into()),
+            state_directory: Some("/var/lib/baton/unit".into()),
+            ..env
+        };
+        assert_eq!(env.runtime_dir("x"), Path::new("/run/baton/unit"));
+        assert_eq!(env.state_dir("x"), Path::new("/var/lib/baton/unit"));
+    }
+}

@@ -1,0 +1,68 @@
+//! How the rest of the master's process (admin, dev) talks to the loop: requests in, reports and status out. Every request is
+//! answered exactly once; a loop that has ended answers [`Gone`].
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::report::{Cause, OpId, Report, Status, Verb};
+
+/// What the loop may be asked.
+#[derive(Debug)]
+pub enum Request {
+    /// Answered when the operation ended: committed, refused or superseded. A shutdown is answered when it has begun.
+    Operate {
+        verb: Verb,
+        cause: Cause,
+        options: OpOptions,
+        reply: oneshot::Sender<Report>,
+    },
+    Status {
+        reply: oneshot::Sender<Status>,
+    },
+    Operation {
+        id: OpId,
+        reply: oneshot::Sender<Option<Report>>,
+    },
+}
+
+/// What a caller may ask of one operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpOptions {
+    /// Go on although no plugin is left.
+    pub allow_empty: bool,
+}
+
+/// The master's loop has ended.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("failed to reach the master: it has ended")]
+pub struct Gone;
+
+#[derive(Clone, Debug)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Handle {
+    /// A handle and the loop's end of it.
+    pub fn new() -> (Handle, mpsc::Receiver<Request>) {
+        let (requests, receiver) = mpsc::channel(64);
+        (Handle { requests }, receiver)
+    }
+
+    pub async fn operate(&self, verb: Verb, cause: Cause, options: OpOptions) -> Result<Report, Gone> {
+        self.ask(|reply| Request::Operate { verb, cause, options, reply }).await
+    }
+
+    pub async fn status(&self) -> Result<Status, Gone> {
+        self.ask(|reply| Request::Status { reply }).await
+    }
+
+    pub async fn operation(&self, id: OpId) -> Result<Option<Report>, Gone> {
+        self.ask(|reply| Request::Operation { id, reply }).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+}

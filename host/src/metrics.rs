@@ -1,0 +1,64 @@
+//! Counters that a generation and the master share: a page of atomics, written by the child, read by the master.
+//!
+//! Owns the meaning of the slots. The memory is `sys::shared`'s; what the master reads there is the word of an untrusted
+//! process: numbers to show, never sizes or indices to use.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::report::Load;
+
+/// What each slot counts. New ones go to the end.
+#[derive(Clone, Copy, Debug)]
+#[repr(usize)]
+pub enum Slot {
+    /// Open connections.
+    Connections,
+    /// Of these, without a request or part of one.
+    Idle,
+    /// Requests between their head and the end of their response.
+    InFlight,
+    /// Requests answered, in all.
+    Requests,
+    /// Handlers that panicked.
+    Panics,
+}
+
+/// How many slots there are.
+pub const SLOTS: usize = Slot::Panics as usize + 1;
+
+/// A view of the slots; cheap to copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Metrics(pub &'static [AtomicU64; SLOTS]);
+
+impl Metrics {
+    /// Slots of this process alone, for tests and tools.
+    pub fn local() -> Metrics {
+        Metrics(Box::leak(Box::new(std::array::from_fn(|_| AtomicU64::new(0)))))
+    }
+
+    #[inline]
+    pub fn add(self, slot: Slot) {
+        self.0[slot as usize].fetch_add(1, Relaxed);
+    }
+
+    #[inline]
+    pub fn sub(self, slot: Slot) {
+        self.0[slot as usize].fetch_sub(1, Relaxed);
+    }
+
+    pub fn get(self, slot: Slot) -> u64 {
+        self.0[slot as usize].load(Relaxed)
+    }
+}
+
+/// What `slots` say, as status shows it.
+pub fn load(slots: &[AtomicU64; SLOTS]) -> Load {
+    let get = |slot: Slot| slots[slot as usize].load(Relaxed);
+    Load {
+        connections: get(Slot::Connections),
+        idle: get(Slot::Idle),
+        requests_in_flight: get(Slot::InFlight),
+        requests: get(Slot::Requests),
+        panics: get(Slot::Panics),
+    }
+}

@@ -1,0 +1,374 @@
+//! What the server says of itself: operations and their reports, generations, status. The one vocabulary of signals, admin,
+//! command line and log. Data only; who fills it in is `master::state`.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Number of a generation, from 1. Never used twice by one master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Number of an operation, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct OpId(pub u64);
+
+impl fmt::Display for OpId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What an operation does. Ordered by priority: a later one displaces an earlier one from the waiting slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verb {
+    Reload,
+    Shutdown,
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Verb::Reload => "reload",
+            Verb::Shutdown => "shutdown",
+        })
+    }
+}
+
+/// Why something happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "snake_case")]
+pub enum Cause {
+    Start,
+    Signal {
+        signal: String,
+        sender: i32,
+    },
+    /// The admin surface: the CLI, a browser, curl. `peer` is `uid 0 pid 7` or an address.
+    Admin {
+        peer: String,
+    },
+    Watcher {
+        path: String,
+    },
+    /// The generation before it died.
+    Crash {
+        of: Generation,
+    },
+    /// The child was sent SIGTERM from outside and asked to be replaced.
+    Term {
+        generation: Generation,
+    },
+    /// A handler asked.
+    Plugin {
+        name: String,
+    },
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::Start => f.write_str("start"),
+            Cause::Signal { signal, sender } => write!(f, "{signal} from pid {sender}"),
+            Cause::Admin { peer } => write!(f, "admin ({peer})"),
+            Cause::Watcher { path } => write!(f, "change of {path}"),
+            Cause::Crash { of } => write!(f, "crash of generation {of}"),
+            Cause::Term { generation } => write!(f, "SIGTERM to generation {generation}"),
+            Cause::Plugin { name } => write!(f, "plugin {name}"),
+        }
+    }
+}
+
+/// How an operation stands or ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OpResult {
+    Queued,
+    Running,
+    /// The new generation is committed.
+    Switched,
+    /// Nothing changed; the old code serves on.
+    Refused,
+    /// The new generation was committed and died before the old one retired: the old one serves again.
+    RolledBack,
+    /// An operation of higher priority took its place before it began.
+    Superseded,
+    /// A shutdown that has begun.
+    ShuttingDown,
+}
+
+/// Where a refused operation failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Building the crate (`baton dev`).
+    Build,
+    Config,
+    /// Reading and checking the files.
+    Snapshot,
+    Listen,
+    Spawn,
+    /// Opening the plugin and running its init.
+    Load,
+    Prove,
+    /// From GO to SERVING.
+    Switch,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stage::Build => "build",
+            Stage::Config => "config",
+            Stage::Snapshot => "snapshot",
+            Stage::Listen => "listen",
+            Stage::Spawn => "spawn",
+            Stage::Load => "load",
+            Stage::Prove => "prove",
+            Stage::Switch => "switch",
+        })
+    }
+}
+
+/// Why an operation was refused: one line, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub stage: Stage,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<String>,
+    /// One line; completes "failed to ...".
+    pub error: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The whole of it, for `--verbose`: a layout dump, the tail of the child's output, a compiler's report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl Failure {
+    pub fn new(stage: Stage, error: impl Into<String>) -> Failure {
+        Failure { stage, plugin: None, error: error.into(), hint: None, detail: None }
+    }
+
+    pub fn of_plugin(mut self, name: impl Into<String>) -> Failure {
+        self.plugin = Some(name.into());
+        self
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Failure {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub fn detail(mut self, detail: impl Into<String>) -> Failure {
+        self.detail = Some(detail.into()).filter(|detail: &String| !detail.trim().is_empty());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.stage)?;
+        if let Some(plugin) = &self.plugin {
+            write!(f, " of {plugin}")?;
+        }
+        write!(f, ": {}", self.error)
+    }
+}
+
+/// How long the parts of a switch took, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    pub snapshot: f64,
+    /// From spawn to READY, the plugins' init included.
+    pub load: f64,
+    pub prove: f64,
+    /// From GO to SERVING.
+    pub switch: f64,
+    /// From the request of the operation to SERVING.
+    pub total: f64,
+}
+
+/// What a reload changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginChanges {
+    pub added: Vec<String>,
+    pub changed: Vec<String>,
+    pub removed: Vec<String>,
+    pub unchanged: Vec<String>,
+}
+
+/// Connections that a drain ended by force, by class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    /// With a request in flight.
+    pub busy: u64,
+    /// In the middle of a request head.
+    pub head: u64,
+    pub upgraded: u64,
+    pub http2: u64,
+}
+
+impl Cut {
+    pub fn total(&self) -> u64 {
+        self.busy + self.head + self.upgraded + self.http2
+    }
+}
+
+/// How a generation's connections ended once it retired.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DrainReport {
+    pub handed_over: u64,
+    /// Ended by the client, or after a response that announced the close.
+    pub finished: u64,
+    /// Closed while idle, at the end of `drain.keepalive`.
+    pub lingered: u64,
+    pub goaway: u64,
+    pub upgraded: u64,
+    pub cut: Cut,
+    /// Closed by us with unread bytes and no close announced. A lost request; must be 0.
+    pub lost: u64,
+    /// Closed as announced, with pipelined requests behind: RFC 9112 9.6 leaves these to the client to send again.
+    pub unanswered_pipelined: u64,
+    /// From RETIRE to the end.
+    pub ms: f64,
+}
+
+/// One operation, from its request to its last word.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub op: OpId,
+    pub verb: Verb,
+    pub result: OpResult,
+    pub cause: Cause,
+    /// The generation it brought.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Generation>,
+    /// The generation that served before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Generation>,
+    /// Process of the new generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ms: Option<Timings>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugins: Option<PluginChanges>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The generation that serves after a refusal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving: Option<Generation>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<OpId>,
+    /// Why it waits, while it is queued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queued: Option<String>,
+    /// How the generation before it drained, once it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainReport>,
+}
+
+/// Life of a generation, as operators see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GenerationState {
+    Starting,
+    Loading,
+    Ready,
+    /// GO was sent, SERVING has not come.
+    Committing,
+    Serving,
+    Paused,
+    Retiring,
+    Exited,
+}
+
+/// A plugin as a generation runs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginStatus {
+    pub name: String,
+    /// Of its crate.
+    pub version: String,
+    pub mount: String,
+    pub sha256: String,
+    pub file: String,
+    /// `baton-plugin-api` and compiler that it was built with.
+    pub api: String,
+    pub rustc: String,
+    pub debug: bool,
+}
+
+/// What a generation has open now, from its shared counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    pub connections: u64,
+    pub idle: u64,
+    pub requests_in_flight: u64,
+    pub requests: u64,
+    pub panics: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GenerationStatus {
+    pub generation: Generation,
+    pub state: GenerationState,
+    pub pid: Option<i32>,
+    pub cause: Cause,
+    pub age_ms: u64,
+    /// When the drain ends at the latest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    pub load: Load,
+    pub plugins: Vec<PluginStatus>,
+    /// How it ended, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    pub server: String,
+    pub address: String,
+}
+
+/// The whole, as `status` shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub name: String,
+    pub version: String,
+    pub pid: i32,
+    pub uptime_ms: u64,
+    /// Whether a generation serves and no shutdown has begun: what `/readyz` says.
+    pub ready: bool,
+    pub serving: Option<Generation>,
+    pub shutting_down: bool,
+    pub listeners: Vec<ListenerStatus>,
+    pub admin: Option<String>,
+    pub plugin_dir: String,
+    /// Newest first; ended ones stay for a while.
+    pub generations: Vec<GenerationStatus>,
+    /// Newest first.
+    pub operations: Vec<Report>,
+    /// Switches committed since the start.
+    pub switches: u64,
+    pub crashes: u64,
+    pub master_fds: u64,
+}

@@ -1,0 +1,7 @@
+//! The fence around the kernel: descriptors, processes, sockets and shared memory as owned, safe types. The only place in
+//! the host, with `child::plugin` and `child::bridge`, where unsafe code may stand. Knows nothing of Baton's own terms.
+#![allow(unsafe_code)]
+
+pub mod readiness;
+pub mod seqpacket;
+pub mod shared;

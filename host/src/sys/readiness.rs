@@ -1,0 +1,14 @@
+//! Waiting for a descriptor in tokio. Here because registering one is unsafe since tokio 1.54: the runtime keeps the number,
+//! so whoever registers must own the descriptor for as long (I/O safety, RFC 3128).
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Registers a non-blocking descriptor. Within a tokio runtime.
+pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays open, and the same open file, until it is dropped, and `AsyncFd` deregisters before that.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
