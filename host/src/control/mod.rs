@@ -9,6 +9,7 @@
 //! | `Hello` | both | first | the other's `Hello` | `start_timeout` | refused, stage spawn |
 //! | `Load` (+ metrics memfd) | master | after the Hellos, once | `Ready` or `Failed` | `start_timeout` | refused, stage load |
 //! | `Listener` (+ socket) | master | after `Load`, before `Ready` | - | - | as `Load` |
+//! | `Loading` | child | after the listeners came, once per plugin | - | - | names the plugin that killed it |
 //! | `Ready` | child | all listeners came, plugins are up | `Go` | - | refused |
 //! | `Failed` | child | from `Load` to `Ready` | SIGKILL | - | - |
 //! | `Go` | master | after `Ready`, once | `Serving` | [`SWITCH_TIMEOUT`] | refused, stage switch |
@@ -97,6 +98,8 @@ pub enum ToMaster {
         protocols: Protocols,
         version: String,
     },
+    /// Opening `plugin` and running its init begins: should the child die or hang now, this one did it.
+    Loading { plugin: String },
     Ready,
     Failed(Failure),
     Serving,

@@ -2,6 +2,8 @@
 //! the host, with `child::plugin` and `child::bridge`, where unsafe code may stand. Knows nothing of Baton's own terms.
 #![allow(unsafe_code)]
 
+pub mod files;
+pub mod process;
 pub mod readiness;
 pub mod seqpacket;
 pub mod shared;

@@ -1,0 +1,159 @@
+//! Files: locks, leases, private directories, and whether a mount may execute.
+
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statvfs::{FsFlags, statvfs};
+
+/// Makes `path` (and what is missing above it) with `mode`, or checks that it is a directory of ours that nobody else may
+/// write. Answers `PermissionDenied` otherwise: in /tmp a stranger may have been first.
+pub fn private_dir(path: &Path, mode: u32) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    let found = std::fs::symlink_metadata(path)?;
+    if !found.is_dir() || found.uid() != nix::unistd::geteuid().as_raw() {
+        let text = format!("{} is not a directory of this user", path.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    if found.mode() & 0o777 != mode {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
+    Ok(())
+}
+
+/// A lock that lives as long as its holder, whatever way that ends.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+
+/// Takes the lock at `path`; nothing if another process holds it.
+pub fn lock(path: &Path) -> io::Result<Option<Lock>> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(Lock(lock))),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+/// What asking for a read lease gave.
+#[derive(Debug)]
+pub enum Lease {
+    /// Nobody has the file open for writing; until the lease is dropped, whoever wants to waits (fcntl(2), leases).
+    Held(HeldLease),
+    /// Somebody has it open for writing.
+    Written,
+    /// No right to a lease here (another owner, a file system without).
+    Unsupported,
+}
+
+/// A lease; given back on drop.
+#[derive(Debug)]
+pub struct HeldLease(File);
+
+/// `F_SETSIG` of fcntl(2): which signal announces a lease break. The libc crate lacks it for Linux.
+const F_SETSIG: libc::c_int = 10;
+
+/// Asks for a read lease on `file`, which must be open for reading only.
+pub fn read_lease(file: &File) -> io::Result<Lease> {
+    let file = file.try_clone()?;
+    let fd = file.as_raw_fd();
+    // A lease break announces itself by SIGIO, whose default is to kill; SIGURG's is nothing. We never wait for it: the
+    // lease is held for the time of one copy.
+    // SAFETY: fcntl with integer arguments on an open descriptor.
+    let result = unsafe {
+        libc::fcntl(fd, F_SETSIG, libc::SIGURG);
+        libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK)
+    };
+    match Errno::result(result) {
+        Ok(_) => Ok(Lease::Held(HeldLease(file))),
+        Err(Errno::EAGAIN) => Ok(Lease::Written),
+        Err(_) => Ok(Lease::Unsupported),
+    }
+}
+
+impl Drop for HeldLease {
+    fn drop(&mut self) {
+        // SAFETY: fcntl with integer arguments on an open descriptor. Its only error is that the lease was broken already.
+        unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+    }
+}
+
+/// What tells one content of a file from another, without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    dev: u64,
+    ino: u64,
+    pub size: u64,
+    mtime: (i64, i64),
+    ctime: (i64, i64),
+}
+
+impl Identity {
+    pub fn of(metadata: &Metadata) -> Identity {
+        Identity {
+            dev: metadata.dev(),
+            ino: metadata.ino(),
+            size: metadata.size(),
+            mtime: (metadata.mtime(), metadata.mtime_nsec()),
+            ctime: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Whether both are the same file, whatever it holds.
+    pub fn same_file(&self, other: &Identity) -> bool {
+        (self.dev, self.ino) == (other.dev, other.ino)
+    }
+}
+
+/// Whether files under `path` must not be mapped executable.
+pub fn is_noexec(path: &Path) -> io::Result<bool> {
+    Ok(statvfs(path)?.flags().contains(FsFlags::ST_NOEXEC))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_taken_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let first = lock(&path).unwrap();
+        assert!(first.is_some() && lock(&path).unwrap().is_none());
+        drop(first);
+        assert!(lock(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_ours_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/usr", &link).unwrap();
+        assert!(private_dir(&link, 0o700).is_err());
+        let made = dir.path().join("a/b");
+        private_dir(&made, 0o700).unwrap();
+        assert_eq!(std::fs::metadata(&made).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_file_open_for_writing_gives_no_lease() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let writer = File::create(&path).unwrap();
+        let reader = File::open(&path).unwrap();
+        assert!(!matches!(read_lease(&reader).unwrap(), Lease::Held(_)));
+        drop(writer);
+        assert!(!matches!(read_lease(&reader).unwrap(), Lease::Written));
+    }
+}

@@ -1,0 +1,347 @@
+//! Processes: starting one from an open image, waiting for it, signalling it by pidfd; signal masks, limits, the parent's
+//! side of a child's life. A pid alone is never signalled or waited for: a pidfd cannot name a stranger (TRAPS of pid reuse).
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+
+/// An executable, open: what is started later is what was there when it was opened, whatever happens to the file.
+#[derive(Debug)]
+pub struct Image(OwnedFd);
+
+impl Image {
+    /// The binary that this process runs.
+    pub fn of_self() -> io::Result<Image> {
+        Ok(Image(File::open("/proc/self/exe")?.into()))
+    }
+}
+
+/// What a process is started with.
+pub struct Spec<'a> {
+    pub image: &'a Image,
+    pub argv: Vec<CString>,
+    pub env: Vec<CString>,
+    /// Becomes stdout and stderr.
+    pub output: BorrowedFd<'a>,
+    /// Becomes descriptor 3, 4, ... in order; a gap for nothing. All others are closed at exec.
+    pub fds: Vec<Option<BorrowedFd<'a>>>,
+}
+
+/// A child process that its owner reaps.
+#[derive(Debug)]
+pub struct Process {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitKind {
+    Code(i32),
+    Signal(i32),
+}
+
+impl std::fmt::Display for ExitKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ExitKind::Code(code) => write!(f, "exit code {code}"),
+            ExitKind::Signal(number) => match Signal::try_from(*number) {
+                Ok(signal) => f.write_str(signal.as_str()),
+                Err(_) => write!(f, "signal {number}"),
+            },
+        }
+    }
+}
+
+/// First descriptor that [`Spec::fds`] fills.
+const FIRST_FD: RawFd = 3;
+/// Above every target, so that no `dup2` overwrites a source.
+const ABOVE: RawFd = 32;
+
+/// Starts a process: fork, then `execveat` of the image, with every signal blocked across both (the new program unblocks
+/// when its handlers exist) and no descriptor but those of `spec`.
+pub fn spawn(spec: Spec) -> io::Result<Process> {
+    let mut sources = Vec::new();
+    for fd in &spec.fds {
+        sources.push(match fd {
+            Some(fd) => Some(duplicate_above(*fd)?),
+            None => None,
+        });
+    }
+    let image = duplicate_above(spec.image.0.as_fd())?;
+    let raw: Vec<Option<RawFd>> = sources.iter().map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd)).collect();
+    let exec = Exec::new(image.as_raw_fd(), &spec.argv, &spec.env);
+
+    // std does the fork and reports an error of the hook through its own close-on-exec pipe. The program name is never used:
+    // the hook either replaces the process or fails.
+    let mut command = Command::new("baton");
+    command
+        .stdin(Stdio::inherit())
+        .stdout(spec.output.try_clone_to_owned()?)
+        .stderr(spec.output.try_clone_to_owned()?);
+    let hook = move || {
+        block_all_signals()?;
+        for (offset, source) in raw.iter().enumerate() {
+            if let Some(source) = source {
+                let target = FIRST_FD + offset as RawFd;
+                // SAFETY: dup2 on open descriptors; async-signal-safe. The copy is not close-on-exec.
+                if unsafe { libc::dup2(*source, target) } < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+        }
+        let first_closed = (FIRST_FD as usize + raw.len()) as libc::c_uint;
+        // SAFETY: marks descriptors close-on-exec; async-signal-safe. Kernel 5.11 knows the flag; an older one answers EINVAL
+        // and the descriptors are close-on-exec by their creation anyway.
+        unsafe { libc::syscall(libc::SYS_close_range, first_closed, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        Err(exec.run())
+    };
+    // SAFETY: the hook runs between fork and exec and only makes async-signal-safe calls on memory prepared before the fork:
+    // it neither allocates nor takes locks.
+    unsafe { command.pre_exec(hook) };
+    let child = command.spawn()?;
+    let pid = child.id() as i32;
+    // The child is not reaped yet, by nobody but us: the pid is its own until then.
+    // SAFETY: pidfd_open takes no pointers; the descriptor it returns is new and ours.
+    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
+    if pidfd < 0 {
+        let error = io::Error::last_os_error();
+        let mut child = child;
+        child.kill()?;
+        child.wait()?;
+        return Err(error);
+    }
+    // SAFETY: as above.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd as RawFd) };
+    Ok(Process { pid, pidfd })
+}
+
+fn duplicate_above(fd: BorrowedFd) -> io::Result<OwnedFd> {
+    let raw = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(ABOVE))?;
+    // SAFETY: F_DUPFD_CLOEXEC made this descriptor; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// All that `execveat` needs, made before the fork.
+struct Exec {
+    image: RawFd,
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
+    /// Keeps the strings alive.
+    _strings: (Vec<CString>, Vec<CString>),
+}
+
+// SAFETY: the pointers lead into the strings kept beside them, which never change.
+unsafe impl Send for Exec {}
+// SAFETY: as above.
+unsafe impl Sync for Exec {}
+
+impl Exec {
+    fn new(image: RawFd, argv: &[CString], env: &[CString]) -> Exec {
+        let strings = (argv.to_vec(), env.to_vec());
+        let list = |strings: &[CString]| {
+            strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
+        };
+        Exec { image, argv: list(&strings.0), envp: list(&strings.1), _strings: strings }
+    }
+
+    /// Replaces the process; comes back only with an error.
+    fn run(&self) -> io::Error {
+        let empty: &CStr = c"";
+        // SAFETY: both lists end with null and lead to strings that are alive; AT_EMPTY_PATH executes the descriptor itself
+        // (execveat(2)).
+        unsafe {
+            libc::syscall(
+                libc::SYS_execveat,
+                self.image,
+                empty.as_ptr(),
+                self.argv.as_ptr(),
+                self.envp.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            )
+        };
+        io::Error::last_os_error()
+    }
+}
+
+impl Process {
+    /// Sends a signal. A process that has ended already is no error.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        // SAFETY: pidfd_send_signal with a null siginfo takes no pointers to our memory.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.pidfd.as_raw_fd(),
+                signal as c_int,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        match Errno::result(result) {
+            Ok(_) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Reaps the process if it has ended.
+    pub fn try_wait(&self) -> io::Result<Option<ExitKind>> {
+        match waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)? {
+            WaitStatus::Exited(_, code) => Ok(Some(ExitKind::Code(code))),
+            WaitStatus::Signaled(_, signal, _) => Ok(Some(ExitKind::Signal(signal as i32))),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// A file in memory that takes a process's output.
+pub fn output_file(name: &CStr) -> io::Result<File> {
+    Ok(memfd_create(name, MFdFlags::MFD_CLOEXEC)?.into())
+}
+
+/// The last `limit` bytes of a file, as text; what is not UTF-8 is replaced.
+pub fn tail(file: &File, limit: u64) -> io::Result<String> {
+    // An own description: seeking must not move the writer's position.
+    let mut file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let len = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(len.saturating_sub(limit)))?;
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn block_all_signals() -> io::Result<()> {
+    Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?)
+}
+
+/// A signal that came, with its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    pub signal: Signal,
+    /// 0 when the kernel sent it.
+    pub sender: i32,
+    /// Sent by the kernel: a HUP because the terminal went away, an INT typed at it.
+    pub by_kernel: bool,
+}
+
+/// Blocks `signals` in this thread (and those it starts later) and gives a descriptor that reads them. A signal that was
+/// ignored when the process started stays so (nohup(1)).
+///
+/// They also get a handler that does nothing: in a forked child std unblocks all signals before it calls our hook, and for
+/// that moment their default action would kill.
+pub fn watch_signals(signals: &[Signal]) -> io::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in signals {
+        let nothing = SigAction::new(SigHandler::Handler(do_nothing), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler does nothing, which is async-signal-safe.
+        let before = unsafe { sigaction(*signal, &nothing)? };
+        if matches!(before.handler(), SigHandler::SigIgn) {
+            // SAFETY: restores what was there.
+            unsafe { sigaction(*signal, &before)? };
+            continue;
+        }
+        set.add(*signal);
+    }
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None)?;
+    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+}
+
+extern "C" fn do_nothing(_: c_int) {}
+
+/// The next signal, or nothing at the moment.
+pub fn next_signal(fd: &SignalFd) -> io::Result<Option<Received>> {
+    let Some(info) = fd.read_signal()? else { return Ok(None) };
+    let signal = Signal::try_from(info.ssi_signo as i32)?;
+    let by_kernel = info.ssi_code == libc::SI_KERNEL;
+    Ok(Some(Received { signal, sender: info.ssi_pid as i32, by_kernel }))
+}
+
+/// Raises the soft limit of open files to the hard one; answers it.
+pub fn raise_open_files() -> io::Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
+
+/// How many descriptors this process has open (less the one that counts them).
+pub fn open_files() -> io::Result<u64> {
+    Ok((std::fs::read_dir("/proc/self/fd")?.count() as u64).saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(path: &str) -> Image {
+        Image(File::open(path).unwrap().into())
+    }
+
+    fn run(script: &str, fds: Vec<Option<BorrowedFd>>) -> (ExitKind, String) {
+        run_program(&["/bin/sh", "-c", script], fds)
+    }
+
+    fn run_program(argv: &[&str], fds: Vec<Option<BorrowedFd>>) -> (ExitKind, String) {
+        let output = output_file(c"test").unwrap();
+        let image = image(argv[0]);
+        let argv = argv.iter().map(|text| CString::new(*text).unwrap()).collect();
+        let env = vec![c"A=1".to_owned()];
+        let process = spawn(Spec { image: &image, argv, env, output: output.as_fd(), fds }).unwrap();
+        let mut poll = [nix::poll::PollFd::new(process.pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+        nix::poll::poll(&mut poll, 10_000_u16).unwrap();
+        (process.try_wait().unwrap().unwrap(), tail(&output, 4096).unwrap())
+    }
+
+    #[test]
+    fn a_process_gets_its_environment_its_descriptors_and_no_others() {
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let (exit, output) = run("echo $A; ls /proc/$$/fd | tr '\\n' ' '", vec![None, Some(reader.as_fd())]);
+        assert_eq!(exit, ExitKind::Code(0));
+        assert_eq!(output, "1\n0 1 2 4 ", "descriptor 3 is a gap, 4 is the pipe");
+    }
+
+    #[test]
+    fn signals_stay_blocked_until_the_program_unblocks_them() {
+        let (_, output) = run_program(&["/bin/grep", "SigBlk", "/proc/self/status"], vec![]);
+        let mask = u64::from_str_radix(output.trim().trim_start_matches("SigBlk:").trim(), 16).unwrap();
+        assert_ne!(mask & (1 << (libc::SIGUSR1 - 1)), 0, "{output}");
+    }
+
+    #[test]
+    fn the_way_a_process_ended_is_told() {
+        assert_eq!(run("exit 7", vec![]).0, ExitKind::Code(7));
+        assert_eq!(run("kill -9 $$", vec![]).0, ExitKind::Signal(9));
+        assert_eq!(ExitKind::Signal(11).to_string(), "SIGSEGV");
+    }
+
+    #[test]
+    fn an_image_that_cannot_run_is_an_error_of_the_spawn() {
+        let output = output_file(c"test").unwrap();
+        let spec = Spec {
+            image: &image("/etc/hostname"),
+            argv: vec![c"x".to_owned()],
+            env: vec![],
+            output: output.as_fd(),
+            fds: vec![],
+        };
+        assert!(spawn(spec).is_err());
+    }
+
+    #[test]
+    fn the_tail_is_the_end_of_the_output() {
+        let output = output_file(c"test").unwrap();
+        std::io::Write::write_all(&mut &output, b"0123456789").unwrap();
+        assert_eq!(tail(&output, 4).unwrap(), "6789");
+        std::io::Write::write_all(&mut &output, b"x").unwrap();
+        assert_eq!(tail(&output, 100).unwrap(), "0123456789x", "reading did not move the writer");
+    }
+}
