@@ -1,1 +1,12 @@
-//! Harness of the end-to-end tests: drives the real binary as a process.
+//! Harness of Baton's end-to-end tests and benches. Drives the real binary as a process and never links the host.
+//!
+//! * [`artifacts`] builds the binary and the fixture plugins, once a run; [`elf`] damages files on purpose
+//! * [`server`] is an instance in directories of its own; [`status`] is what it says of itself; [`process`] what the kernel says
+//! * [`load`] is the client that counts every loss; [`chaos`] the server that it must report; [`http`] what both read
+//! * [`wait`] is the one way to wait; [`stats`] the numbers of the benches
+
+pub mod chaos;
+pub mod http;
+pub mod load;
+pub mod stats;
+pub mod wait;

@@ -1,0 +1,208 @@
+//! A server that breaks promises on purpose, in the dialect of the `probe` fixture: the negative control. A load client
+//! that reports nothing against this one would report nothing against anything.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// What goes wrong with every n-th request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misdeed {
+    Nothing,
+    /// Closes with the request unread: the kernel sends RST.
+    Reset,
+    /// Reads the request and closes without an answer.
+    Eof,
+    /// Closes in the middle of the body.
+    Truncate,
+    WrongBody,
+    /// Gives the answer of another request.
+    WrongId,
+    WrongStatus,
+    /// Answers, says `Connection: close`, and closes: no misdeed, but to be counted.
+    AnnouncedClose,
+    /// Says `Connection: close` and goes on talking.
+    BrokenAnnouncement,
+    /// Answers and closes without a word.
+    SilentClose,
+    /// Sends bytes behind the answer.
+    Unasked,
+    /// Never answers.
+    Hang,
+}
+
+struct Shared {
+    misdeed: Misdeed,
+    every: u64,
+    requests: AtomicU64,
+    misdeeds: AtomicU64,
+    generation: AtomicU64,
+    connections: Mutex<Vec<Arc<Peer>>>,
+}
+
+struct Peer {
+    stream: TcpStream,
+    busy: AtomicBool,
+}
+
+/// The server; ends with the process, or stops listening when dropped.
+pub struct Chaos {
+    pub addr: SocketAddr,
+    shared: Arc<Shared>,
+    listener: TcpListener,
+}
+
+impl Chaos {
+    /// Answers rightly but for every `every`-th request.
+    pub fn start(misdeed: Misdeed, every: u64) -> Chaos {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("failed to bind a port of the loopback");
+        let addr = listener.local_addr().expect("a bound socket has an address");
+        let shared = Arc::new(Shared {
+            misdeed,
+            every,
+            requests: AtomicU64::new(0),
+            misdeeds: AtomicU64::new(0),
+            generation: AtomicU64::new(1),
+            connections: Mutex::default(),
+        });
+        let (accepting, own) = (listener.try_clone().expect("failed to copy a descriptor"), shared.clone());
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = accepting.accept() {
+                let shared = own.clone();
+                // An error ends this one connection, which is what such a server does.
+                std::thread::spawn(move || shared.serve(stream));
+            }
+        });
+        Chaos { addr, shared, listener }
+    }
+
+    /// How often the misdeed was done.
+    pub fn misdeeds(&self) -> u64 {
+        self.shared.misdeeds.load(SeqCst)
+    }
+
+    /// Does at a reload what most servers do: closes every idle connection, without a word.
+    pub fn reload(&self) {
+        self.shared.generation.fetch_add(1, SeqCst);
+        let mut connections = self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        for peer in connections.drain(..) {
+            if !peer.busy.load(SeqCst) {
+                // Already closed by the client: nothing to close.
+                let _ = peer.stream.shutdown(Shutdown::Both);
+            }
+        }
+    }
+}
+
+impl Drop for Chaos {
+    fn drop(&mut self) {
+        // Ends the accepting thread; nothing is left to tell if the socket is gone already.
+        let _ = nix::sys::socket::shutdown(
+            std::os::fd::AsRawFd::as_raw_fd(&self.listener),
+            nix::sys::socket::Shutdown::Both,
+        );
+    }
+}
+
+impl Shared {
+    fn serve(&self, stream: TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let peer = Arc::new(Peer { stream: stream.try_clone()?, busy: AtomicBool::new(false) });
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).push(peer.clone());
+        let (mut stream, mut buffer) = (stream, Vec::new());
+        loop {
+            if self.misdeed == Misdeed::Reset && stream.peek(&mut [0])? > 0 && self.is_due() {
+                self.misdeeds.fetch_add(1, SeqCst);
+                self.connections
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .retain(|other| !Arc::ptr_eq(other, &peer));
+                // Both descriptors of this connection go with this return; unread bytes make it a reset.
+                return Ok(());
+            }
+            let Some((head, body)) = read_request(&mut stream, &mut buffer)? else { return Ok(()) };
+            peer.busy.store(true, SeqCst);
+            if !self.answer(&mut stream, &head, &body)? {
+                return stream.shutdown(Shutdown::Both);
+            }
+            peer.busy.store(false, SeqCst);
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        (self.requests.fetch_add(1, SeqCst) + 1).is_multiple_of(self.every)
+    }
+
+    /// Whether the connection goes on.
+    fn answer(&self, stream: &mut TcpStream, head: &str, body: &[u8]) -> io::Result<bool> {
+        let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("-");
+        let mut id = field("x-id: ").to_string();
+        let mut close = field("connection: ") == "close";
+        let by = format!("chaos {}", self.generation.load(SeqCst));
+        if let Some(rest) = head.split("/sleep?ms=").nth(1) {
+            let ms = rest.split(' ').next().and_then(|digits| digits.parse().ok()).unwrap_or(0);
+            std::thread::sleep(Duration::from_millis(ms));
+        }
+        let misdeed = if self.misdeed != Misdeed::Reset && self.is_due() { self.misdeed } else { Misdeed::Nothing };
+        if misdeed != Misdeed::Nothing {
+            self.misdeeds.fetch_add(1, SeqCst);
+        }
+        let mut status = "200 OK";
+        match misdeed {
+            Misdeed::Eof => return Ok(false),
+            Misdeed::Hang => {
+                // Until the client gives up.
+                while stream.read(&mut [0; 64])? > 0 {}
+                return Ok(false);
+            }
+            Misdeed::WrongId => id += "0",
+            Misdeed::WrongStatus => status = "503 Service Unavailable",
+            Misdeed::AnnouncedClose | Misdeed::BrokenAnnouncement => close = true,
+            _ => {}
+        }
+        let mut reply = if head.starts_with("POST") { body.to_vec() } else { format!("{by} {id}\n").into_bytes() };
+        if misdeed == Misdeed::WrongBody {
+            reply.push(b'!');
+        }
+        let announced = if close { "connection: close\r\n" } else { "" };
+        let mut bytes = format!(
+            "HTTP/1.1 {status}\r\nx-id: {id}\r\nx-probe: {by}\r\n{announced}content-length: {}\r\n\r\n",
+            reply.len()
+        )
+        .into_bytes();
+        bytes.extend_from_slice(&reply);
+        match misdeed {
+            Misdeed::Truncate => bytes.truncate(bytes.len() - 1),
+            Misdeed::Unasked | Misdeed::BrokenAnnouncement => bytes.extend_from_slice(b"HTTP/1.1 408 Timeout\r\n\r\n"),
+            _ => {}
+        }
+        stream.write_all(&bytes)?;
+        Ok(!close && !matches!(misdeed, Misdeed::Truncate | Misdeed::SilentClose))
+    }
+}
+
+/// The next request as its head and body; nothing at the end.
+fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<(String, Vec<u8>)>> {
+    let mut bytes = [0; 16 * 1024];
+    loop {
+        if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "))
+                .and_then(|digits| digits.parse().ok())
+                .unwrap_or(0);
+            if buffer.len() >= end + 4 + length {
+                let body = buffer[end + 4..end + 4 + length].to_vec();
+                buffer.drain(..end + 4 + length);
+                return Ok(Some((head, body)));
+            }
+        }
+        match stream.read(&mut bytes)? {
+            0 => return Ok(None),
+            count => buffer.extend_from_slice(&bytes[..count]),
+        }
+    }
+}
