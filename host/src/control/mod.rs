@@ -99,7 +99,9 @@ pub enum ToMaster {
         version: String,
     },
     /// Opening `plugin` and running its init begins: should the child die or hang now, this one did it.
-    Loading { plugin: String },
+    Loading {
+        plugin: String,
+    },
     Ready,
     Failed(Failure),
     Serving,

@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod handle;
+pub mod state;
 
 use std::future::Future;
 use std::path::PathBuf;

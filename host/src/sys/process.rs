@@ -86,10 +86,7 @@ pub fn spawn(spec: Spec) -> io::Result<Process> {
     // std does the fork and reports an error of the hook through its own close-on-exec pipe. The program name is never used:
     // the hook either replaces the process or fails.
     let mut command = Command::new("baton");
-    command
-        .stdin(Stdio::inherit())
-        .stdout(spec.output.try_clone_to_owned()?)
-        .stderr(spec.output.try_clone_to_owned()?);
+    command.stdin(Stdio::inherit()).stdout(spec.output.try_clone_to_owned()?).stderr(spec.output.try_clone_to_owned()?);
     let hook = move || {
         block_all_signals()?;
         for (offset, source) in raw.iter().enumerate() {

@@ -1,0 +1,480 @@
+//! The life of a generation: from its spawn to its reaping.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::operations::{RunStage, Running};
+use super::{Action, HISTORY, Note, Respawn, SetInfo, State, Time};
+use crate::control::{ControlVerb, EXIT_TIMEOUT, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT, ToChild, ToMaster};
+use crate::master::handle::OpOptions;
+use crate::report::{
+    Cause, DrainReport, Failure, Generation, GenerationState, GenerationStatus, Load, OpId, OpResult, Stage, Verb,
+};
+use crate::sys::process::ExitKind;
+
+/// Where a generation stands. Ordered: before `Committing` it has touched nothing, from `Retiring` on it accepts no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Spawn was asked for; HELLO has not come.
+    Starting,
+    Loading,
+    /// GO was sent.
+    Committing,
+    Serving,
+    /// RESUME was sent.
+    Resuming,
+    /// PAUSE was sent.
+    Pausing,
+    Retiring,
+    /// DONE was acknowledged.
+    Leaving,
+    /// SIGKILL was sent.
+    Killed,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Gen {
+    number: Generation,
+    pub phase: Phase,
+    pub set: Arc<SetInfo>,
+    cause: Cause,
+    pub pid: Option<i32>,
+    pub spawned_at: Time,
+    pub ready_at: Time,
+    /// When patience with the present phase ends.
+    pub deadline: Option<Time>,
+    /// The plugin whose init runs.
+    loading: Option<String>,
+    /// The operation that replaced it: the drain report goes there.
+    pub replaced_by: Option<OpId>,
+    drained: bool,
+}
+
+impl Gen {
+    pub(super) fn status(&self, now: Time, exit: Option<String>) -> GenerationStatus {
+        let state = match self.phase {
+            _ if exit.is_some() => GenerationState::Exited,
+            Phase::Starting => GenerationState::Starting,
+            Phase::Loading => GenerationState::Loading,
+            Phase::Committing => GenerationState::Committing,
+            Phase::Serving => GenerationState::Serving,
+            Phase::Resuming | Phase::Pausing => GenerationState::Paused,
+            Phase::Retiring | Phase::Leaving | Phase::Killed => GenerationState::Retiring,
+        };
+        GenerationStatus {
+            generation: self.number,
+            state,
+            pid: self.pid,
+            cause: self.cause.clone(),
+            age_ms: (now - self.spawned_at).as_millis() as u64,
+            deadline_ms: self.deadline.map(|at| at.saturating_sub(now).as_millis() as u64),
+            load: Load::default(),
+            plugins: self.set.plugins.clone(),
+            exit,
+        }
+    }
+}
+
+pub(super) fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+impl State {
+    pub(super) fn phase(&self, generation: Generation) -> Option<Phase> {
+        self.generations.get(&generation).map(|generation| generation.phase)
+    }
+
+    pub(super) fn count(&self, phase: Phase) -> usize {
+        self.generations.values().filter(|generation| generation.phase == phase).count()
+    }
+
+    fn find(&self, phase: Phase) -> Option<Generation> {
+        self.generations.values().find(|generation| generation.phase == phase).map(|generation| generation.number)
+    }
+
+    /// The generation that serves.
+    pub fn serving(&self) -> Option<Generation> {
+        self.find(Phase::Serving)
+    }
+
+    pub(super) fn resuming(&self) -> Option<Generation> {
+        self.find(Phase::Resuming)
+    }
+
+    fn enter(&mut self, generation: Generation, phase: Phase, patience: Option<Duration>) {
+        let deadline = patience.map(|patience| self.now + patience);
+        if let Some(entry) = self.generations.get_mut(&generation) {
+            entry.phase = phase;
+            entry.deadline = deadline;
+        }
+    }
+
+    fn send(&mut self, generation: Generation, message: ToChild) {
+        self.act(Action::Send { generation, message });
+    }
+
+    pub(super) fn spawn(&mut self, set: Arc<SetInfo>, cause: Cause) -> Generation {
+        let number = Generation(self.next_generation);
+        self.next_generation += 1;
+        let deadline = Some(self.now + set.settings.start_timeout);
+        self.act(Action::Spawn { generation: number, set: set.id });
+        self.generations.insert(
+            number,
+            Gen {
+                number,
+                phase: Phase::Starting,
+                set,
+                cause,
+                pid: None,
+                spawned_at: self.now,
+                ready_at: self.now,
+                deadline,
+                loading: None,
+                replaced_by: None,
+                drained: false,
+            },
+        );
+        self.candidate = Some(number);
+        number
+    }
+
+    pub(super) fn spawned(&mut self, generation: Generation, result: Result<i32, Failure>) {
+        match result {
+            Ok(pid) => {
+                if let Some(entry) = self.generations.get_mut(&generation) {
+                    entry.pid = Some(pid);
+                }
+                // A shutdown may have come between.
+                if self.phase(generation) == Some(Phase::Killed) {
+                    self.act(Action::Kill { generation });
+                }
+            }
+            Err(failure) => {
+                // There is no process, so none will be reaped.
+                self.generations.remove(&generation);
+                self.candidate_failed(generation, failure);
+            }
+        }
+    }
+
+    pub(super) fn message(&mut self, generation: Generation, message: ToMaster) {
+        let Some(entry) = self.generations.get_mut(&generation) else { return };
+        match (entry.phase, message) {
+            // What a dying one still says changes nothing.
+            (Phase::Killed, _) => {}
+            (Phase::Starting, ToMaster::Hello { protocols, version }) => match PROTOCOL.common(protocols) {
+                Some(_) => {
+                    entry.phase = Phase::Loading;
+                    self.act(Action::Load { generation });
+                }
+                None => {
+                    let text = format!("find a protocol in common with the child's binary (version {version})");
+                    self.abandon(generation, Failure::new(Stage::Spawn, text));
+                }
+            },
+            (Phase::Loading, ToMaster::Loading { plugin }) => entry.loading = Some(plugin),
+            (Phase::Starting | Phase::Loading, ToMaster::Failed(failure)) => self.abandon(generation, failure),
+            (Phase::Loading, ToMaster::Ready) => {
+                entry.ready_at = self.now;
+                self.enter(generation, Phase::Committing, Some(SWITCH_TIMEOUT));
+                self.send(generation, ToChild::Go);
+            }
+            (Phase::Committing, ToMaster::Serving) => self.commit(generation),
+            (Phase::Resuming, ToMaster::Serving) => self.enter(generation, Phase::Serving, None),
+            // It accepts no more; no window is to be waited for, so it retires.
+            (Phase::Pausing, ToMaster::Paused) => self.retire(generation),
+            (Phase::Retiring, ToMaster::Done(report)) => {
+                entry.drained = true;
+                self.enter(generation, Phase::Leaving, Some(EXIT_TIMEOUT));
+                self.send(generation, ToChild::DoneAck);
+                self.drained(generation, report);
+            }
+            (Phase::Serving, ToMaster::ReplaceMe) => {
+                self.reload_asked(Cause::Term { generation }, OpOptions::default(), None);
+            }
+            // One that leaves is being replaced already.
+            (_, ToMaster::ReplaceMe) => {}
+            // The answer to a RESUME that a later PAUSE has overtaken.
+            (Phase::Pausing, ToMaster::Serving) => {}
+            (_, ToMaster::Control { plugin, verb }) => self.control(plugin, verb),
+            (phase, message) => self.unexpected(generation, phase, &message),
+        }
+    }
+
+    fn control(&mut self, plugin: String, verb: ControlVerb) {
+        let cause = Cause::Plugin { name: plugin };
+        match verb {
+            // In place restart is a reload until the binary itself can be replaced.
+            ControlVerb::Reload | ControlVerb::Restart => self.reload_asked(cause, OpOptions::default(), None),
+            ControlVerb::Shutdown => self.shutdown_asked(cause, None),
+        }
+    }
+
+    /// A message that does not fit where its sender stands: before the commit that is a failure, later only noted.
+    fn unexpected(&mut self, generation: Generation, phase: Phase, message: &ToMaster) {
+        let what = format!("{message:?} while {phase:?}");
+        if phase < Phase::Committing {
+            let text = format!("follow the control protocol: it sent {what}");
+            self.abandon(generation, Failure::new(Stage::Spawn, text));
+        }
+        self.note(Note::Unexpected { generation, what });
+    }
+
+    fn commit(&mut self, generation: Generation) {
+        self.enter(generation, Phase::Serving, None);
+        self.candidate = None;
+        self.respawn = None;
+        self.switches += 1;
+        let from = self.committed.replace(generation);
+        let entry = &mut self.generations.get_mut(&generation);
+        if let Some(entry) = entry {
+            entry.loading = None;
+            // A respawn of the same set does not end the row of deaths; new code does.
+            if self.set.as_ref().is_none_or(|set| set.id != entry.set.id) {
+                self.row = 0;
+            }
+            self.settings = entry.set.settings.clone();
+            self.set = Some(entry.set.clone());
+        }
+        if let Some(old) = from {
+            self.pause(old);
+        }
+        if self.running_candidate() == Some(generation) {
+            self.switched(generation, from);
+        } else {
+            let cause = self.generations[&generation].cause.clone();
+            let total_ms = ms(self.now - self.generations[&generation].spawned_at);
+            self.note(Note::Committed { generation, from, total_ms, cause });
+        }
+    }
+
+    /// The candidate, if it is the running operation's.
+    fn running_candidate(&self) -> Option<Generation> {
+        match &self.running {
+            Some(Running { stage: RunStage::Starting { generation, .. }, .. }) => Some(*generation),
+            _ => None,
+        }
+    }
+
+    fn pause(&mut self, generation: Generation) {
+        self.enter(generation, Phase::Pausing, Some(PAUSE_TIMEOUT));
+        self.send(generation, ToChild::Pause);
+    }
+
+    fn retire(&mut self, generation: Generation) {
+        let deadlines = self.drain_deadlines();
+        // Whatever the child's own deadlines are, in the end the master's word counts.
+        let patience = deadlines.max_ms.map(|max| Duration::from_millis(max) + EXIT_TIMEOUT);
+        self.enter(generation, Phase::Retiring, patience);
+        self.send(generation, ToChild::Retire(deadlines));
+        self.end_standby(generation);
+    }
+
+    fn drained(&mut self, generation: Generation, report: DrainReport) {
+        self.any_cut |= report.cut.total() > 0;
+        if let Some(op) = self.generations.get(&generation).and_then(|entry| entry.replaced_by) {
+            self.report_mut(op, |entry| entry.drain = Some(report));
+        }
+        self.note(Note::Drained { generation, report });
+    }
+
+    /// A candidate is given up, and killed.
+    fn abandon(&mut self, generation: Generation, failure: Failure) {
+        self.kill(generation, failure.to_string());
+        self.candidate_failed(generation, failure);
+    }
+
+    pub(super) fn kill(&mut self, generation: Generation, why: String) {
+        let Some(entry) = self.generations.get_mut(&generation) else { return };
+        let spawned = entry.pid.is_some();
+        self.any_cut |= matches!(entry.phase, Phase::Serving | Phase::Pausing | Phase::Retiring);
+        self.enter(generation, Phase::Killed, None);
+        if self.candidate == Some(generation) {
+            self.candidate = None;
+        }
+        if self.committed == Some(generation) {
+            self.committed = None;
+        }
+        if spawned {
+            self.act(Action::Kill { generation });
+        }
+        self.note(Note::Killed { generation, why });
+    }
+
+    /// A candidate will not serve: whoever waits for it is told, and a respawn tries again.
+    fn candidate_failed(&mut self, generation: Generation, failure: Failure) {
+        if self.candidate == Some(generation) {
+            self.candidate = None;
+        }
+        if self.running_candidate() == Some(generation) {
+            self.refuse(failure);
+        } else if self.committed.is_none() {
+            self.crashed(generation, failure.to_string());
+        }
+    }
+
+    pub(super) fn exited(&mut self, generation: Generation, exit: ExitKind, output: &str) {
+        let Some(entry) = self.generations.remove(&generation) else { return };
+        self.history.push_back(entry.status(self.now, Some(exit.to_string())));
+        if self.history.len() > HISTORY {
+            self.history.pop_front();
+        }
+        match entry.phase {
+            Phase::Leaving => {}
+            Phase::Killed => {
+                // Without a candidate of its own nobody noticed yet that nothing serves.
+                self.end_standby(generation);
+            }
+            Phase::Starting | Phase::Loading | Phase::Committing => {
+                self.candidate_failed(generation, death_of(&entry, exit, output));
+            }
+            Phase::Serving | Phase::Resuming => {
+                self.committed = None;
+                self.crashes += 1;
+                if self.now - entry.spawned_at >= self.settings.crash.window {
+                    self.row = 0;
+                }
+                match self.find(Phase::Pausing) {
+                    Some(old) if !self.is_stopping() => self.take_back(old, generation),
+                    _ => self.crashed(generation, exit.to_string()),
+                }
+            }
+            Phase::Pausing | Phase::Retiring => {
+                self.crashes += 1;
+                self.any_cut = true;
+                self.end_standby(generation);
+                self.note(Note::Crashed { generation, exit: exit.to_string(), respawn_in: None });
+            }
+        }
+    }
+
+    /// The new generation died before the old one retired: the old one accepts again.
+    fn take_back(&mut self, old: Generation, dead: Generation) {
+        self.enter(old, Phase::Resuming, Some(SWITCH_TIMEOUT));
+        self.send(old, ToChild::Resume);
+        self.committed = Some(old);
+        self.set = self.generations.get(&old).map(|entry| entry.set.clone());
+        if let Some(Running { op, .. }) = &self.running {
+            let id = op.id;
+            self.report_mut(id, |report| {
+                report.result = OpResult::RolledBack;
+                report.serving = Some(old);
+                report.error = Some(format!("keep generation {dead} alive: it died before the old one retired"));
+            });
+        }
+        self.end_standby(old);
+        self.note(Note::RolledBack { to: old, from: dead });
+    }
+
+    /// Nothing serves any more: the set comes back, at once the first time, then after a growing wait.
+    fn crashed(&mut self, generation: Generation, exit: String) {
+        if self.stopping.as_ref().is_some_and(|stopping| stopping.begun) {
+            self.note(Note::Crashed { generation, exit, respawn_in: None });
+            return;
+        }
+        let crash = &self.settings.crash;
+        let wait = match self.row {
+            0 => Duration::ZERO,
+            row => crash.backoff.saturating_mul(1 << (row - 1).min(20)).min(crash.backoff_max),
+        };
+        self.row = self.row.saturating_add(1);
+        self.respawn = Some(Respawn { at: self.now + wait, of: generation });
+        self.note(Note::Crashed { generation, exit, respawn_in: Some(wait) });
+    }
+
+    pub(super) fn advance_respawn(&mut self) {
+        if self.committed.is_some() || self.candidate.is_some() || self.is_stopping() || self.is_ending() {
+            return;
+        }
+        let Some(set) = self.set.clone() else { return };
+        let respawn = self.respawn.get_or_insert(Respawn { at: self.now, of: Generation(self.next_generation - 1) });
+        if self.now < respawn.at {
+            return;
+        }
+        let cause = Cause::Crash { of: respawn.of };
+        self.respawn = None;
+        self.spawn(set, cause);
+    }
+
+    /// Acts on every deadline that has passed.
+    pub(super) fn deadlines(&mut self) {
+        let now = self.now;
+        let due: Vec<(Generation, Phase)> = self
+            .generations
+            .values()
+            .filter(|entry| entry.deadline.is_some_and(|deadline| deadline <= now))
+            .map(|entry| (entry.number, entry.phase))
+            .collect();
+        for (generation, phase) in due {
+            match phase {
+                Phase::Starting | Phase::Loading => {
+                    let failure = self.start_timeout(generation);
+                    self.abandon(generation, failure);
+                }
+                Phase::Committing => {
+                    let text = format!("begin to serve within {SWITCH_TIMEOUT:?} of GO");
+                    self.abandon(generation, Failure::new(Stage::Switch, text));
+                }
+                Phase::Resuming => {
+                    self.kill(generation, format!("it did not resume within {SWITCH_TIMEOUT:?}"));
+                    self.crashed(generation, "no answer to RESUME".into());
+                }
+                Phase::Pausing => self.retire(generation),
+                Phase::Retiring => self.kill(generation, "its drain deadline has passed".into()),
+                Phase::Leaving => self.kill(generation, format!("it did not end within {EXIT_TIMEOUT:?} of DONE")),
+                Phase::Serving | Phase::Killed => {}
+            }
+        }
+    }
+
+    fn start_timeout(&self, generation: Generation) -> Failure {
+        let entry = &self.generations[&generation];
+        let limit = entry.set.settings.start_timeout;
+        match &entry.loading {
+            Some(plugin) => {
+                Failure::new(Stage::Load, format!("be ready within {limit:?}: init of {plugin} did not return"))
+                    .of_plugin(plugin.clone())
+                    .hint("init must return; put endless work into spawn_when_serving, or raise start_timeout")
+            }
+            None => Failure::new(Stage::Spawn, format!("be ready within {limit:?}")),
+        }
+    }
+
+    /// One round of a shutdown that has begun.
+    pub(super) fn stop_generations(&mut self, cut: bool, cut_now: bool) {
+        let all: Vec<(Generation, Phase)> =
+            self.generations.values().map(|entry| (entry.number, entry.phase)).collect();
+        for (generation, phase) in all {
+            match phase {
+                Phase::Starting | Phase::Loading => self.kill(generation, "the server shuts down".into()),
+                Phase::Serving => self.pause(generation),
+                Phase::Pausing if cut => self.retire(generation),
+                Phase::Retiring if cut_now => {
+                    self.enter(generation, Phase::Retiring, Some(EXIT_TIMEOUT));
+                    self.send(generation, ToChild::Cut);
+                }
+                // Committing and Resuming answer soon, or time out; the others are on their way.
+                _ => {}
+            }
+        }
+        if self.serving().is_none() && self.resuming().is_none() {
+            self.committed = None;
+        }
+    }
+}
+
+fn death_of(entry: &Gen, exit: ExitKind, output: &str) -> Failure {
+    let stage = match entry.phase {
+        Phase::Starting => Stage::Spawn,
+        Phase::Loading => Stage::Load,
+        _ => Stage::Switch,
+    };
+    let failure = match &entry.loading {
+        Some(plugin) if stage == Stage::Load => {
+            Failure::new(stage, format!("survive the init of {plugin}: the child ended with {exit}"))
+                .of_plugin(plugin.clone())
+        }
+        _ => Failure::new(stage, format!("keep the new child alive: it ended with {exit}")),
+    };
+    failure.detail(output)
+}

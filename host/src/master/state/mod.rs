@@ -1,0 +1,516 @@
+//! The supervisor, pure: what happened goes in, what to do comes out. No I/O, no clock; time is an argument.
+//!
+//! Owns which generation is committed, which one is a candidate for that, the two operation slots, and every answer. It
+//! refuses to know how a child is started, a file read or a socket bound: `master::run` does what the actions say and
+//! reports what came of it.
+//!
+//! Invariants, checked after every step in debug builds (`check`):
+//! at most one generation is committed; two accept only between GO of the new one and PAUSED of the old one; none accepts
+//! only at a cold start, between a crash and its respawn, or while stopping. And, by the tests' random histories: every
+//! spawn is reaped, every caller is answered exactly once.
+
+mod generations;
+mod operations;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::handle::OpOptions;
+use crate::config::{Config, Crash, Drain, Limit, Shutdown};
+use crate::control::{Deadlines, ToChild, ToMaster};
+use crate::report::{Cause, Failure, Generation, GenerationStatus, OpId, PluginStatus, Report, Verb};
+use crate::sys::process::ExitKind;
+
+use generations::Gen;
+pub use generations::Phase;
+use operations::{Operation, Running};
+
+/// Monotonic, since the master's start.
+pub type Time = Duration;
+
+/// How many reports are kept.
+const REPORTS: usize = 32;
+/// How many generations that ended are still shown.
+const HISTORY: usize = 8;
+
+/// Names a set: plugin snapshots with their configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetId(pub u64);
+
+/// Names whoever waits for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Caller(pub u64);
+
+/// What the supervisor must know of a set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SetInfo {
+    pub id: SetId,
+    pub plugins: Vec<PluginStatus>,
+    pub settings: Settings,
+}
+
+/// The part of the configuration that decides here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub start_timeout: Duration,
+    pub max_draining: usize,
+    pub drain: Drain,
+    pub shutdown: Shutdown,
+    pub crash: Crash,
+}
+
+impl Settings {
+    pub fn of(config: &Config) -> Settings {
+        Settings {
+            start_timeout: config.start_timeout,
+            max_draining: config.max_draining,
+            drain: config.drain.clone(),
+            shutdown: config.shutdown.clone(),
+            crash: config.crash.clone(),
+        }
+    }
+}
+
+/// What to do when the first set cannot be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadStart {
+    /// End, and say why.
+    Exit,
+    /// Serve 503 from a set without plugins, and wait for a reload.
+    ServeEmpty,
+}
+
+/// All that can wake the supervisor.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Somebody wants an operation. A signal has no caller.
+    Asked {
+        verb: Verb,
+        cause: Cause,
+        options: OpOptions,
+        caller: Option<Caller>,
+    },
+    /// The files of `op` were read and checked.
+    Prepared {
+        op: OpId,
+        result: Result<Arc<SetInfo>, Failure>,
+    },
+    Spawned {
+        generation: Generation,
+        result: Result<i32, Failure>,
+    },
+    Message {
+        generation: Generation,
+        message: ToMaster,
+    },
+    /// A child was reaped; `output` is the end of what it printed before GO.
+    Exited {
+        generation: Generation,
+        exit: ExitKind,
+        output: String,
+    },
+    /// A deadline may have passed.
+    Tick,
+}
+
+/// All that the supervisor can want.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Read and check the files for `op`; answered by `Prepared`.
+    Prepare {
+        op: OpId,
+        cause: Cause,
+    },
+    /// Start a child; answered by `Spawned`.
+    Spawn {
+        generation: Generation,
+        set: SetId,
+    },
+    /// Send LOAD and the listeners of the generation's set.
+    Load {
+        generation: Generation,
+    },
+    Send {
+        generation: Generation,
+        message: ToChild,
+    },
+    /// SIGKILL.
+    Kill {
+        generation: Generation,
+    },
+    Answer {
+        caller: Caller,
+        report: Box<Report>,
+    },
+    Note(Note),
+    /// End the master. The last action.
+    Finish(Exit),
+}
+
+/// What operators shall read in the log.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Note {
+    Reloading {
+        op: OpId,
+        cause: Cause,
+    },
+    /// `generation` serves.
+    Committed {
+        generation: Generation,
+        from: Option<Generation>,
+        total_ms: f64,
+        cause: Cause,
+    },
+    Refused {
+        op: OpId,
+        failure: Failure,
+        serving: Option<Generation>,
+    },
+    Crashed {
+        generation: Generation,
+        exit: String,
+        respawn_in: Option<Duration>,
+    },
+    RolledBack {
+        to: Generation,
+        from: Generation,
+    },
+    Drained {
+        generation: Generation,
+        report: crate::report::DrainReport,
+    },
+    Killed {
+        generation: Generation,
+        why: String,
+    },
+    Unexpected {
+        generation: Generation,
+        what: String,
+    },
+    ShuttingDown {
+        cause: Cause,
+    },
+    Cutting,
+}
+
+/// How the master ends.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Exit {
+    /// Every connection ended by itself.
+    Drained,
+    /// Some were cut.
+    Cut,
+    /// There never was a generation.
+    StartFailed(Failure),
+}
+
+/// A shutdown in progress.
+#[derive(Clone, Debug)]
+struct Stopping {
+    op: OpId,
+    /// Until then all goes on as before.
+    begins: Time,
+    /// When what is left is cut, once it has begun.
+    cut: Option<Time>,
+    begun: bool,
+    cut_sent: bool,
+}
+
+/// A crash is answered by a new generation of the same set.
+#[derive(Clone, Debug)]
+struct Respawn {
+    at: Time,
+    of: Generation,
+}
+
+#[derive(Debug)]
+pub struct State {
+    settings: Settings,
+    bad_start: BadStart,
+    now: Time,
+    next_generation: u64,
+    next_op: u64,
+    generations: BTreeMap<Generation, Gen>,
+    history: VecDeque<GenerationStatus>,
+    /// The generation that serves, or takes service back.
+    committed: Option<Generation>,
+    /// The generation that shall serve next.
+    candidate: Option<Generation>,
+    /// What was committed last: a crash brings it back.
+    set: Option<Arc<SetInfo>>,
+    respawn: Option<Respawn>,
+    /// Deaths in a row.
+    row: u32,
+    running: Option<Running>,
+    waiting: Option<Operation>,
+    stopping: Option<Stopping>,
+    /// Newest last.
+    reports: VecDeque<Report>,
+    /// Since the shutdown began.
+    any_cut: bool,
+    /// Decided; the last children are awaited.
+    ending: Option<Exit>,
+    finished: bool,
+    switches: u64,
+    crashes: u64,
+    actions: Vec<Action>,
+}
+
+impl State {
+    pub fn new(settings: Settings, bad_start: BadStart) -> State {
+        State {
+            settings,
+            bad_start,
+            now: Duration::ZERO,
+            next_generation: 1,
+            next_op: 1,
+            generations: BTreeMap::new(),
+            history: VecDeque::new(),
+            committed: None,
+            candidate: None,
+            set: None,
+            respawn: None,
+            row: 0,
+            running: None,
+            waiting: None,
+            stopping: None,
+            reports: VecDeque::new(),
+            any_cut: false,
+            ending: None,
+            finished: false,
+            switches: 0,
+            crashes: 0,
+            actions: Vec::new(),
+        }
+    }
+
+    /// One step. `now` never goes back.
+    pub fn step(&mut self, event: Event, now: Time) -> Vec<Action> {
+        self.now = now.max(self.now);
+        match event {
+            Event::Asked { verb: Verb::Reload, cause, options, caller } => self.reload_asked(cause, options, caller),
+            Event::Asked { verb: Verb::Shutdown, cause, caller, .. } => self.shutdown_asked(cause, caller),
+            Event::Prepared { op, result } => self.prepared(op, result),
+            Event::Spawned { generation, result } => self.spawned(generation, result),
+            Event::Message { generation, message } => self.message(generation, message),
+            Event::Exited { generation, exit, output } => self.exited(generation, exit, &output),
+            Event::Tick => {}
+        }
+        self.deadlines();
+        self.advance();
+        if cfg!(debug_assertions)
+            && let Err(broken) = self.check()
+        {
+            panic!("broken invariant: {broken}: {self:#?}");
+        }
+        std::mem::take(&mut self.actions)
+    }
+
+    /// When a `Tick` is due at the latest.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let generations = self.generations.values().filter_map(|generation| generation.deadline);
+        let respawn = self.respawn.as_ref().filter(|_| self.candidate.is_none()).map(|respawn| respawn.at);
+        let stopping = self.stopping.as_ref().and_then(|stopping| match stopping {
+            Stopping { begun: false, begins, .. } => Some(*begins),
+            Stopping { cut_sent: false, cut, .. } => *cut,
+            _ => None,
+        });
+        generations.chain(respawn).chain(stopping).min()
+    }
+
+    /// All that follows from where things stand: one thing leads to the next without an event.
+    fn advance(&mut self) {
+        self.advance_shutdown();
+        self.advance_respawn();
+        self.advance_operations();
+        if self.generations.is_empty()
+            && let Some(exit) = self.ending.take()
+        {
+            self.finished = true;
+            self.act(Action::Finish(exit));
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    fn note(&mut self, note: Note) {
+        self.actions.push(Action::Note(note));
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.as_ref().is_some_and(|stopping| stopping.begun)
+    }
+
+    // ---- shutdown ----
+
+    fn shutdown_asked(&mut self, cause: Cause, caller: Option<Caller>) {
+        let again = matches!(cause, Cause::Signal { .. });
+        if let Some(stopping) = &self.stopping {
+            let op = stopping.op;
+            if again {
+                self.cut_all();
+            }
+            self.answer_with(op, caller);
+            return;
+        }
+        let op = self.new_operation(Verb::Shutdown, cause.clone(), OpOptions::default(), caller);
+        self.note(Note::ShuttingDown { cause });
+        let id = op.id;
+        self.report_mut(id, |report| report.result = crate::report::OpResult::ShuttingDown);
+        self.answer_all(op);
+        self.supersede_all(id);
+        self.stopping = Some(Stopping {
+            op: id,
+            begins: self.now + self.settings.shutdown.delay,
+            cut: None,
+            begun: false,
+            cut_sent: false,
+        });
+    }
+
+    /// The operator's patience is over.
+    fn cut_all(&mut self) {
+        self.note(Note::Cutting);
+        if let Some(stopping) = &mut self.stopping {
+            stopping.begins = self.now;
+            stopping.cut = Some(self.now);
+        }
+    }
+
+    fn advance_shutdown(&mut self) {
+        let Some(stopping) = &mut self.stopping else { return };
+        if !stopping.begun {
+            if self.now < stopping.begins {
+                return;
+            }
+            stopping.begun = true;
+            self.any_cut = false;
+            let timeout = self.settings.shutdown.timeout.duration().map(|timeout| self.now + timeout);
+            stopping.cut = stopping.cut.or(timeout);
+            self.respawn = None;
+        }
+        let cut = stopping.cut.is_some_and(|at| self.now >= at);
+        let cut_now = cut && !stopping.cut_sent;
+        stopping.cut_sent |= cut;
+        self.stop_generations(cut, cut_now);
+        if self.generations.is_empty() && !self.is_ending() {
+            self.end(if self.any_cut { Exit::Cut } else { Exit::Drained });
+        }
+    }
+
+    /// Nothing is begun any more; the last action follows once every child is reaped.
+    fn end(&mut self, exit: Exit) {
+        self.refuse_everybody();
+        self.ending = Some(exit);
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ending.is_some() || self.finished
+    }
+
+    /// The deadlines of a retiring generation: those of the configuration, or of the shutdown.
+    fn drain_deadlines(&self) -> Deadlines {
+        let drain = &self.settings.drain;
+        let ms = |limit: Limit| limit.duration().map(|duration| duration.as_millis() as u64);
+        let mut deadlines =
+            Deadlines { keepalive_ms: ms(drain.keepalive), timeout_ms: ms(drain.timeout), max_ms: ms(drain.max) };
+        if let Some(cut) = self.stopping.as_ref().filter(|stopping| stopping.begun).and_then(|stopping| stopping.cut) {
+            let left = cut.saturating_sub(self.now).as_millis() as u64;
+            deadlines.max_ms = Some(deadlines.max_ms.map_or(left, |max| max.min(left)));
+        }
+        deadlines
+    }
+
+    // ---- what others may see ----
+
+    pub fn report(&self, op: OpId) -> Option<&Report> {
+        self.reports.iter().find(|report| report.op == op)
+    }
+
+    /// Newest first.
+    pub fn reports(&self) -> impl Iterator<Item = &Report> {
+        self.reports.iter().rev()
+    }
+
+    pub fn committed(&self) -> Option<Generation> {
+        self.committed
+    }
+
+    /// A generation serves and no shutdown was asked for.
+    pub fn is_ready(&self) -> bool {
+        self.stopping.is_none() && self.serving().is_some()
+    }
+
+    pub fn is_shutting_down(&self) -> bool {
+        self.stopping.is_some()
+    }
+
+    pub fn switches(&self) -> u64 {
+        self.switches
+    }
+
+    pub fn crashes(&self) -> u64 {
+        self.crashes
+    }
+
+    /// Sets that a generation runs, or that a crash would bring back.
+    pub fn sets_in_use(&self) -> impl Iterator<Item = SetId> {
+        let prepared = self.running.as_ref().and_then(Running::prepared).map(|set| set.id);
+        self.generations
+            .values()
+            .map(|generation| generation.set.id)
+            .chain(self.set.as_ref().map(|set| set.id))
+            .chain(prepared)
+    }
+
+    /// Sets whose addresses must be open: of every generation that accepts or shall accept.
+    pub fn sets_accepting(&self) -> impl Iterator<Item = SetId> {
+        let prepared = self.running.as_ref().and_then(Running::prepared).map(|set| set.id);
+        self.generations
+            .values()
+            .filter(|generation| generation.phase < Phase::Retiring)
+            .map(|generation| generation.set.id)
+            .chain(self.set.as_ref().map(|set| set.id))
+            .chain(prepared)
+    }
+
+    /// Newest first; ended ones follow.
+    pub fn generations(&self) -> Vec<GenerationStatus> {
+        let live = self.generations.values().rev().map(|generation| generation.status(self.now, None));
+        live.chain(self.history.iter().rev().cloned()).collect()
+    }
+
+    /// The invariants; the text says which one is broken.
+    pub fn check(&self) -> Result<(), String> {
+        let phase = |phase: Phase| self.generations.values().filter(|generation| generation.phase == phase).count();
+        let (committing, serving, resuming, pausing) =
+            (phase(Phase::Committing), phase(Phase::Serving), phase(Phase::Resuming), phase(Phase::Pausing));
+        if serving + resuming > 1 {
+            return Err("two generations are committed".into());
+        }
+        let committed = self.serving().or(self.resuming());
+        if self.committed != committed && !self.is_stopping() {
+            return Err(format!("committed is {:?}, but {committed:?} serves", self.committed));
+        }
+        match (committing, serving + resuming, pausing) {
+            (0 | 1, 0 | 1, 0) | (0, 1, 1) => {}
+            (_, _, _) if self.is_stopping() => {}
+            other => return Err(format!("too many accept: {other:?}")),
+        }
+        let coming = self.candidate.is_some() || self.respawn.is_some() || self.running.is_some();
+        if self.committed.is_none() && !coming && self.stopping.is_none() && !self.is_ending() && self.set.is_some() {
+            return Err("nothing serves and nothing is on its way".into());
+        }
+        if let Some(candidate) = self.candidate
+            && !self.generations.get(&candidate).is_some_and(|generation| generation.phase <= Phase::Committing)
+        {
+            return Err("the candidate is none".into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,851 @@
+//! Each promise of the supervisor with its failure twin, then random histories against all invariants at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::control::{ControlVerb, EXIT_TIMEOUT, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT};
+use crate::report::{DrainReport, OpResult, Stage};
+
+fn settings() -> Settings {
+    Settings::of(&Config::default())
+}
+
+fn info(id: u64, names: &[&str]) -> Arc<SetInfo> {
+    let plugin = |name: &&str| PluginStatus {
+        name: name.to_string(),
+        version: "1".into(),
+        mount: "/".into(),
+        sha256: format!("{id}"),
+        file: String::new(),
+        api: String::new(),
+        rustc: String::new(),
+        debug: false,
+    };
+    Arc::new(SetInfo { id: SetId(id), plugins: names.iter().map(plugin).collect(), settings: settings() })
+}
+
+fn hello() -> ToMaster {
+    ToMaster::Hello { protocols: PROTOCOL, version: "1".into() }
+}
+
+/// A state with its clock, for stories told step by step.
+struct Story {
+    state: State,
+    now: Time,
+    answers: Vec<(Caller, Report)>,
+    log: Vec<Action>,
+}
+
+impl Story {
+    fn new() -> Story {
+        Story { state: State::new(settings(), BadStart::Exit), now: Time::ZERO, answers: Vec::new(), log: Vec::new() }
+    }
+
+    /// Generation 1 serves set 1.
+    fn serving() -> Story {
+        let mut story = Story::new();
+        story.ask(Cause::Start, None);
+        story.prepared(1, Ok(info(1, &["hello"])));
+        story.up(1);
+        story
+    }
+
+    fn event(&mut self, event: Event) -> Vec<Action> {
+        let actions = self.state.step(event, self.now);
+        for action in &actions {
+            if let Action::Answer { caller, report } = action {
+                self.answers.push((*caller, (**report).clone()));
+            }
+        }
+        self.log.extend(actions.clone());
+        actions
+    }
+
+    fn ask(&mut self, cause: Cause, caller: Option<u64>) -> Vec<Action> {
+        let caller = caller.map(Caller);
+        self.event(Event::Asked { verb: Verb::Reload, cause, options: OpOptions::default(), caller })
+    }
+
+    fn reload(&mut self, caller: u64) -> Vec<Action> {
+        self.ask(Cause::Admin { peer: "test".into() }, Some(caller))
+    }
+
+    fn term(&mut self) -> Vec<Action> {
+        let cause = Cause::Signal { signal: "SIGTERM".into(), sender: 1 };
+        self.event(Event::Asked { verb: Verb::Shutdown, cause, options: OpOptions::default(), caller: None })
+    }
+
+    fn prepared(&mut self, op: u64, result: Result<Arc<SetInfo>, Failure>) -> Vec<Action> {
+        self.event(Event::Prepared { op: OpId(op), result })
+    }
+
+    fn says(&mut self, generation: u64, message: ToMaster) -> Vec<Action> {
+        self.event(Event::Message { generation: Generation(generation), message })
+    }
+
+    fn spawned(&mut self, generation: u64) {
+        self.event(Event::Spawned { generation: Generation(generation), result: Ok(1000 + generation as i32) });
+    }
+
+    fn dies(&mut self, generation: u64, exit: ExitKind) -> Vec<Action> {
+        self.event(Event::Exited { generation: Generation(generation), exit, output: "last words".into() })
+    }
+
+    fn ready(&mut self, generation: u64) -> Vec<Action> {
+        self.spawned(generation);
+        self.says(generation, hello());
+        self.says(generation, ToMaster::Ready)
+    }
+
+    fn up(&mut self, generation: u64) -> Vec<Action> {
+        self.ready(generation);
+        self.says(generation, ToMaster::Serving)
+    }
+
+    fn wait(&mut self, time: Duration) -> Vec<Action> {
+        self.now += time;
+        self.event(Event::Tick)
+    }
+
+    fn leaves(&mut self, generation: u64) {
+        self.says(generation, ToMaster::Done(DrainReport::default()));
+        self.dies(generation, ExitKind::Code(0));
+    }
+
+    fn answer(&self, caller: u64) -> &Report {
+        let mut answers = self.answers.iter().filter(|(who, _)| *who == Caller(caller));
+        let answer = &answers.next().expect("an answer").1;
+        assert!(answers.next().is_none(), "answered twice");
+        answer
+    }
+
+    fn serving_generation(&self) -> Option<u64> {
+        self.state.serving().map(|generation| generation.0)
+    }
+
+    fn finished(&self) -> Option<&Exit> {
+        self.log.iter().find_map(|action| match action {
+            Action::Finish(exit) => Some(exit),
+            _ => None,
+        })
+    }
+}
+
+fn sends(actions: &[Action], generation: u64) -> Vec<&ToChild> {
+    let of = |action| match action {
+        &Action::Send { generation: to, ref message } if to == Generation(generation) => Some(message),
+        _ => None,
+    };
+    actions.iter().filter_map(of).collect()
+}
+
+fn kills(actions: &[Action], generation: u64) -> bool {
+    actions.contains(&Action::Kill { generation: Generation(generation) })
+}
+
+fn spawns(actions: &[Action]) -> Vec<(u64, u64)> {
+    let of = |action: &Action| match action {
+        Action::Spawn { generation, set } => Some((generation.0, set.0)),
+        _ => None,
+    };
+    actions.iter().filter_map(of).collect()
+}
+
+#[test]
+fn a_switch_goes_through_every_step_and_answers_at_the_commit() {
+    let mut story = Story::serving();
+    story.reload(7);
+    assert_eq!(spawns(&story.prepared(2, Ok(info(2, &["hello", "new"])))), [(2, 2)]);
+    assert_eq!(sends(&story.ready(2), 2), [&ToChild::Go]);
+    assert!(story.answers.is_empty(), "not before SERVING");
+    let committed = story.says(2, ToMaster::Serving);
+    assert_eq!(sends(&committed, 1), [&ToChild::Pause]);
+    let report = story.answer(7);
+    assert_eq!(
+        (report.result, report.generation, report.from),
+        (OpResult::Switched, Some(Generation(2)), Some(Generation(1)))
+    );
+    let plugins = report.plugins.as_ref().unwrap();
+    assert_eq!((&plugins.changed[..], &plugins.added[..]), (&["hello".to_string()][..], &["new".to_string()][..]));
+    assert!(matches!(sends(&story.says(1, ToMaster::Paused), 1)[..], [ToChild::Retire(_)]));
+    let done = story.says(1, ToMaster::Done(DrainReport { finished: 3, ..DrainReport::default() }));
+    assert_eq!(sends(&done, 1), [&ToChild::DoneAck]);
+    story.dies(1, ExitKind::Code(0));
+    assert_eq!(story.state.report(OpId(2)).unwrap().drain.unwrap().finished, 3);
+    assert_eq!(story.serving_generation(), Some(2));
+}
+
+#[test]
+fn every_failure_before_serving_leaves_the_old_generation_untouched() {
+    let failure = || Failure::new(Stage::Snapshot, "read it");
+    type Step = fn(&mut Story);
+    let endings: [(Step, Stage); 8] =
+        [
+            (
+                |story| {
+                    drop(story.event(Event::Spawned {
+                        generation: Generation(2),
+                        result: Err(Failure::new(Stage::Spawn, "x")),
+                    }))
+                },
+                Stage::Spawn,
+            ),
+            (
+                |story| {
+                    story.spawned(2);
+                    story.dies(2, ExitKind::Code(1));
+                },
+                Stage::Spawn,
+            ),
+            (
+                |story| {
+                    story.spawned(2);
+                    story.says(2, hello());
+                    story.dies(2, ExitKind::Signal(11));
+                },
+                Stage::Load,
+            ),
+            (
+                |story| {
+                    story.spawned(2);
+                    story.says(2, hello());
+                    story.says(2, ToMaster::Failed(Failure::new(Stage::Load, "x")));
+                    story.dies(2, ExitKind::Signal(9));
+                },
+                Stage::Load,
+            ),
+            (
+                |story| {
+                    story.spawned(2);
+                    story.says(2, hello());
+                    story.wait(Duration::from_secs(31));
+                    story.dies(2, ExitKind::Signal(9));
+                },
+                Stage::Spawn,
+            ),
+            (
+                |story| {
+                    story.ready(2);
+                    story.dies(2, ExitKind::Signal(6));
+                },
+                Stage::Switch,
+            ),
+            (
+                |story| {
+                    story.ready(2);
+                    story.wait(SWITCH_TIMEOUT);
+                    story.dies(2, ExitKind::Signal(9));
+                },
+                Stage::Switch,
+            ),
+            (
+                |story| {
+                    story.spawned(2);
+                    story.says(2, ToMaster::Ready);
+                    story.dies(2, ExitKind::Signal(9));
+                },
+                Stage::Spawn,
+            ),
+        ];
+    for (end, stage) in endings {
+        let mut story = Story::serving();
+        story.reload(7);
+        let before = story.log.len();
+        story.prepared(2, Ok(info(2, &["hello"])));
+        end(&mut story);
+        assert_eq!((story.answer(7).result, story.answer(7).stage), (OpResult::Refused, Some(stage)));
+        assert_eq!(story.answer(7).serving, Some(Generation(1)));
+        assert!(sends(&story.log[before..], 1).is_empty(), "the old one heard nothing");
+        assert_eq!(story.serving_generation(), Some(1));
+    }
+    let mut story = Story::serving();
+    story.reload(7);
+    story.prepared(2, Err(failure()));
+    assert_eq!(story.answer(7).stage, Some(Stage::Snapshot));
+}
+
+#[test]
+fn the_plugin_whose_init_kills_or_hangs_is_named() {
+    for hang in [false, true] {
+        let mut story = Story::serving();
+        story.reload(7);
+        story.prepared(2, Ok(info(2, &["hello"])));
+        story.spawned(2);
+        story.says(2, hello());
+        story.says(2, ToMaster::Loading { plugin: "hello".into() });
+        if hang {
+            assert!(kills(&story.wait(Duration::from_secs(30)), 2));
+        } else {
+            story.dies(2, ExitKind::Signal(11));
+            assert_eq!(story.answer(7).detail.as_deref(), Some("last words"));
+        }
+        assert_eq!((story.answer(7).stage, story.answer(7).plugin.as_deref()), (Some(Stage::Load), Some("hello")));
+    }
+}
+
+#[test]
+fn three_failing_reloads_do_not_hinder_a_good_one() {
+    let mut story = Story::serving();
+    for turn in 0..3 {
+        story.reload(turn);
+        story.prepared(2 + turn, Ok(info(2, &["hello"])));
+        let generation = 2 + turn;
+        story.spawned(generation);
+        story.says(generation, hello());
+        story.says(generation, ToMaster::Failed(Failure::new(Stage::Load, "x")));
+        if turn % 2 == 0 {
+            story.dies(generation, ExitKind::Signal(9));
+        }
+    }
+    story.reload(9);
+    story.prepared(5, Ok(info(5, &["hello"])));
+    story.up(5);
+    assert_eq!(story.answer(9).result, OpResult::Switched);
+}
+
+#[test]
+fn requests_during_an_operation_share_the_next_one_and_all_are_answered() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.reload(2);
+    story.reload(3);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    assert_eq!(story.answers.len(), 1, "the others asked after the first snapshot began");
+    let next = story.says(1, ToMaster::Paused);
+    assert!(matches!(next[..], [.., Action::Prepare { op: OpId(3), .. }]), "{next:?}");
+    story.prepared(3, Ok(info(3, &["hello"])));
+    story.up(3);
+    assert_eq!((story.answer(2).op, story.answer(3).op), (OpId(3), OpId(3)));
+}
+
+#[test]
+fn at_the_cap_of_draining_generations_the_next_switch_waits() {
+    let mut story = Story::serving();
+    story.state.settings.max_draining = 1;
+    let capped = |id| {
+        let mut set = (*info(id, &["hello"])).clone();
+        set.settings.max_draining = 1;
+        Arc::new(set)
+    };
+    story.reload(1);
+    story.prepared(2, Ok(capped(2)));
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    story.reload(2);
+    assert_eq!(story.state.report(OpId(3)).unwrap().queued.as_deref(), Some("draining full"));
+    story.leaves(1);
+    assert!(matches!(story.log.last(), Some(Action::Prepare { op: OpId(3), .. })));
+}
+
+#[test]
+fn a_dead_child_is_respawned_from_its_own_set_with_a_growing_wait() {
+    let mut story = Story::serving();
+    assert_eq!(spawns(&story.dies(1, ExitKind::Signal(9))), [(2, 1)], "the first time at once");
+    story.up(2);
+    assert_eq!(spawns(&story.dies(2, ExitKind::Code(0))), [], "any exit without DONE is a crash; now it waits");
+    assert_eq!(story.state.next_deadline(), Some(story.now + Duration::from_millis(200)));
+    assert_eq!(spawns(&story.wait(Duration::from_millis(200))), [(3, 1)]);
+    story.up(3);
+    story.dies(3, ExitKind::Signal(11));
+    assert_eq!(spawns(&story.wait(Duration::from_millis(399))), []);
+    assert_eq!(spawns(&story.wait(Duration::from_millis(1))), [(4, 1)]);
+    story.up(4);
+    story.wait(Duration::from_secs(61));
+    assert_eq!(spawns(&story.dies(4, ExitKind::Signal(11))), [(5, 1)], "one that lived long ends the row");
+    assert_eq!(story.state.crashes(), 4);
+}
+
+#[test]
+fn a_respawn_that_fails_is_tried_again() {
+    let mut story = Story::serving();
+    story.dies(1, ExitKind::Signal(9));
+    story.spawned(2);
+    story.dies(2, ExitKind::Signal(9));
+    assert_eq!(spawns(&story.wait(Duration::from_millis(200))), [(3, 1)]);
+    story.event(Event::Spawned { generation: Generation(3), result: Err(Failure::new(Stage::Spawn, "x")) });
+    assert_eq!(spawns(&story.wait(Duration::from_secs(10))), [(4, 1)]);
+    story.up(4);
+    assert_eq!(story.serving_generation(), Some(4));
+}
+
+#[test]
+fn a_reload_during_a_respawn_waits_for_it() {
+    let mut story = Story::serving();
+    story.dies(1, ExitKind::Signal(9));
+    story.reload(1);
+    assert_eq!(spawns(&story.prepared(2, Ok(info(2, &["hello"])))), [], "one candidate at a time");
+    assert_eq!(spawns(&story.up(2)), [(3, 2)]);
+    story.up(3);
+    assert_eq!(story.answer(1).result, OpResult::Switched);
+}
+
+#[test]
+fn a_new_generation_that_dies_before_the_old_one_retires_is_taken_back() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    assert_eq!(sends(&story.dies(2, ExitKind::Signal(11)), 1), [&ToChild::Resume]);
+    story.says(1, ToMaster::Serving);
+    assert_eq!(story.serving_generation(), Some(1));
+    assert_eq!(story.state.report(OpId(2)).unwrap().result, OpResult::RolledBack);
+    assert_eq!(spawns(&story.dies(1, ExitKind::Signal(9))), [(3, 1)], "and its set is the one that counts");
+}
+
+#[test]
+fn a_new_generation_that_dies_later_is_respawned() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    assert_eq!(spawns(&story.dies(2, ExitKind::Signal(11))), [(3, 2)]);
+}
+
+#[test]
+fn an_old_generation_that_never_pauses_is_retired_and_one_that_never_ends_is_killed() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    assert!(matches!(sends(&story.wait(PAUSE_TIMEOUT), 1)[..], [ToChild::Retire(_)]));
+    assert!(!kills(&story.wait(Duration::from_secs(600)), 1));
+    assert!(kills(&story.wait(EXIT_TIMEOUT), 1));
+    story.dies(1, ExitKind::Signal(9));
+    assert_eq!(story.serving_generation(), Some(2));
+}
+
+#[test]
+fn one_that_does_not_end_after_done_is_killed() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    story.says(1, ToMaster::Done(DrainReport::default()));
+    assert!(kills(&story.wait(EXIT_TIMEOUT), 1));
+}
+
+#[test]
+fn one_that_does_not_resume_is_replaced() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    story.dies(2, ExitKind::Signal(11));
+    let actions = story.wait(SWITCH_TIMEOUT);
+    assert!(kills(&actions, 1));
+    assert_eq!(spawns(&actions), [(3, 1)]);
+}
+
+#[test]
+fn a_shutdown_drains_and_a_second_signal_cuts() {
+    let mut story = Story::serving();
+    assert_eq!(sends(&story.term(), 1), [&ToChild::Pause]);
+    let retire = story.says(1, ToMaster::Paused);
+    let [ToChild::Retire(deadlines)] = sends(&retire, 1)[..] else { panic!("{retire:?}") };
+    assert_eq!(deadlines.max_ms, Some(30_000), "shutdown.timeout");
+    assert_eq!(sends(&story.term(), 1), [&ToChild::Cut]);
+    assert!(sends(&story.term(), 1).is_empty(), "once");
+    let report = DrainReport { cut: crate::report::Cut { busy: 1, ..Default::default() }, ..Default::default() };
+    story.says(1, ToMaster::Done(report));
+    assert_eq!(story.finished(), None, "not before it is reaped");
+    story.dies(1, ExitKind::Code(0));
+    assert_eq!(story.finished(), Some(&Exit::Cut));
+}
+
+#[test]
+fn a_shutdown_without_loss_says_so_and_one_that_hangs_is_cut_then_killed() {
+    let mut story = Story::serving();
+    story.term();
+    story.says(1, ToMaster::Paused);
+    story.leaves(1);
+    assert_eq!(story.finished(), Some(&Exit::Drained));
+
+    let mut story = Story::serving();
+    story.term();
+    story.says(1, ToMaster::Paused);
+    assert_eq!(sends(&story.wait(Duration::from_secs(30)), 1), [&ToChild::Cut]);
+    assert!(kills(&story.wait(EXIT_TIMEOUT), 1));
+    story.dies(1, ExitKind::Signal(9));
+    assert_eq!(story.finished(), Some(&Exit::Cut));
+}
+
+#[test]
+fn an_old_cut_does_not_colour_a_clean_shutdown() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    story.dies(1, ExitKind::Signal(9));
+    story.term();
+    story.says(2, ToMaster::Paused);
+    story.leaves(2);
+    assert_eq!(story.finished(), Some(&Exit::Drained));
+}
+
+#[test]
+fn a_shutdown_supersedes_whatever_is_not_committed() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.reload(2);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.spawned(2);
+    assert!(kills(&story.term(), 2));
+    assert_eq!((story.answer(1).result, story.answer(2).result), (OpResult::Superseded, OpResult::Superseded));
+    story.reload(3);
+    assert_eq!(story.answer(3).result, OpResult::Superseded);
+    story.dies(2, ExitKind::Signal(9));
+    story.says(1, ToMaster::Paused);
+    story.leaves(1);
+    assert_eq!(story.finished(), Some(&Exit::Drained));
+}
+
+#[test]
+fn a_switch_that_is_committing_is_let_through_before_a_shutdown() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.ready(2);
+    assert!(!kills(&story.term(), 2), "it may have accepted already");
+    story.says(2, ToMaster::Serving);
+    assert_eq!(story.answer(1).result, OpResult::Switched);
+    for generation in [1, 2] {
+        story.says(generation, ToMaster::Paused);
+        story.leaves(generation);
+    }
+    assert_eq!(story.finished(), Some(&Exit::Drained));
+}
+
+#[test]
+fn during_the_delay_of_a_shutdown_all_goes_on_but_nothing_is_ready() {
+    let mut story = Story::serving();
+    story.state.settings.shutdown.delay = Duration::from_secs(5);
+    assert!(story.state.is_ready());
+    assert!(sends(&story.term(), 1).is_empty());
+    assert!(!story.state.is_ready());
+    assert_eq!(spawns(&story.dies(1, ExitKind::Signal(9))), [(2, 1)]);
+    story.up(2);
+    assert_eq!(sends(&story.wait(Duration::from_secs(5)), 2), [&ToChild::Pause]);
+}
+
+#[test]
+fn a_bad_first_set_ends_the_master_or_serves_none_as_it_was_told() {
+    let mut story = Story::new();
+    story.ask(Cause::Start, None);
+    story.prepared(1, Err(Failure::new(Stage::Snapshot, "x")));
+    assert!(matches!(story.finished(), Some(Exit::StartFailed(_))));
+
+    let mut story = Story::new();
+    story.state.bad_start = BadStart::ServeEmpty;
+    story.ask(Cause::Start, None);
+    assert_eq!(spawns(&story.prepared(1, Err(Failure::new(Stage::Snapshot, "x")))), [(1, 0)]);
+    story.up(1);
+    assert_eq!(story.serving_generation(), Some(1));
+}
+
+#[test]
+fn a_reload_to_nothing_is_refused_unless_it_was_meant() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &[])));
+    assert_eq!((story.answer(1).result, story.answer(1).stage), (OpResult::Refused, Some(Stage::Snapshot)));
+    let options = OpOptions { allow_empty: true };
+    let cause = Cause::Admin { peer: "test".into() };
+    story.event(Event::Asked { verb: Verb::Reload, cause, options, caller: Some(Caller(2)) });
+    story.prepared(3, Ok(info(3, &[])));
+    story.up(2);
+    assert_eq!(story.answer(2).result, OpResult::Switched);
+}
+
+#[test]
+fn a_binary_without_a_protocol_in_common_is_refused() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.spawned(2);
+    let protocols = crate::control::Protocols { oldest: 90, newest: 99 };
+    assert!(kills(&story.says(2, ToMaster::Hello { protocols, version: "9".into() }), 2));
+    assert_eq!(story.answer(1).stage, Some(Stage::Spawn));
+}
+
+#[test]
+fn a_term_to_the_child_replaces_it_and_a_handler_may_ask_too() {
+    let mut story = Story::serving();
+    let actions = story.says(1, ToMaster::ReplaceMe);
+    assert!(matches!(actions[..], [.., Action::Prepare { op: OpId(2), .. }]), "{actions:?}");
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    assert_eq!(story.serving_generation(), Some(2));
+    story.says(1, ToMaster::Paused);
+    story.says(2, ToMaster::Control { plugin: "hello".into(), verb: ControlVerb::Shutdown });
+    assert!(story.state.is_shutting_down());
+}
+
+// ---- random histories ----
+
+/// One random thing that may happen. Numbers choose among what is possible at the moment.
+#[derive(Clone, Debug)]
+enum Chance {
+    Reload,
+    Shutdown {
+        signal: bool,
+    },
+    Prepare {
+        ok: bool,
+        empty: bool,
+        at: usize,
+    },
+    Spawn {
+        ok: bool,
+    },
+    /// The child does what it is asked to.
+    Obey {
+        at: usize,
+    },
+    /// The child says something out of turn.
+    Babble {
+        at: usize,
+        what: usize,
+    },
+    Die {
+        at: usize,
+    },
+    Wait {
+        ms: u64,
+    },
+}
+
+fn chance() -> impl Strategy<Value = Chance> {
+    prop_oneof![
+        4 => Just(Chance::Reload),
+        1 => any::<bool>().prop_map(|signal| Chance::Shutdown { signal }),
+        6 => (0..10_usize, any::<bool>(), any::<usize>())
+            .prop_map(|(ok, empty, at)| Chance::Prepare { ok: ok != 0, empty: empty && ok == 1, at }),
+        6 => (0..10_usize).prop_map(|ok| Chance::Spawn { ok: ok != 0 }),
+        30 => any::<usize>().prop_map(|at| Chance::Obey { at }),
+        2 => (any::<usize>(), 0..8_usize).prop_map(|(at, what)| Chance::Babble { at, what }),
+        2 => any::<usize>().prop_map(|at| Chance::Die { at }),
+        4 => (0..40_000_u64).prop_map(|ms| Chance::Wait { ms }),
+    ]
+}
+
+/// Plays the world around the state and keeps count.
+struct World {
+    state: State,
+    now: Time,
+    next_set: u64,
+    next_caller: u64,
+    preparing: Vec<OpId>,
+    spawning: Vec<Generation>,
+    /// What each living child would say next, in order.
+    children: BTreeMap<Generation, Vec<ToMaster>>,
+    killed: BTreeSet<Generation>,
+    asked: BTreeSet<Caller>,
+    answered: BTreeSet<Caller>,
+    finished: bool,
+}
+
+impl World {
+    fn new() -> World {
+        let mut world = World {
+            state: State::new(settings(), BadStart::Exit),
+            now: Time::ZERO,
+            next_set: 1,
+            next_caller: 1,
+            preparing: Vec::new(),
+            spawning: Vec::new(),
+            children: BTreeMap::new(),
+            killed: BTreeSet::new(),
+            asked: BTreeSet::new(),
+            answered: BTreeSet::new(),
+            finished: false,
+        };
+        world.ask(Verb::Reload, Cause::Start);
+        world
+    }
+
+    fn ask(&mut self, verb: Verb, cause: Cause) {
+        if self.finished {
+            return;
+        }
+        let caller = Caller(self.next_caller);
+        self.next_caller += 1;
+        self.asked.insert(caller);
+        self.event(Event::Asked { verb, cause, options: OpOptions::default(), caller: Some(caller) });
+    }
+
+    fn event(&mut self, event: Event) {
+        if self.finished {
+            return;
+        }
+        for action in self.state.step(event, self.now) {
+            assert!(!self.finished, "{action:?} after the last action");
+            match action {
+                Action::Prepare { op, .. } => self.preparing.push(op),
+                Action::Spawn { generation, .. } => self.spawning.push(generation),
+                Action::Load { generation } => self.will_say(generation, &[ToMaster::Ready]),
+                Action::Send { generation, message } => match message {
+                    ToChild::Go | ToChild::Resume => self.will_say(generation, &[ToMaster::Serving]),
+                    ToChild::Pause => self.will_say(generation, &[ToMaster::Paused]),
+                    ToChild::Retire(_) => self.will_say(generation, &[ToMaster::Done(DrainReport::default())]),
+                    ToChild::Cut | ToChild::DoneAck => {}
+                    other => panic!("the loop sends {other:?} by itself"),
+                },
+                Action::Kill { generation } => {
+                    assert!(self.children.contains_key(&generation), "killed what is not there");
+                    self.killed.insert(generation);
+                }
+                Action::Answer { caller, .. } => assert!(self.answered.insert(caller), "{caller:?} answered twice"),
+                Action::Note(_) => {}
+                Action::Finish(_) => self.finished = true,
+            }
+        }
+    }
+
+    fn will_say(&mut self, generation: Generation, messages: &[ToMaster]) {
+        if let Some(queue) = self.children.get_mut(&generation) {
+            queue.extend_from_slice(messages);
+        }
+    }
+
+    fn pick(&self, at: usize) -> Option<Generation> {
+        let keys: Vec<_> = self.children.keys().copied().collect();
+        (!keys.is_empty()).then(|| keys[at % keys.len()])
+    }
+
+    fn happen(&mut self, chance: Chance) {
+        match chance {
+            Chance::Reload => self.ask(Verb::Reload, Cause::Admin { peer: String::new() }),
+            Chance::Shutdown { signal: true } => {
+                self.ask(Verb::Shutdown, Cause::Signal { signal: "SIGTERM".into(), sender: 1 });
+            }
+            Chance::Shutdown { signal: false } => self.ask(Verb::Shutdown, Cause::Admin { peer: String::new() }),
+            Chance::Prepare { ok, empty, at } => {
+                if self.preparing.is_empty() {
+                    return;
+                }
+                let op = self.preparing.remove(at % self.preparing.len());
+                let names: &[&str] = if empty { &[] } else { &["hello"] };
+                let result = if ok { Ok(info(self.next_set, names)) } else { Err(Failure::new(Stage::Snapshot, "x")) };
+                self.next_set += 1;
+                self.event(Event::Prepared { op, result });
+            }
+            Chance::Spawn { ok } => {
+                let Some(generation) = self.spawning.pop() else { return };
+                let result = if ok {
+                    self.children.insert(generation, vec![hello()]);
+                    Ok(generation.0 as i32)
+                } else {
+                    Err(Failure::new(Stage::Spawn, "x"))
+                };
+                self.event(Event::Spawned { generation, result });
+            }
+            Chance::Obey { at } => {
+                let Some(generation) = self.pick(at) else { return };
+                let queue = self.children.get_mut(&generation).unwrap();
+                if self.killed.contains(&generation) {
+                    self.reap(generation, ExitKind::Signal(9));
+                } else if !queue.is_empty() {
+                    let message = queue.remove(0);
+                    let done = matches!(message, ToMaster::Done(_));
+                    self.event(Event::Message { generation, message });
+                    if done {
+                        self.reap(generation, ExitKind::Code(0));
+                    }
+                }
+            }
+            Chance::Babble { at, what } => {
+                let Some(generation) = self.pick(at) else { return };
+                let plugin = "hello".to_string();
+                let message = match what {
+                    0 => hello(),
+                    1 => ToMaster::Ready,
+                    2 => ToMaster::Serving,
+                    3 => ToMaster::Paused,
+                    4 => ToMaster::ReplaceMe,
+                    5 => ToMaster::Failed(Failure::new(Stage::Load, "x")),
+                    6 => ToMaster::Loading { plugin },
+                    _ => ToMaster::Control { plugin, verb: ControlVerb::Reload },
+                };
+                self.event(Event::Message { generation, message });
+            }
+            Chance::Die { at } => {
+                if let Some(generation) = self.pick(at) {
+                    self.reap(generation, ExitKind::Signal(11));
+                }
+            }
+            Chance::Wait { ms } => {
+                self.now += Duration::from_millis(ms);
+                self.event(Event::Tick);
+            }
+        }
+    }
+
+    fn reap(&mut self, generation: Generation, exit: ExitKind) {
+        self.children.remove(&generation);
+        self.killed.remove(&generation);
+        self.event(Event::Exited { generation, exit, output: String::new() });
+    }
+
+    /// Whatever the history was, a shutdown now ends the master, with all children reaped and all callers answered.
+    fn end(&mut self) {
+        self.happen(Chance::Shutdown { signal: true });
+        self.happen(Chance::Shutdown { signal: true });
+        for round in 0..10_000 {
+            if self.finished {
+                break;
+            }
+            self.happen(Chance::Spawn { ok: true });
+            self.happen(Chance::Prepare { ok: true, empty: false, at: 0 });
+            self.happen(Chance::Obey { at: round });
+            if let Some(deadline) = self.state.next_deadline() {
+                self.now = self.now.max(deadline);
+                self.event(Event::Tick);
+            }
+        }
+        assert!(self.finished, "it never ends: {:#?}", self.state);
+        assert!(self.children.is_empty(), "not reaped: {:?}", self.children.keys());
+        assert_eq!(self.asked, self.answered, "every caller is answered");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_history_breaks_an_invariant_or_forgets_a_caller_or_a_child(
+        chances in proptest::collection::vec(chance(), 0..120),
+    ) {
+        let mut world = World::new();
+        for chance in chances {
+            world.happen(chance);
+        }
+        world.end();
+    }
+
+    #[test]
+    fn left_alone_after_any_history_something_serves_again(
+        chances in proptest::collection::vec(
+            chance().prop_filter("no shutdown", |chance| !matches!(chance, Chance::Shutdown { .. })), 0..80),
+    ) {
+        let mut world = World::new();
+        for chance in chances {
+            world.happen(chance);
+        }
+        for round in 0..2_000 {
+            world.happen(Chance::Spawn { ok: true });
+            world.happen(Chance::Prepare { ok: true, empty: false, at: 0 });
+            world.happen(Chance::Obey { at: round });
+            if round % 50 == 0 {
+                world.happen(Chance::Wait { ms: 11_000 });
+            }
+        }
+        prop_assert!(world.finished || world.state.serving().is_some(), "{:#?}", world.state);
+        world.end();
+    }
+}
