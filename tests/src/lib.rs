@@ -5,8 +5,13 @@
 //! * [`load`] is the client that counts every loss; [`chaos`] the server that it must report; [`http`] what both read
 //! * [`wait`] is the one way to wait; [`stats`] the numbers of the benches
 
+pub mod artifacts;
 pub mod chaos;
+pub mod elf;
 pub mod http;
 pub mod load;
+pub mod process;
+pub mod server;
 pub mod stats;
+pub mod status;
 pub mod wait;

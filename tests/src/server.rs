@@ -1,0 +1,475 @@
+//! One instance of the server under test: own directories, kernel-chosen ports, and an end that is certain.
+//!
+//! [`Setup`] says how it starts, [`Server`] is the running process. All that a test learns of it comes from outside: its
+//! ports, its status, its exit code, the kernel. The whole process group is killed on drop, and by the kernel if the test
+//! process dies; a server must be started on a thread that outlives it (the kernel ties it to that thread). On a failed
+//! test its log is printed.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::http::{Connection, Response};
+use crate::status::{Generation, Report, Status};
+use crate::{artifacts, process, wait};
+
+/// Variables that would lead an instance out of its own directories, or change what it says.
+const FOREIGN: [&str; 9] = [
+    "RUNTIME_DIRECTORY",
+    "STATE_DIRECTORY",
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "WATCHDOG_USEC",
+    "RUST_LOG",
+    "NO_COLOR",
+];
+/// Lines of the log that a failed test shows.
+const SHOWN: usize = 60;
+
+/// Directories of one or more instances: runtime, state, plugins. Gone when dropped.
+pub struct Workbench {
+    dir: TempDir,
+}
+
+impl Default for Workbench {
+    fn default() -> Workbench {
+        Workbench::new()
+    }
+}
+
+impl Workbench {
+    pub fn new() -> Workbench {
+        // Short: the path of a Unix socket has 108 bytes at most.
+        let dir = tempfile::Builder::new().prefix("bt-").tempdir().expect("failed to make a temporary directory");
+        for folder in ["run", "state", "plugins"] {
+            fs::create_dir(dir.path().join(folder)).expect("failed to make a directory");
+        }
+        Workbench { dir }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn plugins(&self) -> PathBuf {
+        self.path().join("plugins")
+    }
+
+    pub fn plugin_file(&self, name: &str) -> PathBuf {
+        self.plugins().join(format!("lib{name}.so"))
+    }
+
+    /// Puts a plugin in place in one step, by rename.
+    pub fn install(&self, name: &str, file: &Path) {
+        let partial = self.plugins().join(format!(".{name}.partial"));
+        fs::copy(file, &partial).unwrap_or_else(|error| panic!("failed to copy {}: {error}", file.display()));
+        fs::rename(&partial, self.plugin_file(name)).expect("failed to rename a plugin into place");
+    }
+
+    /// Writes over the plugin in place, as `cp` does: the same inode.
+    pub fn overwrite(&self, name: &str, file: &Path) {
+        let target = self.plugin_file(name);
+        let inode =
+            |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).expect("the plugin is there"));
+        let before = inode(&target);
+        let bytes = fs::read(file).expect("failed to read a plugin");
+        fs::write(&target, bytes).expect("failed to write over a plugin");
+        assert_eq!(inode(&target), before, "this was to write in place");
+    }
+
+    pub fn remove(&self, name: &str) {
+        fs::remove_file(self.plugin_file(name)).expect("failed to remove a plugin");
+    }
+
+    /// A command of the program under test, at home in this workbench.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(artifacts::baton());
+        command.args(args);
+        self.adopt(&mut command);
+        command
+    }
+
+    fn adopt(&self, command: &mut Command) {
+        for name in FOREIGN {
+            command.env_remove(name);
+        }
+        command
+            .current_dir(self.path())
+            .env("XDG_RUNTIME_DIR", self.path().join("run"))
+            .env("XDG_STATE_HOME", self.path().join("state"))
+            .stdin(Stdio::null());
+    }
+
+    /// Runs a command line to its end.
+    pub fn cli(&self, args: &[&str]) -> Outcome {
+        let output = self.command(args).output().expect("failed to run the program");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Outcome { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+}
+
+/// How a command line ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Nothing if a signal ended it.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Outcome {
+    #[track_caller]
+    pub fn assert_code(&self, code: i32) -> &Outcome {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn json<T: serde::de::DeserializeOwned>(&self) -> T {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("no JSON on stdout: {error}: {self:#?}"))
+    }
+}
+
+/// How an instance starts.
+pub struct Setup {
+    bench: Workbench,
+    name: String,
+    listen: Vec<String>,
+    args: Vec<String>,
+    core: Option<usize>,
+    verb: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup::new()
+    }
+}
+
+impl Setup {
+    /// `baton run`, on ports that the kernel chooses, without plugins.
+    pub fn new() -> Setup {
+        static COUNT: AtomicU64 = AtomicU64::new(1);
+        Setup {
+            bench: Workbench::new(),
+            name: format!("t-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed)),
+            listen: vec!["127.0.0.1:0".into()],
+            args: Vec::new(),
+            core: None,
+            verb: vec!["run".into()],
+            env: Vec::new(),
+        }
+    }
+
+    /// With the probe of that version.
+    pub fn probe(version: &str) -> Setup {
+        Setup::new().plugin("probe", &artifacts::probe(version))
+    }
+
+    pub fn plugin(self, name: &str, file: &Path) -> Setup {
+        self.bench.install(name, file);
+        self
+    }
+
+    /// `baton dev CRATE_DIR`, on the same terms.
+    pub fn dev(crate_dir: &Path) -> Setup {
+        let mut setup = Setup::new();
+        setup.verb = vec!["dev".into(), crate_dir.to_string_lossy().into_owned()];
+        setup
+    }
+
+    pub fn named(mut self, name: &str) -> Setup {
+        self.name = name.into();
+        self
+    }
+
+    pub fn listen(mut self, addresses: &[&str]) -> Setup {
+        self.listen = addresses.iter().map(|address| address.to_string()).collect();
+        self
+    }
+
+    pub fn arg(mut self, arg: &str) -> Setup {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// `--set KEY=VALUE`.
+    pub fn set(self, key: &str, value: &str) -> Setup {
+        self.arg("--set").arg(&format!("{key}={value}"))
+    }
+
+    pub fn env(mut self, key: &str, value: &str) -> Setup {
+        self.env.push((key.into(), value.into()));
+        self
+    }
+
+    /// On one core alone.
+    pub fn core(mut self, core: Option<usize>) -> Setup {
+        self.core = core;
+        self
+    }
+
+    pub fn bench(&self) -> &Workbench {
+        &self.bench
+    }
+
+    /// Starts the process, and waits for nothing.
+    pub fn spawn(self) -> Server {
+        let log = self.bench.path().join("log");
+        let file = File::create(&log).expect("failed to make the log file");
+        let mut command = Command::new(artifacts::own_binary("tether"));
+        self.bench.adopt(&mut command);
+        if let Some(core) = self.core {
+            command.args(["--core", &core.to_string()]);
+        }
+        command.arg(artifacts::baton()).args(&self.verb);
+        command.args(["--name", &self.name]);
+        for address in &self.listen {
+            command.args(["--listen", address]);
+        }
+        if self.verb[0] == "run" {
+            command.args(["--admin", "127.0.0.1:0", "--plugins"]).arg(self.bench.plugins());
+        }
+        command
+            .args(&self.args)
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
+            .stdout(file.try_clone().expect("failed to copy a descriptor"))
+            .stderr(file)
+            .process_group(0);
+        let child = command.spawn().expect("failed to start the server");
+        let socket = self.bench.path().join("run/baton").join(&self.name).join("admin.sock");
+        Server { child, ended: None, bench: self.bench, name: self.name, log, socket }
+    }
+
+    /// Starts it and waits until a generation serves.
+    #[track_caller]
+    pub fn start(self) -> Server {
+        let mut server = self.spawn();
+        wait::until("the server to serve", wait::LONG, || {
+            if let Some(status) = server.try_wait() {
+                panic!("the server ended with {status} instead of serving");
+            }
+            server.try_status().ok()?.serving
+        });
+        server
+    }
+}
+
+/// A running instance.
+pub struct Server {
+    child: Child,
+    ended: Option<ExitStatus>,
+    pub bench: Workbench,
+    pub name: String,
+    log: PathBuf,
+    socket: PathBuf,
+}
+
+impl Server {
+    /// Of the master.
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn try_status(&self) -> io::Result<Status> {
+        let response = Connection::open_unix(&self.socket)?.request("GET", "/debug/admin/status")?;
+        if response.status != 200 {
+            return Err(io::Error::other(format!("status {}", response.status)));
+        }
+        serde_json::from_slice(&response.body)
+            .map_err(|error| io::Error::other(format!("the status has another shape: {error}: {}", response.text())))
+    }
+
+    #[track_caller]
+    pub fn status(&self) -> Status {
+        self.try_status().unwrap_or_else(|error| panic!("failed to ask for the status: {error}"))
+    }
+
+    /// Waits until the status says `what`.
+    #[track_caller]
+    pub fn wait_for(&self, what: &str, holds: impl Fn(&Status) -> bool) -> Status {
+        let mut last = None;
+        let found = wait::try_until(wait::LONG, || {
+            last = Some(self.try_status());
+            match &last {
+                Some(Ok(status)) if holds(status) => Some(status.clone()),
+                _ => None,
+            }
+        });
+        found.unwrap_or_else(|| panic!("waited in vain for {what}; the last status is {last:#?}"))
+    }
+
+    /// The generation that serves.
+    #[track_caller]
+    pub fn serving(&self) -> Generation {
+        let status = self.status();
+        status.serving().unwrap_or_else(|| panic!("nothing serves: {status:#?}")).clone()
+    }
+
+    /// The process that serves.
+    #[track_caller]
+    pub fn worker(&self) -> i32 {
+        self.serving().pid.expect("the serving generation has a process")
+    }
+
+    /// Waits until only the serving generation is left.
+    #[track_caller]
+    pub fn wait_drained(&self) -> Status {
+        self.wait_for("one generation alone", |status| status.serving.is_some() && status.living().count() == 1)
+    }
+
+    /// The first address that clients reach.
+    #[track_caller]
+    pub fn addr(&self) -> SocketAddr {
+        self.addrs()[0]
+    }
+
+    #[track_caller]
+    pub fn addrs(&self) -> Vec<SocketAddr> {
+        let listeners = self.status().listeners;
+        listeners.iter().map(|listener| listener.address.parse().expect("a listener's address")).collect()
+    }
+
+    #[track_caller]
+    pub fn connect(&self) -> Connection {
+        Connection::open(self.addr()).unwrap_or_else(|error| panic!("failed to connect: {error}"))
+    }
+
+    /// One request on a new connection, which must be answered.
+    #[track_caller]
+    pub fn get(&self, target: &str) -> Response {
+        crate::http::get(self.addr(), target).unwrap_or_else(|error| panic!("GET {target} got no answer: {error}"))
+    }
+
+    /// Version and pid of the probe that answers now.
+    #[track_caller]
+    pub fn probe(&self) -> (String, i32) {
+        answered_by(&self.get("/"))
+    }
+
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        assert!(self.ended.is_none(), "the server has ended");
+        process::kill(self.pid(), signal);
+    }
+
+    /// One request over the admin socket.
+    #[track_caller]
+    pub fn admin(&self, method: &str, target: &str) -> Response {
+        Connection::open_unix(&self.socket)
+            .and_then(|mut connection| connection.request(method, target))
+            .unwrap_or_else(|error| panic!("{method} {target} over the admin socket got no answer: {error}"))
+    }
+
+    /// The admin address for people.
+    #[track_caller]
+    pub fn admin_addr(&self) -> SocketAddr {
+        let admin = self.status().admin.expect("an admin address");
+        admin.parse().unwrap_or_else(|error| panic!("{admin} is no address: {error}"))
+    }
+
+    #[track_caller]
+    pub fn token(&self) -> String {
+        let path = self.bench.path().join("state/baton").join(&self.name).join("admin-token");
+        let token = fs::read_to_string(&path).unwrap_or_else(|error| panic!("failed to read the token: {error}"));
+        token.trim().to_string()
+    }
+
+    /// Reloads by the admin socket: status code and report.
+    #[track_caller]
+    pub fn reload(&self) -> (u16, Report) {
+        let response = self.admin("POST", "/debug/admin/reload");
+        (response.status, response.json())
+    }
+
+    /// Reloads, which must switch.
+    #[track_caller]
+    pub fn switch(&self) -> Report {
+        let (code, report) = self.reload();
+        assert_eq!((code, report.result.as_str()), (200, "switched"), "{report:#?}");
+        report
+    }
+
+    /// Sends a signal that reloads, and waits for the report.
+    #[track_caller]
+    pub fn reload_by_signal(&self, signal: Signal) -> Report {
+        let last = self.status().last_op();
+        self.signal(signal);
+        let ended =
+            |status: &Status| status.operations.iter().find(|report| report.op > last && report.has_ended()).cloned();
+        let status = self.wait_for("the report of the reload", |status| ended(status).is_some());
+        ended(&status).expect("just seen")
+    }
+
+    /// A command line about this instance.
+    pub fn cli(&self, args: &[&str]) -> Outcome {
+        self.bench.cli(args)
+    }
+
+    /// How it ended, if it has.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().expect("failed to wait for the server");
+        }
+        self.ended
+    }
+
+    /// Waits for the end of the master and says how it was.
+    #[track_caller]
+    pub fn wait_end(&mut self, limit: Duration) -> ExitStatus {
+        wait::until("the end of the server", limit, || self.try_wait())
+    }
+
+    /// Living processes of this instance.
+    pub fn processes(&self) -> Vec<i32> {
+        process::group(self.pid())
+    }
+}
+
+/// Version and pid of who answered, as the probe says on every answer.
+#[track_caller]
+pub fn answered_by(response: &Response) -> (String, i32) {
+    let by = response.header("x-probe").unwrap_or_else(|| panic!("not an answer of the probe: {response:?}"));
+    let (version, pid) = by.split_once(' ').expect("version and pid");
+    (version.to_string(), pid.parse().expect("a pid"))
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Once the master is reaped its number may be another's, unless a process of its group is left.
+        if self.ended.is_none() || !self.processes().is_empty() {
+            // Fails only if the last one ended meanwhile, which is what it is for.
+            let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
+        }
+        if self.ended.is_none() && self.child.wait().is_err() {
+            eprintln!("the server {} could not be waited for", self.pid());
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let shown = lines.len().saturating_sub(SHOWN);
+            eprintln!("---- log of {} (last {} of {} lines) ----", self.name, lines.len() - shown, lines.len());
+            eprintln!("{}", lines[shown..].join("\n"));
+        }
+    }
+}

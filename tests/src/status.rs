@@ -1,0 +1,145 @@
+//! What an instance says of itself, as its clients read it: the JSON of `status`, `reload` and `ops/ID`.
+//!
+//! Written out here instead of taken from the host, so that a change of the wire shape fails a test. Only the fields that
+//! the tests read; others may come and go.
+
+use serde::Deserialize;
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    pub name: String,
+    pub version: String,
+    pub pid: i32,
+    pub ready: bool,
+    pub serving: Option<u64>,
+    pub shutting_down: bool,
+    pub listeners: Vec<Listener>,
+    pub admin: Option<String>,
+    /// Newest first.
+    pub generations: Vec<Generation>,
+    /// Newest first.
+    pub operations: Vec<Report>,
+    pub switches: u64,
+    pub crashes: u64,
+    pub master_fds: u64,
+}
+
+impl Status {
+    /// The generation that serves.
+    pub fn serving(&self) -> Option<&Generation> {
+        let serving = self.serving?;
+        self.generations.iter().find(|generation| generation.generation == serving)
+    }
+
+    /// Generations whose process has not ended.
+    pub fn living(&self) -> impl Iterator<Item = &Generation> {
+        self.generations.iter().filter(|generation| generation.state != "exited")
+    }
+
+    pub fn operation(&self, op: u64) -> Option<&Report> {
+        self.operations.iter().find(|report| report.op == op)
+    }
+
+    /// Number of the newest operation; 0 before the first.
+    pub fn last_op(&self) -> u64 {
+        self.operations.iter().map(|report| report.op).max().unwrap_or(0)
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Listener {
+    pub server: String,
+    pub address: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Generation {
+    pub generation: u64,
+    pub state: String,
+    pub pid: Option<i32>,
+    pub cause: Cause,
+    pub load: Load,
+    pub plugins: Vec<Plugin>,
+    pub exit: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Load {
+    pub connections: u64,
+    pub idle: u64,
+    pub requests_in_flight: u64,
+    pub requests: u64,
+    pub panics: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Plugin {
+    pub name: String,
+    pub mount: String,
+    pub sha256: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Cause {
+    pub by: String,
+    pub signal: Option<String>,
+    pub sender: Option<i32>,
+    pub peer: Option<String>,
+    pub of: Option<u64>,
+}
+
+/// One operation.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Report {
+    pub op: u64,
+    pub verb: String,
+    pub result: String,
+    pub cause: Cause,
+    pub generation: Option<u64>,
+    pub from: Option<u64>,
+    pub pid: Option<i32>,
+    pub plugins: Option<Changes>,
+    pub stage: Option<String>,
+    pub plugin: Option<String>,
+    pub error: Option<String>,
+    pub hint: Option<String>,
+    pub serving: Option<u64>,
+    pub drain: Option<Drain>,
+}
+
+impl Report {
+    pub fn has_ended(&self) -> bool {
+        !matches!(self.result.as_str(), "queued" | "running")
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Changes {
+    pub added: Vec<String>,
+    pub changed: Vec<String>,
+    pub removed: Vec<String>,
+    pub unchanged: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Drain {
+    pub finished: u64,
+    pub lingered: u64,
+    pub cut: Cut,
+    pub lost: u64,
+    pub unanswered_pipelined: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Cut {
+    pub busy: u64,
+    pub head: u64,
+    pub upgraded: u64,
+    pub http2: u64,
+}
+
+impl Cut {
+    pub fn total(&self) -> u64 {
+        self.busy + self.head + self.upgraded + self.http2
+    }
+}
