@@ -3,7 +3,9 @@
 
 pub mod admin;
 pub mod handle;
+mod listeners;
 pub mod state;
+mod store;
 
 use std::future::Future;
 use std::path::PathBuf;

@@ -1,0 +1,404 @@
+//! The store: a private copy of every plugin, named by its content. Children only ever open these copies, so any file in the
+//! plugin folder may be overwritten in place at any time, and what was checked is what is loaded.
+//!
+//! Runs on the blocking pool. It opens no library; what a file says of itself is read as data (`elf`).
+
+mod elf;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use baton_plugin_api::abi::{Descriptor, FLAG_DEBUG, read_text};
+use sha2::{Digest, Sha256};
+
+use crate::config::{Config, check_mount, same_plugin};
+use crate::report::{Failure, PluginStatus, Stage};
+use crate::sys::files::{self, Identity, Lease};
+
+/// A file that is still being written after this long is refused.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Where no lease is to be had, a young file must look the same twice, this far apart.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("failed to prepare the plugin store {}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("failed to use {} as the plugin store: it lies on a file system mounted noexec; set state_dir to another", .0.display())]
+    NoExec(PathBuf),
+}
+
+/// A plugin's copy in the store.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub name: String,
+    /// File name in the plugin folder.
+    pub file: String,
+    pub path: PathBuf,
+    pub sha256: String,
+    descriptor: Descriptor,
+}
+
+/// A plugin with its place.
+#[derive(Clone, Debug)]
+pub struct Mounted {
+    pub snapshot: Arc<Snapshot>,
+    pub mount: String,
+}
+
+impl Mounted {
+    pub fn status(&self) -> PluginStatus {
+        let descriptor = &self.snapshot.descriptor;
+        PluginStatus {
+            name: self.snapshot.name.clone(),
+            version: read_text(&descriptor.version),
+            mount: self.mount.clone(),
+            sha256: self.snapshot.sha256.clone(),
+            file: self.snapshot.file.clone(),
+            api: read_text(&descriptor.api_version),
+            rustc: read_text(&descriptor.rustc),
+            debug: descriptor.flags & FLAG_DEBUG != 0,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    /// What was read before, by path: a file that has not changed is not read again.
+    known: HashMap<PathBuf, (Identity, Arc<Snapshot>)>,
+}
+
+impl Store {
+    pub fn open(state_dir: &Path) -> Result<Store, StoreError> {
+        let dir = state_dir.join("store");
+        let io = |source| StoreError::Io { path: dir.clone(), source };
+        // A child under another uid must reach the files, and only the master may write.
+        files::private_dir(&dir, 0o711).map_err(io)?;
+        if files::is_noexec(&dir).map_err(io)? {
+            return Err(StoreError::NoExec(dir));
+        }
+        Ok(Store { dir, known: HashMap::new() })
+    }
+
+    /// Copies and checks every `*.so` of the plugin folder, and gives each its mount. All of them, or the first failure.
+    pub fn take(&mut self, config: &Config) -> Result<Vec<Mounted>, Failure> {
+        let files = list(&config.plugin_dir)?;
+        let mut snapshots: Vec<Arc<Snapshot>> = Vec::new();
+        for path in &files {
+            let snapshot = self.snapshot(path, &config.plugin_dir)?;
+            if let Some(twin) = snapshots.iter().find(|other| same_plugin(&other.name, &snapshot.name)) {
+                let text = format!("accept {}: {} has the same plugin name", snapshot.file, twin.file);
+                return Err(Failure::new(Stage::Snapshot, text).of_plugin(&snapshot.name).hint("rename one of them"));
+            }
+            if let Some(twin) = snapshots.iter().find(|other| other.sha256 == snapshot.sha256) {
+                let text = format!("accept {}: it is the same file as {}", snapshot.file, twin.file);
+                return Err(Failure::new(Stage::Snapshot, text).of_plugin(&snapshot.name).hint("remove one of them"));
+            }
+            snapshots.push(snapshot);
+        }
+        self.known.retain(|path, _| files.contains(path));
+        mount(snapshots, config)
+    }
+
+    fn snapshot(&mut self, path: &Path, plugin_dir: &Path) -> Result<Arc<Snapshot>, Failure> {
+        let (file, name) = names(path);
+        let fail = |why: String, hint: Option<&str>| {
+            let failure = Failure::new(Stage::Snapshot, format!("accept {file}: {why}")).of_plugin(&name);
+            match hint {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            }
+        };
+        let unreadable = |error: io::Error| fail(format!("it cannot be read: {error}"), None);
+        let metadata = std::fs::metadata(path).map_err(unreadable)?;
+        if !metadata.is_file() {
+            return Err(fail("it is no regular file".into(), None));
+        }
+        if let Some((identity, snapshot)) = self.known.get(path)
+            && *identity == Identity::of(&metadata)
+            && snapshot.path.exists()
+        {
+            return Ok(snapshot.clone());
+        }
+        let Some((identity, temporary, sha256)) = self.copy_settled(path).map_err(unreadable)? else {
+            return Err(fail(
+                format!("it is still being written after {SETTLE:?}"),
+                Some("reload when the copy is complete, or write to a temporary name and rename"),
+            ));
+        };
+        let inspected = File::open(&temporary).map_err(unreadable).and_then(|copy| {
+            elf::inspect(&copy, |needed| plugin_dir.join(needed).exists())
+                .map_err(|refusal| fail(refusal.why, refusal.hint))
+        });
+        let descriptor = match inspected {
+            Ok(descriptor) => descriptor,
+            Err(failure) => {
+                remove(&temporary);
+                return Err(failure);
+            }
+        };
+        let stored = self.dir.join(format!("{sha256}.so"));
+        // Over one of the same content, if there is one: it may stem from before a power cut, and nothing was synced then.
+        // Children that have mapped it keep their file.
+        std::fs::rename(&temporary, &stored)
+            .map_err(|error| fail(format!("the store cannot be written: {error}"), None))?;
+        let snapshot = Arc::new(Snapshot { name, file: file.clone(), path: stored, sha256, descriptor });
+        self.known.insert(path.to_owned(), (identity, snapshot.clone()));
+        Ok(snapshot)
+    }
+
+    /// Copies a file that nobody writes to meanwhile; nothing if somebody keeps writing.
+    fn copy_settled(&self, path: &Path) -> io::Result<Option<(Identity, PathBuf, String)>> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let file = File::open(path)?;
+            let before = Identity::of(&file.metadata()?);
+            let lease = files::read_lease(&file)?;
+            let settled = match &lease {
+                Lease::Held(_) => true,
+                Lease::Written => false,
+                Lease::Unsupported => looks_the_same_twice(path, &before)?,
+            };
+            if settled {
+                let (temporary, sha256) = self.copy(&file)?;
+                if Identity::of(&file.metadata()?) == before {
+                    return Ok(Some((before, temporary, sha256)));
+                }
+                remove(&temporary);
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            // Polls with a deadline: the kernel has no event for "nobody has it open for writing any more" on a file that
+            // may also be renamed away.
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// Copies and hashes in one pass.
+    fn copy(&self, mut file: &File) -> io::Result<(PathBuf, String)> {
+        let temporary = self.dir.join(".incoming");
+        remove(&temporary);
+        let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; 128 * 1024];
+        loop {
+            let read = file.read(&mut buffer)?;
+            if read == 0 {
+                break;
+            }
+            hash.update(&buffer[..read]);
+            copy.write_all(&buffer[..read])?;
+        }
+        copy.set_permissions(std::fs::Permissions::from_mode(0o444))?;
+        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok((temporary, sha256))
+    }
+
+    /// Makes what is in use safe against a power cut; not done before a switch, which would wait for the disk.
+    pub fn sync(&self, paths: &[PathBuf]) -> io::Result<()> {
+        for path in paths {
+            File::open(path)?.sync_all()?;
+        }
+        File::open(&self.dir)?.sync_all()
+    }
+
+    /// Removes all copies but those `in_use` and the `keep` youngest others.
+    pub fn collect(&mut self, in_use: &HashSet<PathBuf>, keep: usize) -> io::Result<()> {
+        let mut others: Vec<(SystemTime, PathBuf)> = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "so") && !in_use.contains(&path) {
+                others.push((entry.metadata()?.modified()?, path));
+            }
+        }
+        others.sort();
+        let surplus = others.len().saturating_sub(keep);
+        for (_, path) in &others[..surplus] {
+            std::fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+}
+
+fn looks_the_same_twice(path: &Path, before: &Identity) -> io::Result<bool> {
+    let metadata = std::fs::metadata(path)?;
+    let old = metadata.modified()?.elapsed().is_ok_and(|age| age >= SETTLE);
+    if old {
+        return Ok(true);
+    }
+    std::thread::sleep(LOOK_AGAIN);
+    Ok(Identity::of(&std::fs::metadata(path)?) == *before)
+}
+
+/// A file that is gone already is as good as removed; any other trouble shows at the next use of the name.
+fn remove(path: &Path) {
+    let _ = std::fs::remove_file(path);
+}
+
+/// Every `*.so` of the folder, by name. A folder that does not exist holds none.
+fn list(plugin_dir: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let fail = |error: io::Error| {
+        Failure::new(Stage::Snapshot, format!("read the plugin folder {}: {error}", plugin_dir.display()))
+    };
+    let entries = match std::fs::read_dir(plugin_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(fail(error)),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(fail)?.path();
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|extension| extension == "so") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// A file's name, and the plugin's: without `lib` and `.so`.
+fn names(path: &Path) -> (String, String) {
+    let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let stem = file.strip_suffix(".so").unwrap_or(&file);
+    let name = stem.strip_prefix("lib").filter(|rest| !rest.is_empty()).unwrap_or(stem).to_owned();
+    (file, name)
+}
+
+/// `[plugins.NAME] mount`, else the plugin's own word, else `/`; no two alike.
+fn mount(snapshots: Vec<Arc<Snapshot>>, config: &Config) -> Result<Vec<Mounted>, Failure> {
+    let mut taken: BTreeMap<String, String> = BTreeMap::new();
+    let mut mounted = Vec::new();
+    for snapshot in snapshots {
+        let own = read_text(&snapshot.descriptor.mount);
+        let name = snapshot.name.clone();
+        let mount = match config.plugin(&name).and_then(|plugin| plugin.mount.clone()) {
+            Some(mount) => mount,
+            None if own.is_empty() => "/".into(),
+            None => own,
+        };
+        check_mount(&mount)
+            .map_err(|why| Failure::new(Stage::Snapshot, format!("mount {name}: {why}")).of_plugin(&name))?;
+        if let Some(other) = taken.insert(mount.clone(), name.clone()) {
+            return Err(Failure::new(Stage::Snapshot, format!("mount {name} at `{mount}`: {other} is there already"))
+                .of_plugin(&name)
+                .hint(format!("add to the configuration:  [plugins.{name}]  mount = \"/{name}\"")));
+        }
+        mounted.push(Mounted { snapshot, mount });
+    }
+    Ok(mounted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Place {
+        dir: tempfile::TempDir,
+        store: Store,
+        config: Config,
+    }
+
+    fn place() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let plugin_dir = dir.path().join("plugins");
+        std::fs::create_dir(&plugin_dir).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        Place { dir, store, config: Config { plugin_dir, ..Config::default() } }
+    }
+
+    fn snapshot(name: &str, mount: &str) -> Arc<Snapshot> {
+        let descriptor = Descriptor {
+            magic: baton_plugin_api::abi::MAGIC,
+            size: 0,
+            abi_revision: 1,
+            flags: 0,
+            reserved: 0,
+            name: [0; 64],
+            version: [0; 64],
+            api_version: [0; 32],
+            rustc: [0; 96],
+            mount: baton_plugin_api::abi::text(mount),
+        };
+        let (file, path) = (format!("lib{name}.so"), PathBuf::new());
+        Arc::new(Snapshot { name: name.into(), file, path, sha256: name.into(), descriptor })
+    }
+
+    #[test]
+    fn a_folder_that_is_missing_or_empty_holds_no_plugin() {
+        let mut place = place();
+        assert!(place.store.take(&place.config).unwrap().is_empty());
+        place.config.plugin_dir = place.dir.path().join("nowhere");
+        assert!(place.store.take(&place.config).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_bad_file_is_refused_by_name_and_leaves_nothing_behind() {
+        let mut place = place();
+        std::fs::write(place.config.plugin_dir.join("libbad.so"), "no library").unwrap();
+        let failure = place.store.take(&place.config).unwrap_err();
+        assert_eq!((failure.stage, failure.plugin.as_deref()), (Stage::Snapshot, Some("bad")));
+        assert!(failure.error.contains("libbad.so"), "{failure}");
+        assert_eq!(std::fs::read_dir(place.dir.path().join("store")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_is_refused_and_accepted_later() {
+        let place = place();
+        let path = place.config.plugin_dir.join("libslow.so");
+        let writer = File::create(&path).unwrap();
+        // Only where leases work does an open writer count that does not write.
+        if matches!(files::read_lease(&File::open(&path).unwrap()).unwrap(), Lease::Written) {
+            assert!(place.store.copy_settled(&path).unwrap().is_none());
+        }
+        drop(writer);
+        let (_, copy, _) = place.store.copy_settled(&path).unwrap().unwrap();
+        assert_eq!(std::fs::metadata(copy).unwrap().permissions().mode() & 0o777, 0o444);
+    }
+
+    #[test]
+    fn the_configuration_decides_the_mount_then_the_plugin_then_the_root() {
+        let config = Config::load(None, &["plugins.a.mount=/x".into()]).unwrap();
+        let mounted = mount(vec![snapshot("a", "/own"), snapshot("b", "/own"), snapshot("c", "")], &config).unwrap();
+        let mounts: Vec<&str> = mounted.iter().map(|plugin| plugin.mount.as_str()).collect();
+        assert_eq!(mounts, ["/x", "/own", "/"]);
+    }
+
+    #[test]
+    fn two_plugins_at_one_mount_are_refused_with_the_line_to_add() {
+        let failure = mount(vec![snapshot("a", ""), snapshot("b", "")], &Config::default()).unwrap_err();
+        assert!(failure.hint.unwrap().contains("[plugins.b]"));
+        assert!(mount(vec![snapshot("a", "x/")], &Config::default()).is_err());
+    }
+
+    #[test]
+    fn only_the_youngest_unused_copies_are_kept() {
+        let mut place = place();
+        let store = place.dir.path().join("store");
+        let mut paths = Vec::new();
+        for (age, name) in ["a", "b", "c", "d"].iter().enumerate() {
+            let path = store.join(format!("{name}.so"));
+            let file = File::create(&path).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(age as u64)).unwrap();
+            paths.push(path);
+        }
+        place.store.collect(&HashSet::from([paths[0].clone()]), 1).unwrap();
+        let left: Vec<bool> = paths.iter().map(|path| path.exists()).collect();
+        assert_eq!(left, [true, false, false, true]);
+    }
+
+    #[test]
+    fn a_plugin_is_named_by_its_file() {
+        assert_eq!(names(Path::new("/x/libhello-world.so")).1, "hello-world");
+        assert_eq!(names(Path::new("/x/hello.so")).1, "hello");
+        assert_eq!(names(Path::new("/x/lib.so")).1, "lib");
+    }
+}
