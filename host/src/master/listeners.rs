@@ -175,8 +175,10 @@ mod tests {
 
     #[test]
     fn a_socket_that_somebody_shut_down_listens_again() {
+        // A port that was asked for by number: one that the kernel chose is given up by shutdown(2) and chosen anew.
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let mut listeners = Listeners::default();
-        let keys = listeners.open(&config(&["127.0.0.1:0"])).unwrap();
+        let keys = listeners.open(&config(&[&free])).unwrap();
         let (_, copy) = listeners.lend(&keys).unwrap().remove(0);
         assert!(listeners.mend().is_empty());
         Socket::from(copy).shutdown(std::net::Shutdown::Both).unwrap();
