@@ -8,7 +8,7 @@ use std::ffi::c_void;
 
 use abi_stable::StableAbi;
 
-use super::FfiBytes;
+use super::{FfiBytes, PluginHandle};
 
 /// Begins every extension table.
 #[repr(C)]
@@ -24,7 +24,7 @@ pub struct Header {
 pub const HOST_CONTROL: u32 = 1;
 /// Host: counters, gauges and histograms of the author's own. Reserved; table to come.
 pub const HOST_METRICS: u32 = 2;
-/// Plugin: saving and taking over a state blob at a switch (`on_save`, `previous`). Reserved; table to come.
+/// Plugin: [`PluginState`]. Saving a state blob for the generation that follows (`on_save`, `previous`).
 pub const PLUGIN_STATE: u32 = 1 << 16;
 /// Plugin: byte streams of upgraded connections. Reserved; table to come.
 pub const PLUGIN_UPGRADE: u32 = (1 << 16) + 1;
@@ -46,6 +46,17 @@ pub struct Control {
     /// Asks for `verb` (`CONTROL_*`) and answers at once: 0 accepted, 1 not allowed for this plugin, 2 unknown verb,
     /// 3 the server is not serving. `context` is [`HostApi::context`](super::HostApi).
     pub request: unsafe extern "C" fn(context: *const c_void, verb: u32) -> u32,
+}
+
+/// Table of [`PLUGIN_STATE`], revision 1.
+#[repr(C)]
+#[derive(Clone, Copy, StableAbi)]
+pub struct PluginState {
+    pub header: Header,
+    /// Asks for the plugin's state, on a thread that may block, any number of times: the plugin serves on. Answers
+    /// [`READY`](super::READY) (`out` was written), [`PENDING`](super::PENDING) (nothing to save: `out` was not touched) or
+    /// [`PANICKED`](super::PANICKED).
+    pub save: unsafe extern "C" fn(plugin: PluginHandle, out: *mut StateBlob) -> u32,
 }
 
 /// A state blob with the version that its author gave it. OWNERSHIP: the receiver's.

@@ -1,0 +1,255 @@
+//! A request's head, read from the host piece by piece: what a handler does not look at costs nothing.
+
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Uri, Version, uri};
+
+use crate::abi::{self, FfiAddr, HeaderRef, RequestHead, SENSITIVE, Slice};
+
+/// The head of one request. What it lends lives as long as it.
+pub struct Head(RequestHead);
+
+/// Up to this many header fields are listed without an allocation.
+const INLINE_HEADERS: usize = 32;
+
+impl Head {
+    pub fn new(head: RequestHead) -> Head {
+        Head(head)
+    }
+
+    pub fn request_id(&self) -> u64 {
+        self.0.request_id
+    }
+
+    /// # Panics
+    /// If the host sent a method that HTTP does not allow: its parser never does.
+    pub fn method(&self) -> Method {
+        // SAFETY: the head's slices live until it is dropped.
+        let method = unsafe { self.0.method.as_bytes() };
+        Method::from_bytes(method).expect("the host sends methods that its HTTP parser accepted")
+    }
+
+    pub fn version(&self) -> Version {
+        match self.0.version {
+            9 => Version::HTTP_09,
+            10 => Version::HTTP_10,
+            20 => Version::HTTP_2,
+            30 => Version::HTTP_3,
+            _ => Version::HTTP_11,
+        }
+    }
+
+    /// Path and query.
+    pub fn target(&self) -> &str {
+        // SAFETY: the head's slices live until it is dropped.
+        let target = unsafe { self.0.target.as_bytes() };
+        debug_assert!(std::str::from_utf8(target).is_ok());
+        // SAFETY: the host takes the target from an `http::Uri`, which is a string; the ABI asks for UTF-8.
+        unsafe { std::str::from_utf8_unchecked(target) }
+    }
+
+    /// # Panics
+    /// If the host sent a target that is none: its parser never does.
+    pub fn uri(&self) -> Uri {
+        self.uri_from(Bytes::copy_from_slice(self.target().as_bytes()))
+    }
+
+    fn uri_from(&self, target: Bytes) -> Uri {
+        let target = Uri::from_maybe_shared(target).expect("the host sends targets that its HTTP parser accepted");
+        let (Some(scheme), Some(authority)) = (self.text(abi::FACT_SCHEME), self.text(abi::FACT_AUTHORITY)) else {
+            return target;
+        };
+        let mut parts = uri::Parts::default();
+        parts.scheme = scheme.parse().ok();
+        parts.authority = authority.parse().ok();
+        parts.path_and_query = target.path_and_query().cloned();
+        // An absolute form that does not fit together (scheme without authority) is as good as none.
+        Uri::from_parts(parts).unwrap_or(target)
+    }
+
+    /// The first value of a field; `name` in lower case.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        let mut value = Slice::EMPTY;
+        // SAFETY: the table is the host's and alive with the head; `name` and `value` outlive the call; the value lent lives
+        // until the head is dropped.
+        unsafe {
+            let found = ((*self.0.vtable).header)(self.0.data, Slice::new(name.as_bytes()), &mut value);
+            (found != 0).then(|| value.as_bytes())
+        }
+    }
+
+    fn fact(&self, fact: u32) -> Option<&[u8]> {
+        let mut value = Slice::EMPTY;
+        // SAFETY: as in `header`.
+        unsafe { (((*self.0.vtable).fact)(self.0.data, fact, &mut value) != 0).then(|| value.as_bytes()) }
+    }
+
+    /// A fact that is text (`FACT_*`).
+    pub fn text(&self, fact: u32) -> Option<&str> {
+        self.fact(fact).and_then(|text| std::str::from_utf8(text).ok())
+    }
+
+    /// A fact that is an address (`FACT_*`).
+    pub fn address(&self, fact: u32) -> Option<SocketAddr> {
+        let bytes = self.fact(fact)?;
+        if bytes.len() < size_of::<FfiAddr>() {
+            return None;
+        }
+        // SAFETY: long enough (checked); every bit pattern is an `FfiAddr`; `read_unaligned` asks for no alignment.
+        unsafe { bytes.as_ptr().cast::<FfiAddr>().read_unaligned() }.to_std()
+    }
+
+    /// All header fields, in order of arrival.
+    pub fn headers(&self) -> HeaderMap {
+        self.with_fields(|fields| copy_fields(fields, "").0)
+    }
+
+    /// All header fields and the URI, from one buffer.
+    pub fn headers_and_uri(&self) -> (HeaderMap, Uri) {
+        let (headers, target) = self.with_fields(|fields| copy_fields(fields, self.target()));
+        (headers, self.uri_from(target))
+    }
+
+    fn with_fields<T>(&self, read: impl FnOnce(&[HeaderRef]) -> T) -> T {
+        let list = |out: &mut [MaybeUninit<HeaderRef>]| {
+            let capacity = u32::try_from(out.len()).unwrap_or(u32::MAX);
+            // SAFETY: the host writes at most `capacity` fields to `out` and answers how many; all it lends lives until the
+            // head is dropped.
+            unsafe { ((*self.0.vtable).headers)(self.0.data, out.as_mut_ptr().cast(), capacity) as usize }
+        };
+        let count = self.0.header_count as usize;
+        let mut inline = [const { MaybeUninit::<HeaderRef>::uninit() }; INLINE_HEADERS];
+        let mut heap = Vec::new();
+        let out: &mut [MaybeUninit<HeaderRef>] = if count <= INLINE_HEADERS {
+            &mut inline[..count]
+        } else {
+            heap.resize_with(count, MaybeUninit::uninit);
+            &mut heap
+        };
+        let written = list(out).min(out.len());
+        // SAFETY: the host wrote the first `written` fields.
+        read(unsafe { std::slice::from_raw_parts(out.as_ptr().cast(), written) })
+    }
+}
+
+/// Copies the values of `fields`, and then `tail`, into one buffer; values and tail are slices of it.
+fn copy_fields(fields: &[HeaderRef], tail: &str) -> (HeaderMap, Bytes) {
+    // SAFETY: the host's fields are alive, with the lengths it gave.
+    let value_of = |field: &HeaderRef| unsafe {
+        Slice { ptr: field.value, len: (field.value_len & !SENSITIVE) as usize }.as_bytes()
+    };
+    let length = fields.iter().map(|field| (field.value_len & !SENSITIVE) as usize).sum::<usize>() + tail.len();
+    let mut buffer = Vec::with_capacity(length);
+    for field in fields {
+        buffer.extend_from_slice(value_of(field));
+    }
+    buffer.extend_from_slice(tail.as_bytes());
+    let ascii = buffer.is_ascii();
+    // Exactly full: becomes `Bytes` without another copy.
+    let mut buffer = Bytes::from(buffer);
+
+    let mut headers = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        // SAFETY: as in `value_of`.
+        let name = unsafe { Slice { ptr: field.name, len: field.name_len as usize }.as_bytes() };
+        let value = buffer.split_to((field.value_len & !SENSITIVE) as usize);
+        let Some(name) = header_name(name) else { continue };
+        let value = if ascii {
+            // SAFETY: ASCII, hence the UTF-8 that this function asks for; and a value that the host's HTTP parser accepted,
+            // hence without the control characters that a value must not have.
+            unsafe { HeaderValue::from_maybe_shared_unchecked(value) }
+        } else {
+            match HeaderValue::from_maybe_shared(value) {
+                Ok(value) => value,
+                Err(_) => continue,
+            }
+        };
+        let mut value = value;
+        if field.value_len & SENSITIVE != 0 {
+            value.set_sensitive(true);
+        }
+        headers.append(name, value);
+    }
+    (headers, buffer)
+}
+
+/// How many names each thread remembers.
+const NAMES: usize = 64;
+
+thread_local! {
+    static RECENT: RefCell<[Option<HeaderName>; NAMES]> = const { RefCell::new([const { None }; NAMES]) };
+}
+
+/// The `HeaderName` of `name`. Clients send the same few names again and again: comparing with one seen before is cheaper
+/// than parsing, and spares the copy that a name unknown to `http` (such as `sec-fetch-mode`) needs.
+fn header_name(name: &[u8]) -> Option<HeaderName> {
+    let (Some(first), Some(last)) = (name.first(), name.last()) else { return None };
+    let middle = name[name.len() / 2];
+    let slot = (name.len() ^ usize::from(*first) ^ (usize::from(*last) << 2) ^ (usize::from(middle) << 1)) % NAMES;
+    RECENT
+        .try_with(|recent| {
+            // Nothing below calls back: the borrow cannot be taken twice.
+            let mut recent = recent.borrow_mut();
+            if let Some(known) = &recent[slot]
+                && known.as_str().as_bytes() == name
+            {
+                return Some(known.clone());
+            }
+            let parsed = HeaderName::from_bytes(name).ok()?;
+            recent[slot] = Some(parsed.clone());
+            Some(parsed)
+        })
+        // The thread is ending, its locals gone.
+        .unwrap_or_else(|_| HeaderName::from_bytes(name).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(name: &'static str, value: &'static [u8], flags: u32) -> HeaderRef {
+        HeaderRef {
+            name: name.as_ptr(),
+            value: value.as_ptr(),
+            name_len: name.len() as u32,
+            value_len: value.len() as u32 | flags,
+        }
+    }
+
+    #[test]
+    fn fields_keep_order_repetition_bytes_and_sensitivity() {
+        let fields = [
+            field("host", b"a.example", 0),
+            field("x-own", b"1", 0),
+            field("cookie", b"secret", SENSITIVE),
+            field("x-own", b"", 0),
+            field("x-latin", b"caf\xe9", 0),
+        ];
+        for _ in 0..2 {
+            let (headers, tail) = copy_fields(&fields, "/path?q");
+            assert_eq!(tail, "/path?q");
+            assert_eq!(headers.len(), 5);
+            assert_eq!(headers["host"], "a.example");
+            let own: Vec<_> = headers.get_all("x-own").iter().collect();
+            assert_eq!(own, ["1", ""]);
+            assert!(headers["cookie"].is_sensitive() && !headers["host"].is_sensitive());
+            assert_eq!(headers["x-latin"].as_bytes(), b"caf\xe9");
+        }
+    }
+
+    #[test]
+    fn names_that_share_a_slot_are_told_apart() {
+        for _ in 0..3 {
+            for number in 0..1000 {
+                let name = format!("x-name-{number}");
+                assert_eq!(header_name(name.as_bytes()).unwrap().as_str(), name);
+            }
+        }
+        assert!(header_name(b"").is_none());
+        assert!(header_name(b"a b").is_none());
+    }
+}

@@ -1,0 +1,72 @@
+//! The host as a plugin sees it: a place to log to, and extension tables.
+
+use std::marker::PhantomData;
+
+use crate::abi::{HostApi_Ref, LogField, LogRecord, Slice, extension};
+
+/// The host's functions. Good on any thread, until the process ends.
+#[derive(Clone, Copy)]
+pub struct HostRef(HostApi_Ref);
+
+// SAFETY: the host's functions may be called on any thread, and its context is made for that (see `HostApi`).
+unsafe impl Send for HostRef {}
+// SAFETY: as above.
+unsafe impl Sync for HostRef {}
+
+/// A field of a [`Record`], already formatted.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Field<'a>(LogField, PhantomData<&'a str>);
+
+impl<'a> Field<'a> {
+    pub fn new(name: &'a str, value: &'a str) -> Field<'a> {
+        Field(LogField { name: Slice::new(name.as_bytes()), value: Slice::new(value.as_bytes()) }, PhantomData)
+    }
+}
+
+/// A log record on its way to the host; the fields mean what those of [`LogRecord`] do.
+pub struct Record<'a> {
+    pub level: u32,
+    pub target: &'a str,
+    pub message: &'a str,
+    pub fields: &'a [Field<'a>],
+    pub request_id: u64,
+    pub spans: &'a str,
+    pub file: &'a str,
+    pub line: u32,
+    pub panic: bool,
+}
+
+impl HostRef {
+    pub fn new(api: HostApi_Ref) -> HostRef {
+        HostRef(api)
+    }
+
+    /// Hands a record to the host, which copies what it keeps.
+    pub fn log(self, record: &Record<'_>) {
+        let record = LogRecord {
+            level: record.level,
+            field_count: u32::try_from(record.fields.len()).unwrap_or(u32::MAX),
+            target: Slice::new(record.target.as_bytes()),
+            message: Slice::new(record.message.as_bytes()),
+            // `Field` is transparent over `LogField`.
+            fields: record.fields.as_ptr().cast(),
+            request_id: record.request_id,
+            spans: Slice::new(record.spans.as_bytes()),
+            file: Slice::new(record.file.as_bytes()),
+            line: record.line,
+            panic: record.panic.into(),
+        };
+        self.0.log()(self.0.context(), &record);
+    }
+
+    /// Asks the host for `verb` (`CONTROL_*`); nothing if it has no such table.
+    pub fn control(self, verb: u32) -> Option<u32> {
+        let table = self.0.extension()(self.0.context(), extension::HOST_CONTROL, 1).cast::<extension::Control>();
+        if table.is_null() {
+            return None;
+        }
+        // SAFETY: a table that is not null lives as long as the process and has at least revision 1.
+        Some(unsafe { ((*table).request)(self.0.context(), verb) })
+    }
+}
