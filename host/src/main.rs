@@ -14,6 +14,7 @@ mod master;
 mod metrics;
 mod report;
 mod sys;
+mod telemetry;
 
 fn main() -> std::process::ExitCode {
     child::run()
