@@ -1,0 +1,341 @@
+// The admin page: asks for the status each second and shows it. It puts nothing into the page but text, keeps the token in
+// this tab only, and says so when the server does not answer.
+"use strict";
+
+const BASE = "/debug/admin";
+const KEY = "baton-token";
+const POLL_MS = 1000;
+const HIDDEN_POLL_MS = 10000;
+const PATIENCE_MS = 4000;
+
+const $ = (id) => document.getElementById(id);
+
+/** An element with classes, text and children; never markup. */
+function el(tag, options = {}, ...children) {
+  const node = document.createElement(tag);
+  if (options.class) node.className = options.class;
+  if (options.text !== undefined) node.textContent = options.text;
+  if (options.label) node.dataset.label = options.label;
+  if (options.title) node.title = options.title;
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+// --- The token: from the link's fragment, which never leaves the browser, into this tab's storage. ---
+
+function takeToken() {
+  const match = /(?:^#|&)token=([0-9a-fA-F]+)/.exec(location.hash);
+  if (match) sessionStorage.setItem(KEY, match[1]);
+  if (location.hash) history.replaceState(null, "", location.pathname + location.search);
+}
+
+let askedForToken = null;
+
+/** Asks the person once, however many requests want it. */
+function askForToken(why) {
+  askedForToken ??= new Promise((resolve) => {
+    const dialog = $("ask-token");
+    const done = (event) => {
+      event.preventDefault();
+      sessionStorage.setItem(KEY, $("token").value.trim());
+      $("token").value = "";
+      askedForToken = null;
+      dialog.close();
+      resolve();
+    };
+    if (why) $("token-why").prepend(why + " ");
+    $("token-form").addEventListener("submit", done, { once: true });
+    dialog.addEventListener("cancel", (event) => event.preventDefault());
+    dialog.showModal();
+  });
+  return askedForToken;
+}
+
+class Unreachable extends Error {}
+
+async function call(method, path, patience) {
+  for (;;) {
+    const token = sessionStorage.getItem(KEY);
+    if (!token) {
+      await askForToken();
+      continue;
+    }
+    let response, body;
+    try {
+      response = await fetch(BASE + path, {
+        method,
+        headers: { authorization: "Bearer " + token, accept: "application/json" },
+        cache: "no-store",
+        signal: patience ? AbortSignal.timeout(patience) : undefined,
+      });
+      body = await response.json();
+    } catch (error) {
+      throw new Unreachable(String(error));
+    }
+    if (response.status !== 401) return { status: response.status, body };
+    sessionStorage.removeItem(KEY);
+    await askForToken("The server does not know this token.");
+  }
+}
+
+// --- Words ---
+
+function duration(ms) {
+  const s = ms / 1000;
+  if (s < 1) return Math.round(ms) + " ms";
+  if (s < 120) return Math.floor(s) + " s";
+  if (s < 7200) return Math.floor(s / 60) + " min";
+  if (s < 172800) return Math.floor(s / 3600) + " h " + Math.floor((s % 3600) / 60) + " min";
+  return Math.floor(s / 86400) + " d " + Math.floor((s % 86400) / 3600) + " h";
+}
+
+const millis = (ms) => (ms < 10 ? ms.toFixed(1) : Math.round(ms)) + " ms";
+const count = (n) => n.toLocaleString("en");
+
+function causeText(cause) {
+  switch (cause.by) {
+    case "start": return "start";
+    case "signal": return `${cause.signal} from pid ${cause.sender}`;
+    case "admin": return `admin (${cause.peer})`;
+    case "watcher": return `change of ${cause.path}`;
+    case "crash": return `crash of generation ${cause.of}`;
+    case "term": return `SIGTERM to generation ${cause.generation}`;
+    case "plugin": return `plugin ${cause.name}`;
+    default: return cause.by;
+  }
+}
+
+const STATE_CLASS = { serving: "good", paused: "warn", retiring: "warn", exited: "", starting: "warn", loading: "warn", ready: "warn", committing: "warn" };
+const RESULT_CLASS = { switched: "good", refused: "bad", rolled_back: "bad", superseded: "warn", queued: "warn", running: "warn", shutting_down: "warn" };
+const RESULT_TEXT = { rolled_back: "rolled back", shutting_down: "shutting down" };
+
+/** One line that says how an operation stands. */
+function verdict(report) {
+  const result = RESULT_TEXT[report.result] ?? report.result;
+  switch (report.result) {
+    case "switched": {
+      const from = report.from !== undefined ? `generation ${report.from} → ${report.generation}` : `generation ${report.generation}`;
+      return `${result}: ${from}` + (report.ms ? ` in ${millis(report.ms.total)}` : "");
+    }
+    case "refused":
+    case "rolled_back":
+      return `${result}${report.stage ? " at " + report.stage : ""}${report.plugin ? " of " + report.plugin : ""}: ${report.error ?? ""}`;
+    case "superseded":
+      return result + (report.superseded_by ? ` by operation ${report.superseded_by}` : "");
+    case "queued":
+      return result + (report.queued ? ": " + report.queued : "");
+    default:
+      return result;
+  }
+}
+
+function pluginsText(plugins) {
+  return ["added", "changed", "removed", "unchanged"]
+    .filter((kind) => plugins[kind].length)
+    .map((kind) => `${plugins[kind].join(", ")} ${kind}`)
+    .join("; ");
+}
+
+function timingsText(ms) {
+  return ["snapshot", "load", "prove", "switch"].map((part) => `${part} ${millis(ms[part])}`).join(" · ");
+}
+
+function drainText(drain) {
+  const parts = [`drained in ${duration(drain.ms)}`, `${count(drain.handed_over)} handed over`, `${count(drain.finished)} finished`];
+  const cut = Object.values(drain.cut).reduce((sum, n) => sum + n, 0);
+  if (drain.lingered) parts.push(`${count(drain.lingered)} closed idle`);
+  if (cut) parts.push(`${count(cut)} cut`);
+  if (drain.lost) parts.push(`${count(drain.lost)} lost`);
+  return parts.join(", ");
+}
+
+function reportParts(report) {
+  const parts = [el("p", { class: "verdict", text: `${report.verb} ${report.op} ${verdict(report)}` })];
+  if (report.hint) parts.push(el("p", { text: "hint: " + report.hint }));
+  if (report.serving !== undefined && report.result !== "switched") parts.push(el("p", { text: `generation ${report.serving} serves on` }));
+  if (report.plugins) {
+    const text = pluginsText(report.plugins);
+    if (text) parts.push(el("p", { class: "quiet", text }));
+  }
+  if (report.detail) parts.push(el("details", {}, el("summary", { text: "Details" }), el("pre", { text: report.detail })));
+  return parts;
+}
+
+function showOutcome(kind, ...parts) {
+  const outcome = $("outcome");
+  outcome.className = "notice " + kind;
+  outcome.replaceChildren(...parts);
+  outcome.hidden = false;
+}
+
+// --- Operations ---
+
+async function operate(verb, button) {
+  button.disabled = true;
+  button.dataset.busy = "yes";
+  showOutcome("", el("p", { text: verb === "reload" ? "Reloading …" : "Shutting down …" }));
+  try {
+    const { status, body } = await call("POST", "/" + verb);
+    if (body.result) showOutcome(RESULT_CLASS[body.result] ?? "", ...reportParts(body));
+    else showOutcome("bad", el("p", { class: "verdict", text: body.error ?? `answer ${status}` }), body.hint ? el("p", { text: "hint: " + body.hint }) : "");
+  } catch (error) {
+    showOutcome("bad", el("p", { class: "verdict", text: `No answer to the ${verb}: the server is gone or cannot be reached.` }));
+  } finally {
+    delete button.dataset.busy;
+    button.disabled = false;
+    if ($("state")) poll();
+  }
+}
+
+// --- The status ---
+
+let lastRequests = null;
+let seen = null;
+
+/** Sets children only when their text changed, so that a selection or an open part survives the next second. */
+const shown = new Map();
+function replace(id, state, build) {
+  const key = JSON.stringify(state);
+  if (shown.get(id) === key) return;
+  shown.set(id, key);
+  $(id).replaceChildren(...build());
+}
+
+function requestRate(status) {
+  const total = status.generations.reduce((sum, g) => sum + g.load.requests, 0);
+  const now = performance.now();
+  const before = lastRequests;
+  lastRequests = { total, now, pid: status.pid };
+  if (!before || before.pid !== status.pid || total < before.total || now - before.now < 200) return null;
+  return ((total - before.total) * 1000) / (now - before.now);
+}
+
+function figures(status) {
+  const sum = (key) => status.generations.reduce((total, g) => total + g.load[key], 0);
+  const rate = requestRate(status);
+  return [
+    ["Serving", status.serving !== null ? "gen " + status.serving : "nothing"],
+    ["Connections", count(sum("connections"))],
+    ["In flight", count(sum("requests_in_flight"))],
+    ["Requests per second", rate === null ? "–" : count(rate < 10 ? Math.round(rate * 10) / 10 : Math.round(rate))],
+    ["Switches", count(status.switches)],
+    ["Crashes", count(status.crashes)],
+  ];
+}
+
+function generationCard(g) {
+  const load = g.load;
+  const number = (n, word) => el("span", {}, el("b", { text: count(n) }), " " + word);
+  return el("article", { class: "generation " + g.state },
+    el("div", { class: "top" },
+      el("h3", { text: "Generation " + g.generation }),
+      el("span", { class: "pill " + (STATE_CLASS[g.state] ?? ""), text: g.state }),
+      el("span", { class: "quiet", text: `${g.pid !== null ? "pid " + g.pid + " · " : ""}${duration(g.age_ms)} old · by ${causeText(g.cause)}` }),
+      g.deadline_ms !== undefined ? el("span", { class: "quiet", text: `ends in ${duration(g.deadline_ms)} at the latest` }) : null),
+    g.exit ? el("p", { class: "exit", text: g.exit }) : null,
+    el("p", { class: "counts" },
+      number(load.connections, "connections"), number(load.idle, "idle"), number(load.requests_in_flight, "in flight"),
+      number(load.requests, "requests"), load.panics ? number(load.panics, "panics") : null),
+    g.plugins.length ? pluginTable(g.plugins) : g.state === "serving" ? el("p", { class: "quiet", text: "No plugin: every request is answered 503." }) : null);
+}
+
+function pluginTable(plugins) {
+  const head = ["Plugin", "Version", "Mount", "SHA-256", "Built with"];
+  const cell = (label, text, options = {}) => el("td", { label, ...options }, el("span", { text, class: options.mono ? "mono" : "" }));
+  return el("table", {},
+    el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { text })))),
+    el("tbody", {}, ...plugins.map((p) => el("tr", {},
+      cell("Plugin", p.name, { title: p.file }),
+      cell("Version", p.version + (p.debug ? " (debug)" : "")),
+      cell("Mount", p.mount, { mono: true }),
+      cell("SHA-256", p.sha256.slice(0, 12), { mono: true, title: p.sha256 }),
+      cell("Built with", `${p.rustc}, api ${p.api}`)))));
+}
+
+function operationItem(report) {
+  const more = [causeText(report.cause)];
+  if (report.ms && report.result === "switched") more.push(timingsText(report.ms));
+  if (report.drain) more.push(drainText(report.drain));
+  return el("li", {},
+    el("div", {}, el("span", { class: "pill " + (RESULT_CLASS[report.result] ?? ""), text: `${report.verb} ${report.op}` }), " " + verdict(report)),
+    report.hint ? el("div", { class: "quiet", text: "hint: " + report.hint }) : null,
+    el("div", { class: "quiet", text: more.join(" · ") }));
+}
+
+function setState(kind, text) {
+  const state = $("state");
+  if (state.textContent !== text) state.textContent = text;
+  state.className = "pill " + kind;
+}
+
+function show(status) {
+  seen = new Date();
+  $("gone").hidden = true;
+  document.title = `${status.name} · Baton`;
+  $("name").textContent = status.name;
+  $("about").textContent = `Baton ${status.version} · pid ${status.pid} · up ${duration(status.uptime_ms)}`;
+  if (status.shutting_down) setState("warn", "shutting down");
+  else if (status.ready) setState("good", "serving");
+  else setState("bad", "not serving");
+  for (const [id, usable] of [["reload", !status.shutting_down], ["shutdown", !status.shutting_down]]) {
+    if (!$(id).dataset.busy) $(id).disabled = !usable;
+  }
+  const numbers = figures(status);
+  replace("figures", numbers, () => numbers.map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
+  const generations = status.generations.length ? status.generations : null;
+  // Ages are shown to the second; below that nothing needs to be drawn anew.
+  const rounded = generations?.map((g) => ({ ...g, age_ms: duration(g.age_ms), deadline_ms: g.deadline_ms && duration(g.deadline_ms) }));
+  replace("generations", rounded ?? 0, () => generations?.map(generationCard) ?? [el("p", { class: "quiet", text: "None yet." })]);
+  replace("listeners", status.listeners, () => status.listeners.length
+    ? status.listeners.map((l) => el("li", {}, el("span", { class: "mono", text: l.address }), el("span", { class: "quiet", text: " " + l.server })))
+    : [el("li", { class: "quiet", text: "None." })]);
+  const operations = status.operations.slice(0, 8);
+  replace("operations", operations, () => operations.length ? operations.map(operationItem) : [el("li", { class: "quiet", text: "None yet." })]);
+  $("where").textContent = `Plugins from ${status.plugin_dir} · ${count(status.master_fds)} descriptors in the master`;
+}
+
+function showGone() {
+  setState("bad", "no answer");
+  $("reload").disabled = $("shutdown").disabled = true;
+  const gone = $("gone");
+  const text = seen
+    ? `The server does not answer. What follows is from ${seen.toLocaleTimeString()}; it is asked again each second.`
+    : "The server does not answer; it is asked again each second.";
+  if (gone.textContent !== text) gone.textContent = text;
+  gone.hidden = false;
+}
+
+let timer = null;
+let polling = false;
+
+async function poll() {
+  if (polling) return;
+  polling = true;
+  clearTimeout(timer);
+  try {
+    const { status, body } = await call("GET", "/status", PATIENCE_MS);
+    if (status === 200) show(body);
+    else showGone();
+  } catch (error) {
+    // A mistake of ours must not look like the server's.
+    if (!(error instanceof Unreachable)) console.error(error);
+    showGone();
+  } finally {
+    polling = false;
+    timer = setTimeout(poll, document.hidden ? HIDDEN_POLL_MS : POLL_MS);
+  }
+}
+
+takeToken();
+addEventListener("hashchange", () => { takeToken(); location.reload(); });
+
+if ($("act")) {
+  $("act").addEventListener("click", (event) => operate(event.target.dataset.verb, event.target));
+} else {
+  $("reload").addEventListener("click", (event) => operate("reload", event.target));
+  $("shutdown").addEventListener("click", () => $("ask-shutdown").showModal());
+  $("shutdown-no").addEventListener("click", () => $("ask-shutdown").close());
+  $("shutdown-yes").addEventListener("click", () => { $("ask-shutdown").close(); operate("shutdown", $("shutdown")); });
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
+  poll();
+}

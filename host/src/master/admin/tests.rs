@@ -1,0 +1,172 @@
+//! The surface over real sockets, against a loop that is made up.
+
+use std::io;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::*;
+use crate::master::handle::{OpOptions, Request};
+use crate::report::{Cause, OpId, Verb};
+use routes::tests::{refused, status, switched};
+
+/// A loop that switches, or refuses when told to allow nothing; it remembers what it was asked.
+fn fake_loop() -> (Handle, std::sync::mpsc::Receiver<(Verb, Cause, OpOptions)>) {
+    let (handle, mut requests) = Handle::new();
+    let (seen, asked) = std::sync::mpsc::channel();
+    tokio::spawn(async move {
+        while let Some(request) = requests.recv().await {
+            match request {
+                Request::Operate { verb, cause, options, reply } => {
+                    let report = if options.allow_empty { switched(verb, &cause) } else { refused(verb, &cause) };
+                    seen.send((verb, cause, options)).unwrap();
+                    reply.send(report).ok();
+                }
+                Request::Status { reply } => drop(reply.send(status())),
+                Request::Operation { id, reply } => {
+                    drop(reply.send((id == OpId(12)).then(|| switched(Verb::Reload, &Cause::Start))));
+                }
+            }
+        }
+    });
+    (handle, asked)
+}
+
+fn dirs(root: &std::path::Path) -> Dirs {
+    std::fs::create_dir_all(root.join("run")).unwrap();
+    Dirs { runtime: root.join("run"), state: root.join("state") }
+}
+
+fn anywhere() -> config::Admin {
+    config::Admin { listen: "127.0.0.1:0".into(), hosts: Vec::new() }
+}
+
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> io::Result<String> {
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+fn tcp_of(admin: &Admin) -> SocketAddr {
+    admin.surface.tcp.as_ref().unwrap().address
+}
+
+#[tokio::test]
+async fn the_socket_needs_no_token_and_names_its_peer() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let (handle, asked) = fake_loop();
+    let options = AdminOptions { dirs: &dirs, name: "x", config: &anywhere(), asked: true };
+    let admin = start(options, handle).unwrap();
+    let stream = UnixStream::connect(dirs.socket()).await.unwrap();
+    let request = "POST /debug/admin/reload HTTP/1.1\r\nhost: baton\r\nconnection: close\r\ncontent-length: 21\r\n\r\n\
+                   {\"allow_empty\":true }";
+    let answer = exchange(stream, request).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("\"result\":\"switched\""), "{answer}");
+    let (verb, cause, options) = asked.recv().unwrap();
+    assert_eq!((verb, options.allow_empty), (Verb::Reload, true));
+    let peer = format!("uid {} pid {}", nix::unistd::geteuid(), std::process::id());
+    assert_eq!(cause, Cause::Admin { peer });
+    admin.close().await;
+    assert!(!dirs.socket().exists());
+}
+
+#[tokio::test]
+async fn tcp_needs_the_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let (handle, asked) = fake_loop();
+    let admin = start(AdminOptions { dirs: &dirs, name: "x", config: &anywhere(), asked: true }, handle).unwrap();
+    let address = tcp_of(&admin);
+    let send =
+        |request: String| async move { exchange(TcpStream::connect(address).await.unwrap(), &request).await.unwrap() };
+    let head = format!("POST /debug/admin/reload HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
+    let answer = send(format!("{head}\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    assert!(answer.contains("www-authenticate: Bearer"), "{answer}");
+    assert!(asked.try_recv().is_err(), "nothing reached the loop");
+    let link = admin.link().unwrap();
+    let token = link.split_once("#token=").unwrap().1;
+    let answer = send(format!("{head}authorization: Bearer {token}\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 409 "), "{answer}");
+    assert!(matches!(asked.recv().unwrap().1, Cause::Admin { peer } if peer.starts_with("127.0.0.1:")));
+}
+
+#[tokio::test]
+async fn a_guess_waits_and_nobody_else_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let (handle, _asked) = fake_loop();
+    let admin = start(AdminOptions { dirs: &dirs, name: "x", config: &anywhere(), asked: true }, handle).unwrap();
+    let address = tcp_of(&admin);
+    let send = |path: &str, token: &str| {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n"
+        );
+        async move {
+            let before = tokio::time::Instant::now();
+            let answer = exchange(TcpStream::connect(address).await.unwrap(), &request).await.unwrap();
+            (answer, before.elapsed())
+        }
+    };
+    let guess = tokio::spawn(send("/debug/admin/status", "0000"));
+    let (answer, _) = send("/livez", "").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let (answer, took) = guess.await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    assert!(took >= Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_ends_the_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let (handle, _asked) = fake_loop();
+    let admin = start(AdminOptions { dirs: &dirs, name: "x", config: &anywhere(), asked: true }, handle).unwrap();
+    let slow = TcpStream::connect(tcp_of(&admin)).await.unwrap();
+    let before = std::time::Instant::now();
+    let answer = exchange(slow, "GET /livez HTTP/1.1\r\nhost:").await;
+    assert!(answer.is_err() || !answer.unwrap().contains("200"));
+    assert!(before.elapsed() >= Duration::from_secs(4));
+}
+
+#[tokio::test]
+async fn a_busy_address_is_refused_only_if_it_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let taken = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    let config = config::Admin { listen: taken.local_addr().unwrap().to_string(), hosts: Vec::new() };
+    let (handle, _asked) = fake_loop();
+    let error =
+        start(AdminOptions { dirs: &dirs, name: "x", config: &config, asked: true }, handle.clone()).unwrap_err();
+    assert!(error.to_string().contains("--admin"), "{error}");
+    assert!(!dirs.socket().exists(), "a refused start leaves nothing behind");
+    let admin = start(AdminOptions { dirs: &dirs, name: "x", config: &config, asked: false }, handle).unwrap();
+    assert_ne!(tcp_of(&admin), taken.local_addr().unwrap());
+}
+
+#[tokio::test]
+async fn off_leaves_the_socket_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let (handle, _asked) = fake_loop();
+    let off = config::Admin { listen: "off".into(), hosts: Vec::new() };
+    let admin = start(AdminOptions { dirs: &dirs, name: "x", config: &off, asked: true }, handle).unwrap();
+    assert_eq!((admin.url(), admin.link()), (None, None));
+    assert!(!dirs.token().exists());
+    let stream = UnixStream::connect(dirs.socket()).await.unwrap();
+    let answer = exchange(stream, "GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_path_too_long_for_a_socket_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = Dirs { runtime: dir.path().join("x".repeat(120)), state: dir.path().into() };
+    std::fs::create_dir_all(&long.runtime).unwrap();
+    let (handle, _asked) = fake_loop();
+    let error = start(AdminOptions { dirs: &long, name: "x", config: &anywhere(), asked: true }, handle).unwrap_err();
+    assert!(error.to_string().contains("xxxx"), "{error}");
+}
