@@ -1,3 +1,5 @@
+//! Every route against every kind of caller, without a socket.
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
