@@ -9,6 +9,8 @@ use crate::plugin::Init;
 use crate::request::Request;
 use crate::response::IntoResponse;
 
+pub mod emit;
+
 /// What a plugin's init may give: an axum `Router`, any tower `Service<http::Request<Body>>`, or [`handler_with`].
 ///
 /// As the result of an init it may be written `impl IntoApp`, where the full type is long.

@@ -43,4 +43,7 @@ pub use author::*;
 /// What the macros' code needs; nothing here is for anyone else.
 #[cfg(feature = "plugin")]
 #[doc(hidden)]
-pub mod __private;
+pub mod __private {
+    pub use crate::export::emit::*;
+    pub use crate::logging::Bridge;
+}

@@ -63,13 +63,16 @@ pub trait IntoResponse {
 
     /// The same on its way out; implemented apart only where that is cheaper.
     #[doc(hidden)]
-    fn into_reply(self) -> crate::__private::Reply
+    fn into_reply(self) -> Departing
     where
         Self: Sized,
     {
-        crate::__private::Reply(reply(self.into_response()))
+        Departing(reply(self.into_response()))
     }
 }
+
+/// A response on its way out, opaque to authors.
+pub struct Departing(pub(crate) Reply);
 
 pub(crate) fn reply(response: Response) -> Reply {
     let (response::Parts { status, headers, .. }, body) = response.into_parts();
@@ -83,8 +86,8 @@ fn typed(body: impl Into<Bytes>, content_type: &'static str) -> Response {
 }
 
 /// The response of [`typed`] without a header map.
-fn typed_reply(body: impl Into<Bytes>, content_type: &'static str) -> crate::__private::Reply {
-    crate::__private::Reply(Reply {
+fn typed_reply(body: impl Into<Bytes>, content_type: &'static str) -> Departing {
+    Departing(Reply {
         status: StatusCode::OK,
         headers: HeaderMap::new(),
         content_type: Some(content_type),
@@ -100,7 +103,7 @@ macro_rules! typed {
                 typed($bytes, $content_type)
             }
 
-            fn into_reply(self) -> crate::__private::Reply {
+            fn into_reply(self) -> Departing {
                 let $value = self;
                 typed_reply($bytes, $content_type)
             }
@@ -169,7 +172,7 @@ impl<T: IntoResponse, E: IntoResponse> IntoResponse for Result<T, E> {
         }
     }
 
-    fn into_reply(self) -> crate::__private::Reply {
+    fn into_reply(self) -> Departing {
         match self {
             Ok(value) => value.into_reply(),
             Err(error) => error.into_reply(),
@@ -184,7 +187,7 @@ impl<T: IntoResponse> IntoResponse for (StatusCode, T) {
         response
     }
 
-    fn into_reply(self) -> crate::__private::Reply {
+    fn into_reply(self) -> Departing {
         let mut reply = self.1.into_reply();
         reply.0.status = self.0;
         reply

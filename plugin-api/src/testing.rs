@@ -32,12 +32,13 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use tracing::level_filters::LevelFilter;
 
-use crate::__private::module;
 use crate::abi;
 use crate::body::Body;
 use crate::export::Exported;
+use crate::export::emit::module;
 use crate::ffi::BoxError;
 use crate::ffi::loopback::{self, Head, Loaded};
+use crate::logging::Bridge;
 
 pub use crate::ffi::loopback::Logged as Log;
 
@@ -156,12 +157,12 @@ impl Plugin {
 
     /// Starts the function under `#[handler]` or `#[plugin]`, with more to say about how.
     pub fn with<F: Exported<M>, M>(function: F) -> Builder {
-        Builder::new(module::<false, 0, F, M>(function))
+        Builder::new(module::<Bridge, false, 0, F, M>(function))
     }
 
     /// As [`with`](Plugin::with), for a plugin whose options say `runtime = "spawn"`.
     pub fn spawned<F: Exported<M>, M>(function: F) -> Builder {
-        Builder::new(module::<true, 0, F, M>(function))
+        Builder::new(module::<Bridge, true, 0, F, M>(function))
     }
 
     // ---- requests ----

@@ -7,9 +7,6 @@ use syn::{Error, FnArg, ItemFn, ReturnType};
 
 use crate::options::Options;
 
-/// The name under which abi_stable looks for its header. Held against abi_stable's own by the code that uses it.
-const HEADER: &str = "_1as_0lib_1header_0root_bmodule_bloader";
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Handler,
@@ -72,44 +69,18 @@ fn exports(kind: Kind, options: &Options, function: &ItemFn) -> syn::Result<Toke
         Kind::Handler => {
             let answer = quote_spanned! { result => #private::response(#call) };
             quote! {
-                #private::handler::<#spawn, #workers, _, _>(|__given: ::baton_plugin_api::Request| async move { #answer })
+                #private::handler::<#private::Bridge, #spawn, #workers, _, _>(|__given: ::baton_plugin_api::Request| async move { #answer })
             }
         }
         Kind::Plugin => {
             let app = quote_spanned! { result => #private::outcome(#call) };
             quote! {
-                #private::plugin::<#spawn, #workers, _, _, _>(|__given: ::baton_plugin_api::Init| async move { #app })
+                #private::plugin::<#private::Bridge, #spawn, #workers, _, _, _>(|__given: ::baton_plugin_api::Init| async move { #app })
             }
         }
     };
     let mount = &options.mount;
-    let header = syn::Ident::new(HEADER, Span::call_site());
-    Ok(quote! {
-        const _: () = {
-            #private::assert_header_name(#HEADER);
-
-            /// Read from the file, before it is opened as a library.
-            #[allow(unsafe_code)]
-            #[unsafe(no_mangle)]
-            #[used]
-            pub static BATON_PLUGIN_DESCRIPTOR: #private::Descriptor = #private::descriptor(
-                ::core::env!("CARGO_PKG_NAME"),
-                ::core::env!("CARGO_PKG_VERSION"),
-                #mount,
-                ::core::cfg!(panic = "abort"),
-                ::core::cfg!(debug_assertions),
-            );
-
-            extern "C" fn load() -> #private::RootModuleResult {
-                #private::load(|| #module)
-            }
-
-            #[allow(unsafe_code, non_upper_case_globals)]
-            #[unsafe(no_mangle)]
-            #[used]
-            pub static #header: #private::LibHeader = #private::header(load);
-        };
-    })
+    Ok(quote! { ::baton_plugin_api::__export! { #mount, #module } })
 }
 
 /// What can be told from the signature alone.
@@ -173,11 +144,11 @@ mod tests {
     }
 
     #[test]
-    fn all_forms_export_both_symbols() {
+    fn all_forms_are_exported() {
         for function in ["fn a() -> R {}", "async fn a() -> R {}", "fn a(x: Y) -> R {}", "async fn a(x: Y) -> R {}"] {
             for kind in [Kind::Handler, Kind::Plugin] {
                 let out = expand(kind, TokenStream::new(), function.parse().unwrap()).to_string();
-                assert!(out.contains("BATON_PLUGIN_DESCRIPTOR") && out.contains(HEADER), "{out}");
+                assert!(out.contains("__export !"), "{out}");
             }
         }
     }

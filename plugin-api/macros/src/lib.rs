@@ -1,5 +1,5 @@
 //! The attribute macros of `baton-plugin-api`. They keep the function as it is, and beside it export what a plugin exports:
-//! the descriptor, and abi_stable's header of the root module. What these do is in `baton_plugin_api::__private`.
+//! the descriptor, and abi_stable's header of the root module. They are written out in `baton_plugin_api::__export!`.
 
 use proc_macro::TokenStream;
 
