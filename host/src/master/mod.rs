@@ -1,9 +1,14 @@
-//! The master: owns the listening sockets and the children, and decides what serves. Never opens a plugin, never parses a
-//! client's bytes.
+//! The master: owns the listening sockets and the children, and carries out what `state` decides. It never opens a plugin and
+//! never parses a client's bytes.
+//!
+//! One loop: select -> [`state::Event`] -> `State::step` -> [`state::Action`]s. File work runs on the blocking pool; each
+//! child has two tasks that only carry messages.
 
 pub mod admin;
 pub mod handle;
 mod listeners;
+mod run;
+mod spawn;
 pub mod state;
 mod store;
 
@@ -12,22 +17,25 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::report::{Cause, Failure};
 
 pub use handle::Handle;
+pub use run::run;
+pub use state::{BadStart, Exit};
 
 /// What a master is started with.
 pub struct Options {
     /// The effective configuration.
     pub config: Config,
     /// Reads the configuration anew at a reload.
-    pub reread: Box<dyn Fn() -> Result<Config, crate::config::ConfigError> + Send + Sync>,
+    pub reread: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
     pub pid_file: Option<PathBuf>,
     /// Whether the admin address was asked for: then it must be free, else another port will do.
     pub admin_asked: bool,
     /// Whether SIGHUP shuts down instead of reloading (`dev`).
     pub hup_shuts_down: bool,
+    pub bad_start: BadStart,
     /// Makes the plugin files before they are read (`dev` builds here). Runs on the blocking pool.
     pub prepare: Option<Arc<dyn Prepare>>,
     /// Runs beside the loop, in its runtime (`dev` watches sources here); dropped when the master ends.
@@ -39,4 +47,29 @@ pub type Companion = Box<dyn FnOnce(Handle) -> Pin<Box<dyn Future<Output = ()>>>
 /// Makes plugin files.
 pub trait Prepare: Send + Sync {
     fn prepare(&self, cause: &Cause) -> Result<(), Failure>;
+}
+
+/// Why a master did not start, or not well.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Admin(#[from] admin::AdminError),
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    #[error("failed to use {}: {source}", path.display())]
+    Directory { path: PathBuf, source: std::io::Error },
+    #[error("failed to start: an instance named `{name}` is running already (it holds {}); choose another --name", path.display())]
+    Running { name: String, path: PathBuf },
+    #[error("failed to write the pid file {}: {source}", path.display())]
+    PidFile { path: PathBuf, source: std::io::Error },
+    #[error("failed to {what}: {source}")]
+    System { what: &'static str, source: std::io::Error },
+}
+
+impl StartError {
+    /// Whether the operator's word is at fault (exit code 78, EX_CONFIG of sysexits.h) rather than the machine.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, StartError::Store(store::StoreError::NoExec(_)))
+            || matches!(self, StartError::Admin(admin::AdminError::Address(_)))
+    }
 }

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use nix::sys::signalfd::SignalFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -11,4 +12,10 @@ use tokio::io::unix::AsyncFd;
 pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` stays open, and the same open file, until it is dropped, and `AsyncFd` deregisters before that.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// Registers the descriptor of [`super::process::watch_signals`].
+pub fn signals(signals: SignalFd) -> io::Result<AsyncFd<SignalFd>> {
+    // SAFETY: as above; a `SignalFd` owns its descriptor.
+    Ok(unsafe { AsyncFd::register_with_interest(signals, Interest::READABLE) }?)
 }

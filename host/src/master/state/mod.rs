@@ -458,6 +458,11 @@ impl State {
         self.crashes
     }
 
+    /// The set that a generation runs.
+    pub fn set_of(&self, generation: Generation) -> Option<SetId> {
+        self.generations.get(&generation).map(|generation| generation.set.id)
+    }
+
     /// Sets that a generation runs, or that a crash would bring back.
     pub fn sets_in_use(&self) -> impl Iterator<Item = SetId> {
         let prepared = self.running.as_ref().and_then(Running::prepared).map(|set| set.id);

@@ -1,0 +1,533 @@
+//! The loop: waits, feeds the state machine, and does what it says. Every decision is `state`'s; here is the I/O around it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::io::Interest;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::admin::{self, AdminOptions};
+use super::handle::{Handle, OpOptions, Request};
+use super::listeners::{Key, Listeners};
+use super::spawn::Child;
+use super::state::{Action, Caller, Event, Exit, Note, SetId, SetInfo, Settings, State};
+use super::store::{Mounted, Store};
+use super::{Options, Prepare, StartError};
+use crate::config::{Config, ConfigError};
+use crate::control::{LoadSet, PluginFile, ToChild};
+use crate::dirs::{self, Dirs};
+use crate::report::{Cause, Failure, Generation, OpId, Report, Stage, Status, Verb};
+use crate::sys::process::{self, Image};
+use crate::sys::{files, readiness};
+
+/// How often the listeners are looked after.
+const MEND: Duration = Duration::from_secs(1);
+/// What the master reacts to. The rest keeps its default action.
+const SIGNALS: [Signal; 6] =
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Plugins with their configuration and addresses: what a generation runs.
+struct Set {
+    config: Config,
+    plugins: Vec<Mounted>,
+    listeners: Vec<Key>,
+}
+
+/// What the blocking pool brought.
+struct Prepared {
+    op: OpId,
+    result: Result<(Config, Vec<Mounted>), Failure>,
+}
+
+/// Where configuration and plugin files come from; shared with the blocking pool.
+struct Source {
+    config: Config,
+    reread: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
+    prepare: Option<Arc<dyn Prepare>>,
+}
+
+struct Master {
+    source: Arc<Source>,
+    hup_shuts_down: bool,
+    dirs: Dirs,
+    state: State,
+    started: Instant,
+    image: Image,
+    listeners: Listeners,
+    store: Arc<Mutex<Store>>,
+    sets: BTreeMap<SetId, Set>,
+    next_set: u64,
+    children: HashMap<Generation, Child>,
+    callers: HashMap<Caller, oneshot::Sender<Report>>,
+    next_caller: u64,
+    events: mpsc::Sender<Event>,
+    prepared: mpsc::Sender<Prepared>,
+    admin_url: Option<String>,
+    announced: bool,
+}
+
+/// Runs a master to its end.
+pub fn run(options: Options) -> Result<Exit, StartError> {
+    let system = |what| move |source| StartError::System { what, source };
+    // Before any thread exists, so that all inherit the mask.
+    let signals = process::watch_signals(&SIGNALS).map_err(system("take over signals"))?;
+    process::raise_open_files().map_err(system("raise the limit of open files"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the runtime"))?;
+    let local = tokio::task::LocalSet::new();
+    let result = local.block_on(&runtime, serve(options, signals));
+    // A copy on the blocking pool need not be waited for: its temporary name means nothing to the next master.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(options: Options, signals: nix::sys::signalfd::SignalFd) -> Result<Exit, StartError> {
+    let system = |what| move |source| StartError::System { what, source };
+    let Options { config, reread, pid_file, admin_asked, hup_shuts_down, bad_start, prepare, companion } = options;
+    let dirs = Dirs::of(&config).map_err(system("find the instance's directories"))?;
+    for (path, mode) in [(&dirs.runtime, 0o700), (&dirs.state, 0o711), (&dirs.state.join("data"), 0o711)] {
+        files::private_dir(path, mode).map_err(|source| StartError::Directory { path: path.clone(), source })?;
+    }
+    let lock_path = dirs.runtime.join(dirs::LOCK);
+    let lock = files::lock(&lock_path).map_err(|source| StartError::Directory { path: lock_path.clone(), source })?;
+    let name = config.name.clone();
+    let _lock = lock.ok_or(StartError::Running { name: name.clone(), path: lock_path })?;
+    let store = Store::open(&dirs.state)?;
+
+    let (handle, mut requests) = Handle::new();
+    let admin_options = AdminOptions { dirs: &dirs, name: &name, config: &config.admin, asked: admin_asked };
+    let admin = admin::start(admin_options, handle.clone())?;
+    let pid_file = PidFile::write(pid_file.unwrap_or_else(|| dirs.runtime.join(dirs::PID_FILE)))?;
+    if let Some(link) = admin.link()
+        && std::io::IsTerminal::is_terminal(&io::stderr())
+    {
+        crate::telemetry::print(&format!("admin page: {link}"));
+    }
+    let companion = companion.map(|companion| tokio::task::spawn_local(companion(handle)));
+
+    let (events_sender, mut events) = mpsc::channel(256);
+    let (prepared_sender, mut prepared) = mpsc::channel(4);
+    let settings = Settings::of(&config);
+    let mut master = Master {
+        state: State::new(settings, bad_start),
+        source: Arc::new(Source { config, reread, prepare }),
+        hup_shuts_down,
+        dirs,
+        started: Instant::now(),
+        image: Image::of_self().map_err(system("open its own binary"))?,
+        listeners: Listeners::default(),
+        store: Arc::new(Mutex::new(store)),
+        sets: BTreeMap::new(),
+        next_set: 1,
+        children: HashMap::new(),
+        callers: HashMap::new(),
+        next_caller: 1,
+        events: events_sender,
+        prepared: prepared_sender,
+        admin_url: admin.url(),
+        announced: false,
+    };
+    let signals = readiness::signals(signals).map_err(system("wait for signals"))?;
+    let mut mend = tokio::time::interval(MEND);
+
+    let start = Event::Asked { verb: Verb::Reload, cause: Cause::Start, options: OpOptions::default(), caller: None };
+    let mut exit = master.handle(start);
+    while exit.is_none() {
+        let deadline = master.state.next_deadline().map(|at| master.started + at);
+        exit = tokio::select! {
+            biased;
+            Some(event) = events.recv() => master.handle(event),
+            Some(prepared) = prepared.recv() => master.take_prepared(prepared),
+            readable = signals.readable() => match readable {
+                Ok(mut guard) => match guard.try_io(|signals| process::next_signal(signals.get_ref())) {
+                    Ok(Ok(Some(received))) => master.signal(received),
+                    Ok(Ok(None)) | Err(_) => None,
+                    Ok(Err(error)) => { tracing::error!("failed to read a signal: {error}"); None }
+                },
+                Err(error) => { tracing::error!("failed to wait for signals: {error}"); None }
+            },
+            Some(request) = requests.recv() => master.request(request),
+            () = sleep_until(deadline) => master.handle(Event::Tick),
+            _ = mend.tick() => { master.mend(); None }
+        };
+    }
+    if let Some(companion) = companion {
+        companion.abort();
+    }
+    drop(master);
+    admin.close().await;
+    pid_file.remove();
+    tracing::info!("all servers shutdown");
+    Ok(exit.unwrap_or(Exit::Drained))
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Master {
+    /// One event through the state machine, and all that follows; the exit, if this was the end.
+    fn handle(&mut self, event: Event) -> Option<Exit> {
+        let mut queue = VecDeque::from([event]);
+        let mut exit = None;
+        while let Some(event) = queue.pop_front() {
+            if let Event::Exited { generation, .. } = &event {
+                self.children.remove(generation);
+            }
+            for action in self.state.step(event, self.started.elapsed()) {
+                match action {
+                    Action::Finish(how) => exit = Some(how),
+                    other => queue.extend(self.act(other)),
+                }
+            }
+        }
+        self.forget();
+        exit
+    }
+
+    fn act(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Prepare { op, cause } => self.prepare(op, cause),
+            Action::Spawn { generation, set } => return Some(self.spawn(generation, set)),
+            Action::Load { generation } => self.load(generation),
+            Action::Send { generation, message } => self.send(generation, message, Vec::new()),
+            Action::Kill { generation } => self.kill_child(generation),
+            Action::Answer { caller, report } => {
+                if let Some(reply) = self.callers.remove(&caller) {
+                    // A caller that went away needs no answer.
+                    let _ = reply.send(*report);
+                }
+            }
+            Action::Note(note) => self.log(note),
+            Action::Finish(_) => {}
+        }
+        None
+    }
+
+    /// Reads configuration and plugins off this thread.
+    fn prepare(&self, op: OpId, cause: Cause) {
+        let (source, store, sender) = (self.source.clone(), self.store.clone(), self.prepared.clone());
+        tokio::task::spawn_blocking(move || {
+            let result = read_all(&source, &store, &cause);
+            // The loop is gone only when the master ends.
+            let _ = sender.blocking_send(Prepared { op, result });
+        });
+    }
+
+    /// Opens the addresses of what was read, and makes it a set.
+    fn take_prepared(&mut self, prepared: Prepared) -> Option<Exit> {
+        let Prepared { op, result } = prepared;
+        let result = result.and_then(|(config, plugins)| {
+            let listeners = self.listeners.open(&config)?;
+            let id = SetId(self.next_set);
+            self.next_set += 1;
+            let plugin_status = plugins.iter().map(Mounted::status).collect();
+            let info = Arc::new(SetInfo { id, plugins: plugin_status, settings: Settings::of(&config) });
+            self.sets.insert(id, Set { config, plugins, listeners });
+            Ok(info)
+        });
+        self.handle(Event::Prepared { op, result })
+    }
+
+    fn spawn(&mut self, generation: Generation, set: SetId) -> Event {
+        let result = self.set(set).and_then(|name| {
+            Child::start(&self.image, &name, generation, self.events.clone()).map_err(|error| {
+                Failure::new(Stage::Spawn, format!("start a child: {error}"))
+                    .hint("too many processes or open files? see `ulimit -a`")
+            })
+        });
+        let result = result.map(|child| {
+            let pid = child.pid();
+            self.children.insert(generation, child);
+            pid
+        });
+        Event::Spawned { generation, result }
+    }
+
+    /// Makes sure of `set`, the set without plugins included, and answers the instance's name.
+    fn set(&mut self, set: SetId) -> Result<String, Failure> {
+        if set == SetId(0) && !self.sets.contains_key(&set) {
+            let config = self.source.config.clone();
+            let listeners = self.listeners.open(&config)?;
+            self.sets.insert(set, Set { config, plugins: Vec::new(), listeners });
+        }
+        Ok(self.source.config.name.clone())
+    }
+
+    /// LOAD with the shared counters, then the listeners, each in a message of its own.
+    fn load(&mut self, generation: Generation) {
+        let Some(set) = self.state.set_of(generation).and_then(|id| self.sets.get(&id)) else {
+            tracing::error!(%generation, "failed to find its set");
+            return self.kill_child(generation);
+        };
+        let lent = match self.listeners.lend(&set.listeners) {
+            Ok(lent) => lent,
+            Err(error) => {
+                // Too few descriptors: without listeners the child would wait; killed, its operation is refused.
+                tracing::error!(%generation, "failed to lend the listeners: {error}");
+                return self.kill_child(generation);
+            }
+        };
+        let (infos, sockets): (Vec<_>, Vec<_>) = lent.into_iter().unzip();
+        let plugins = match set.plugins.iter().map(|plugin| self.plugin_file(plugin, &set.config)).collect() {
+            Ok(plugins) => plugins,
+            Err(error) => {
+                tracing::error!(%generation, "failed to make a plugin's data directory: {error}");
+                return self.kill_child(generation);
+            }
+        };
+        let mut config = set.config.clone();
+        config.log = crate::telemetry::effective(&config.log);
+        let ids: Vec<u32> = infos.iter().map(|info| info.id).collect();
+        let message = ToChild::Load(Box::new(LoadSet { config, plugins, listeners: infos }));
+        let slots = self.children.get_mut(&generation).and_then(Child::take_slots_fd);
+        self.send(generation, message, slots.into_iter().collect());
+        for (id, socket) in ids.into_iter().zip(sockets) {
+            self.send(generation, ToChild::Listener { id }, vec![socket]);
+        }
+    }
+
+    fn plugin_file(&self, plugin: &Mounted, config: &Config) -> io::Result<PluginFile> {
+        let name = plugin.snapshot.name.clone();
+        let data_dir = self.dirs.state.join("data").join(&name);
+        files::private_dir(&data_dir, 0o700)?;
+        let section = config.plugin(&name);
+        let settings = section.map(|section| &section.config);
+        Ok(PluginFile {
+            path: plugin.snapshot.path.clone(),
+            mount: plugin.mount.clone(),
+            config: serde_json::to_value(settings.unwrap_or(&toml::Table::new()))?,
+            data_dir,
+            workers: section.map_or(0, |section| section.workers),
+            name,
+        })
+    }
+
+    fn kill_child(&self, generation: Generation) {
+        if let Some(Err(error)) = self.children.get(&generation).map(Child::kill) {
+            tracing::error!(%generation, "failed to kill: {error}");
+        }
+    }
+
+    fn send(&self, generation: Generation, message: ToChild, fds: Vec<std::os::fd::OwnedFd>) {
+        if let Some(child) = self.children.get(&generation) {
+            child.send(message, fds);
+        }
+    }
+
+    fn signal(&mut self, received: process::Received) -> Option<Exit> {
+        let process::Received { signal, sender, by_kernel } = received;
+        let lost_terminal = signal == Signal::SIGHUP && by_kernel;
+        let verb = match signal {
+            Signal::SIGHUP if self.hup_shuts_down || lost_terminal => Verb::Shutdown,
+            Signal::SIGHUP | Signal::SIGUSR1 | Signal::SIGUSR2 => Verb::Reload,
+            _ => Verb::Shutdown,
+        };
+        let cause = Cause::Signal { signal: signal.as_str().into(), sender };
+        self.handle(Event::Asked { verb, cause, options: OpOptions::default(), caller: None })
+    }
+
+    fn request(&mut self, request: Request) -> Option<Exit> {
+        match request {
+            Request::Operate { verb, cause, options, reply } => {
+                let caller = Caller(self.next_caller);
+                self.next_caller += 1;
+                self.callers.insert(caller, reply);
+                return self.handle(Event::Asked { verb, cause, options, caller: Some(caller) });
+            }
+            // Callers that went away need no answer.
+            Request::Status { reply } => drop(reply.send(self.status())),
+            Request::Operation { id, reply } => drop(reply.send(self.state.report(id).cloned())),
+        }
+        None
+    }
+
+    fn status(&self) -> Status {
+        let mut generations = self.state.generations();
+        for status in &mut generations {
+            if let Some(child) = self.children.get(&status.generation) {
+                status.load = child.load();
+            }
+        }
+        Status {
+            name: self.source.config.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id() as i32,
+            uptime_ms: self.started.elapsed().as_millis() as u64,
+            ready: self.state.is_ready(),
+            serving: self.state.serving(),
+            shutting_down: self.state.is_shutting_down(),
+            listeners: self.listeners.status(),
+            admin: self.admin_url.clone(),
+            plugin_dir: self.source.config.plugin_dir.display().to_string(),
+            generations,
+            operations: self.state.reports().cloned().collect(),
+            switches: self.state.switches(),
+            crashes: self.state.crashes(),
+            master_fds: process::open_files().unwrap_or(0),
+        }
+    }
+
+    fn mend(&self) {
+        for address in self.listeners.mend() {
+            tracing::error!(%address, "somebody shut the listening socket down (plugin code?); it listens again");
+        }
+    }
+
+    /// Drops sets that nobody runs and closes addresses that nobody accepts on.
+    fn forget(&mut self) {
+        let used: BTreeSet<SetId> = self.state.sets_in_use().collect();
+        let before = self.sets.len();
+        self.sets.retain(|id, _| used.contains(id));
+        let accepting: BTreeSet<SetId> = self.state.sets_accepting().collect();
+        let keys = accepting.iter().filter_map(|id| self.sets.get(id)).flat_map(|set| set.listeners.iter().cloned());
+        let keys: BTreeSet<Key> = keys.collect();
+        for address in self.listeners.retain(&keys) {
+            tracing::info!(%address, "address closed");
+        }
+        if self.sets.len() < before {
+            self.tidy_store();
+        }
+    }
+
+    /// Off this thread: syncs what serves, removes what nobody needs.
+    fn tidy_store(&self) {
+        let in_use: HashSet<PathBuf> =
+            self.sets.values().flat_map(|set| &set.plugins).map(|plugin| plugin.snapshot.path.clone()).collect();
+        let (store, keep) = (self.store.clone(), self.source.config.store.keep);
+        tokio::task::spawn_blocking(move || {
+            let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+            let paths: Vec<PathBuf> = in_use.iter().cloned().collect();
+            if let Err(error) = store.sync(&paths).and_then(|()| store.collect(&in_use, keep)) {
+                tracing::warn!("failed to tidy the plugin store: {error}");
+            }
+        });
+    }
+
+    /// Says what the documents' servers say, so that people find it.
+    fn log(&mut self, note: Note) {
+        match note {
+            Note::Reloading { op, cause } => tracing::info!(%op, %cause, "server reloading"),
+            Note::Committed { generation, from, total_ms, cause } => self.announce(generation, from, total_ms, &cause),
+            Note::Refused { op, failure, serving } => {
+                let serving = serving.map_or_else(|| "none".into(), |generation| generation.to_string());
+                let hint = failure.hint.as_deref().unwrap_or("");
+                tracing::error!(%op, serving, hint, "failed to {}", failure.error);
+                if let Some(detail) = &failure.detail {
+                    tracing::info!(%op, "the child's last output:\n{}", detail.trim_end());
+                }
+            }
+            Note::Crashed { generation, exit, respawn_in } => match respawn_in {
+                Some(wait) => tracing::error!(%generation, exit, ?wait, "child died; respawning its set"),
+                None => tracing::error!(%generation, exit, "child died"),
+            },
+            Note::RolledBack { to, from } => tracing::error!(%to, %from, "new child died: the old one serves again"),
+            Note::Drained { generation, report } => tracing::info!(
+                %generation,
+                finished = report.finished,
+                lingered = report.lingered,
+                cut = report.cut.total(),
+                lost = report.lost,
+                unanswered_pipelined = report.unanswered_pipelined,
+                ms = report.ms,
+                "generation drained"
+            ),
+            Note::Killed { generation, why } => tracing::warn!(%generation, "child killed: {why}"),
+            Note::Unexpected { generation, what } => tracing::warn!(%generation, "child broke the protocol: {what}"),
+            Note::ShuttingDown { cause } => tracing::info!(%cause, "server shutting down"),
+            Note::Cutting => tracing::warn!("cutting what is still open"),
+        }
+    }
+
+    fn announce(&mut self, generation: Generation, from: Option<Generation>, total_ms: f64, cause: &Cause) {
+        let pid = self.children.get(&generation).map_or(0, Child::pid);
+        let verb = if self.announced { "reloaded" } else { "started" };
+        for listener in self.listeners.status() {
+            tracing::info!(
+                %generation,
+                child = pid,
+                from = from.map(|from| from.0),
+                %cause,
+                ms = total_ms,
+                "http server {verb} listening on {}",
+                listener.address
+            );
+        }
+        let empty =
+            self.state.set_of(generation).and_then(|id| self.sets.get(&id)).is_some_and(|set| set.plugins.is_empty());
+        if empty {
+            let dir = std::path::absolute(&self.source.config.plugin_dir)
+                .unwrap_or_else(|_| self.source.config.plugin_dir.clone());
+            tracing::warn!("no plugin found: every request is answered 503; looked for *.so in {}", dir.display());
+        }
+        self.announced = true;
+    }
+}
+
+/// On the blocking pool: builds (`dev`), reads the configuration, copies and checks the plugins.
+fn read_all(source: &Source, store: &Mutex<Store>, cause: &Cause) -> Result<(Config, Vec<Mounted>), Failure> {
+    if let Some(prepare) = &source.prepare {
+        prepare.prepare(cause)?;
+    }
+    let config = match cause {
+        Cause::Start => source.config.clone(),
+        _ => {
+            let config = (source.reread)().map_err(|error| {
+                let text = error.to_string();
+                let text = text.strip_prefix("failed to ").unwrap_or(&text);
+                Failure::new(Stage::Config, text)
+            })?;
+            check_fixed(&source.config, &config)?;
+            config
+        }
+    };
+    // A panic while the lock was held left files under a temporary name at worst.
+    let plugins = store.lock().unwrap_or_else(PoisonError::into_inner).take(&config)?;
+    Ok((config, plugins))
+}
+
+/// What only a new master can change.
+fn check_fixed(old: &Config, new: &Config) -> Result<(), Failure> {
+    let fixed = [
+        ("name", old.name == new.name),
+        ("runtime_dir", old.runtime_dir == new.runtime_dir),
+        ("state_dir", old.state_dir == new.state_dir),
+        ("[admin]", old.admin == new.admin),
+    ];
+    match fixed.iter().find(|(_, same)| !same) {
+        None => Ok(()),
+        Some((key, _)) => Err(Failure::new(Stage::Config, format!("change {key} by a reload"))
+            .hint("shut the server down and start it again for this change, or take it back")),
+    }
+}
+
+/// The pid file: written whole, removed only if it is still ours.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: PathBuf) -> Result<PidFile, StartError> {
+        let temporary = path.with_extension("pid.new");
+        std::fs::write(&temporary, format!("{}\n", std::process::id()))
+            .and_then(|()| std::fs::rename(&temporary, &path))
+            .map_err(|source| StartError::PidFile { path: path.clone(), source })?;
+        Ok(PidFile(path))
+    }
+
+    fn remove(self) {
+        let ours =
+            |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text.trim() == std::process::id().to_string());
+        if ours(&self.0)
+            && let Err(error) = std::fs::remove_file(&self.0)
+        {
+            tracing::warn!("failed to remove the pid file {}: {error}", self.0.display());
+        }
+    }
+}

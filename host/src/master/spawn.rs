@@ -1,0 +1,200 @@
+//! One child as the master sees it: its process, its channel, its shared counters, and the tasks that carry messages both
+//! ways. Decides nothing; what comes from the child goes to the loop as events, in order, its death last.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::io::Interest;
+use tokio::sync::mpsc;
+
+use super::state::Event;
+use crate::control::{ChannelError, MasterEnd, PROTOCOL, ToChild, ToMaster};
+use crate::metrics::{self, SLOTS};
+use crate::report::{Generation, Load};
+use crate::sys::process::{self, ExitKind, Image, Process, Spec};
+use crate::sys::shared::Slots;
+use crate::sys::{readiness, seqpacket};
+
+/// Set, to the master's pid, in a child's environment: it says which role the binary plays.
+pub const ROLE: &str = "BATON_WORKER";
+/// How much of a child's output is quoted when it fails.
+const TAIL: u64 = 4096;
+/// How long the last messages of a dead child are waited for: they are in the queue, unless a stranger holds its end open.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+/// What must not reach a child: it would speak to systemd, or adopt descriptors, in the master's name.
+const SCRUBBED: [&str; 8] = [
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "LISTEN_PIDFDID",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    ROLE,
+];
+
+/// A message for the child with its descriptors.
+type Outgoing = (ToChild, Vec<OwnedFd>);
+
+#[derive(Debug)]
+pub struct Child {
+    process: Arc<Process>,
+    outgoing: mpsc::UnboundedSender<Outgoing>,
+    slots: Slots<SLOTS>,
+    /// Goes with LOAD.
+    slots_fd: Option<OwnedFd>,
+}
+
+impl Child {
+    /// Starts a child of `image`. From now on its messages and its death come to `events`.
+    pub fn start(image: &Image, name: &str, generation: Generation, events: mpsc::Sender<Event>) -> io::Result<Child> {
+        let (ours, theirs) = seqpacket::pair()?;
+        let (slots_fd, slots) = Slots::create("baton-metrics")?;
+        let output = process::output_file(c"baton-output")?;
+        let stderr = io::stderr();
+        let argv = vec![CString::new(format!("baton: worker gen {generation} ({name})"))?];
+        let process = Arc::new(process::spawn(Spec {
+            image,
+            argv,
+            env: environment(),
+            output: output.as_fd(),
+            // 3: control; 4: the predecessor's connections; 5: takes over from the output file at GO.
+            fds: vec![Some(theirs.as_fd()), None, Some(stderr.as_fd())],
+        })?);
+        drop(theirs);
+        let channel = Arc::new(MasterEnd::new(ours)?);
+        let ended = readiness::register(process.pidfd.try_clone()?, Interest::READABLE)?;
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        tokio::spawn(write(channel.clone(), queue, generation));
+        tokio::spawn(attend(channel, process.clone(), ended, output, generation, events));
+        let child = Child { process, outgoing, slots, slots_fd: Some(slots_fd) };
+        child.send(
+            ToChild::Hello { protocols: PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), generation },
+            Vec::new(),
+        );
+        Ok(child)
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.process.pid
+    }
+
+    /// Queues a message. The state machine bounds the queue: it sends each message once.
+    pub fn send(&self, message: ToChild, fds: Vec<OwnedFd>) {
+        // The writer ends only with the child; its death is reported by `attend`.
+        let _ = self.outgoing.send((message, fds));
+    }
+
+    /// The descriptor of the shared counters, to be sent with LOAD.
+    pub fn take_slots_fd(&mut self) -> Option<OwnedFd> {
+        self.slots_fd.take()
+    }
+
+    pub fn load(&self) -> Load {
+        metrics::load(self.slots.get())
+    }
+
+    pub fn kill(&self) -> io::Result<()> {
+        self.process.signal(Signal::SIGKILL)
+    }
+}
+
+fn environment() -> Vec<CString> {
+    let own = std::env::vars_os()
+        .filter(|(key, _)| !SCRUBBED.iter().any(|scrubbed| key == scrubbed))
+        .map(|(key, value)| [key.into_vec(), value.into_vec()].join(&b'='));
+    let role = format!("{ROLE}={}", std::process::id()).into_bytes();
+    // A variable with a zero byte inside cannot come from an environment.
+    own.chain([role]).filter_map(|entry| CString::new(entry).ok()).collect()
+}
+
+async fn write(channel: Arc<MasterEnd>, mut queue: mpsc::UnboundedReceiver<Outgoing>, generation: Generation) {
+    while let Some((message, fds)) = queue.recv().await {
+        let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = channel.send(&message, &borrowed).await {
+            tracing::debug!(%generation, "{error}");
+            return;
+        }
+    }
+}
+
+/// Carries a child's messages to the loop until it has ended, then its death.
+async fn attend(
+    channel: Arc<MasterEnd>,
+    process: Arc<Process>,
+    ended: tokio::io::unix::AsyncFd<OwnedFd>,
+    output: File,
+    generation: Generation,
+    events: mpsc::Sender<Event>,
+) {
+    let mut open = true;
+    loop {
+        tokio::select! {
+            biased;
+            received = channel.recv(), if open => {
+                open = forward(received, &process, &output, generation, &events).await;
+            }
+            _ = ended.readable() => break,
+        }
+    }
+    while open {
+        match tokio::time::timeout(LAST_WORDS, channel.recv()).await {
+            Ok(received) => open = forward(received, &process, &output, generation, &events).await,
+            Err(_) => open = false,
+        }
+    }
+    let exit = match process.try_wait() {
+        Ok(Some(exit)) => exit,
+        // The pidfd is readable, so the process has ended; no status means that somebody else took it.
+        Ok(None) => ExitKind::Code(-1),
+        Err(error) => {
+            tracing::error!(%generation, pid = process.pid, "failed to reap: {error}");
+            ExitKind::Code(-1)
+        }
+    };
+    let output = tail(&output);
+    // The loop is gone only when the master ends.
+    let _ = events.send(Event::Exited { generation, exit, output }).await;
+}
+
+/// Passes on one message; answers whether more can come.
+async fn forward(
+    received: Result<Option<(ToMaster, Vec<OwnedFd>)>, ChannelError>,
+    process: &Process,
+    output: &File,
+    generation: Generation,
+    events: &mpsc::Sender<Event>,
+) -> bool {
+    let message = match received {
+        Ok(Some((message, _))) => message,
+        Ok(None) => return false,
+        // Not worth its life: a newer child may say what we do not know.
+        Err(error @ (ChannelError::Decode(_) | ChannelError::Descriptors { .. } | ChannelError::TooLong(_))) => {
+            tracing::warn!(%generation, "{error}");
+            return true;
+        }
+        Err(error @ ChannelError::Io(_)) => {
+            // A child that cannot be spoken to cannot be retired either.
+            tracing::error!(%generation, pid = process.pid, "{error}; killing the child");
+            if let Err(error) = process.signal(Signal::SIGKILL) {
+                tracing::error!(%generation, "failed to kill: {error}");
+            }
+            return false;
+        }
+    };
+    let message = match message {
+        ToMaster::Failed(failure) if failure.detail.is_none() => ToMaster::Failed(failure.detail(tail(output))),
+        other => other,
+    };
+    events.send(Event::Message { generation, message }).await.is_ok()
+}
+
+fn tail(output: &File) -> String {
+    process::tail(output, TAIL).unwrap_or_else(|error| format!("(its output cannot be read: {error})"))
+}
