@@ -110,15 +110,17 @@ where
 }
 
 #[cfg(feature = "axum")]
-mod extract {
-    //! This crate's own types as arguments of axum handlers.
+mod axum_types {
+    //! This crate's own types as arguments and results of axum handlers.
 
     use axum::extract::FromRequestParts;
     use axum::http::request::Parts;
 
     use crate::StatusCode;
-    use crate::plugin::{Host, Shutdown};
+    use crate::body::{Body, CollectError};
+    use crate::plugin::{ControlError, Host, Shutdown};
     use crate::request::RequestInfo;
+    use crate::response::{Failure, IntoResponse};
 
     /// The request did not come through a plugin: a unit test called the router itself.
     type Rejection = (StatusCode, &'static str);
@@ -150,4 +152,15 @@ mod extract {
             Ok(RequestInfo::from_request_parts(parts, state).await?.host())
         }
     }
+
+    macro_rules! results {
+        ($($type:ty),*) => {$(
+            impl axum::response::IntoResponse for $type {
+                fn into_response(self) -> axum::response::Response {
+                    IntoResponse::into_response(self).map(axum::body::Body::new)
+                }
+            }
+        )*};
+    }
+    results!(Body, Failure, CollectError, ControlError);
 }
