@@ -62,6 +62,13 @@ pub fn probe_with_flag(variant: &str, flag: &str) -> PathBuf {
     Build::of("probe").env("PROBE_VERSION", variant).flag(flag).library(&format!("probe-{variant}"))
 }
 
+/// A target directory beside the one of this build, kept from run to run, for builds that the program under test makes.
+pub fn shared_target(name: &str) -> PathBuf {
+    let baton = baton();
+    let profile = baton.parent().expect("a file lies in a folder");
+    profile.join("baton-tests").join(name)
+}
+
 fn binary(package: &str, name: &str) -> PathBuf {
     static BUILT: LazyLock<Mutex<HashMap<String, PathBuf>>> = LazyLock::new(Mutex::default);
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);

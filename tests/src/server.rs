@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -38,8 +39,9 @@ const FOREIGN: [&str; 9] = [
 const SHOWN: usize = 60;
 
 /// Directories of one or more instances: runtime, state, plugins. Gone when dropped.
+#[derive(Clone)]
 pub struct Workbench {
-    dir: TempDir,
+    dir: Arc<TempDir>,
 }
 
 impl Default for Workbench {
@@ -55,7 +57,7 @@ impl Workbench {
         for folder in ["run", "state", "plugins"] {
             fs::create_dir(dir.path().join(folder)).expect("failed to make a directory");
         }
-        Workbench { dir }
+        Workbench { dir: Arc::new(dir) }
     }
 
     pub fn path(&self) -> &Path {
@@ -173,6 +175,11 @@ impl Setup {
         }
     }
 
+    /// Another instance in the directories of `server`: its neighbour.
+    pub fn in_bench_of(server: &Server) -> Setup {
+        Setup { bench: server.bench.clone(), ..Setup::new() }
+    }
+
     /// With the probe of that version.
     pub fn probe(version: &str) -> Setup {
         Setup::new().plugin("probe", &artifacts::probe(version))
@@ -227,7 +234,8 @@ impl Setup {
 
     /// Starts the process, and waits for nothing.
     pub fn spawn(self) -> Server {
-        let log = self.bench.path().join("log");
+        static COUNT: AtomicU64 = AtomicU64::new(1);
+        let log = self.bench.path().join(format!("log-{}", COUNT.fetch_add(1, Relaxed)));
         let file = File::create(&log).expect("failed to make the log file");
         let mut command = Command::new(artifacts::own_binary("tether"));
         self.bench.adopt(&mut command);
@@ -308,8 +316,14 @@ impl Server {
     /// Waits until the status says `what`.
     #[track_caller]
     pub fn wait_for(&self, what: &str, holds: impl Fn(&Status) -> bool) -> Status {
+        self.wait_for_up_to(wait::LONG, what, holds)
+    }
+
+    /// As [`wait_for`](Server::wait_for), for what takes longer than usual.
+    #[track_caller]
+    pub fn wait_for_up_to(&self, limit: Duration, what: &str, holds: impl Fn(&Status) -> bool) -> Status {
         let mut last = None;
-        let found = wait::try_until(wait::LONG, || {
+        let found = wait::try_until(limit, || {
             last = Some(self.try_status());
             match &last {
                 Some(Ok(status)) if holds(status) => Some(status.clone()),

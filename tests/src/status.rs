@@ -103,6 +103,8 @@ pub struct Report {
     pub plugin: Option<String>,
     pub error: Option<String>,
     pub hint: Option<String>,
+    /// The whole of it, such as the output of the process that failed.
+    pub detail: Option<String>,
     pub serving: Option<u64>,
     pub drain: Option<Drain>,
 }
