@@ -1,0 +1,198 @@
+//! Talks to a running master over its admin socket. Owns the connection and what can go wrong with it; what is asked, and
+//! what the answers mean, is for `cli`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::report::{OpId, Report, Status, Verb};
+
+/// Bytes of an answer.
+const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
+/// A master answers what needs no work within this.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("failed to find a running master at {}: {source}", socket.display())]
+    NoMaster { socket: PathBuf, source: io::Error },
+    #[error("failed to connect to {}: {source}; it may belong to another user", socket.display())]
+    Connect { socket: PathBuf, source: io::Error },
+    #[error("failed to get an answer: the master ended the connection ({0})")]
+    Ended(hyper::Error),
+    #[error("failed to get an answer within {}", humantime::format_duration(*.0))]
+    Timeout(Duration),
+    #[error("failed to understand the answer ({status}): {text}")]
+    Answer { status: StatusCode, text: String },
+    /// The master says why.
+    #[error("{error}\nhint: {hint}")]
+    Refused { error: String, hint: String },
+}
+
+/// A master by its socket; each request is a connection of its own.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Problem {
+    error: String,
+    hint: String,
+}
+
+#[derive(Deserialize)]
+struct Link {
+    url: String,
+}
+
+impl Client {
+    pub fn new(socket: &Path) -> Client {
+        Client { socket: socket.into() }
+    }
+
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.ask(Method::GET, "/debug/admin/status", "", Some(PATIENCE)).await
+    }
+
+    pub async fn operation(&self, id: OpId) -> Result<Report, ClientError> {
+        self.ask(Method::GET, &format!("/debug/admin/ops/{id}"), "", Some(PATIENCE)).await
+    }
+
+    /// The admin page's address with the token.
+    pub async fn link(&self) -> Result<String, ClientError> {
+        let link: Link = self.ask(Method::GET, "/debug/admin/link", "", Some(PATIENCE)).await?;
+        Ok(link.url)
+    }
+
+    /// Answered when the operation has ended, or a shutdown has begun.
+    pub async fn operate(
+        &self,
+        verb: Verb,
+        allow_empty: bool,
+        patience: Option<Duration>,
+    ) -> Result<Report, ClientError> {
+        let body = if allow_empty { r#"{"allow_empty":true}"# } else { "" };
+        self.ask(Method::POST, &format!("/debug/admin/{verb}"), body, patience).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &'static str,
+        patience: Option<Duration>,
+    ) -> Result<T, ClientError> {
+        let exchange = self.exchange(method, path, body);
+        let (status, bytes) = match patience {
+            None => exchange.await?,
+            Some(patience) => {
+                tokio::time::timeout(patience, exchange).await.map_err(|_| ClientError::Timeout(patience))??
+            }
+        };
+        // A report says itself how it ended, whatever the status code.
+        serde_json::from_slice(&bytes).map_err(|_| match serde_json::from_slice(&bytes) {
+            Ok(Problem { error, hint }) => ClientError::Refused { error, hint },
+            Err(_) => ClientError::Answer { status, text: String::from_utf8_lossy(&bytes).trim().into() },
+        })
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: &'static str,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let socket = self.socket.clone();
+        let stream = UnixStream::connect(&socket).await.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoMaster { socket, source },
+            _ => ClientError::Connect { socket, source },
+        })?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Ended)?;
+        // It ends with the sender; its error comes out at the sender too.
+        let connection = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "baton")
+            .header(header::CONNECTION, "close")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from_static(body.as_bytes())))
+            .map_err(|error| ClientError::Answer { status: StatusCode::BAD_REQUEST, text: error.to_string() })?;
+        let response = sender.send_request(request).await.map_err(ClientError::Ended)?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
+        connection.abort();
+        match body {
+            Ok(body) => Ok((status, body.to_bytes())),
+            Err(error) => Err(ClientError::Answer { status, text: error.to_string() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Answers one connection with `answer`, as it stands.
+    async fn against(answer: &'static str) -> Result<Report, ClientError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = [0; 1024];
+            let _ = stream.read(&mut head).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        let result = Client::new(&path).operate(Verb::Reload, false, Some(Duration::from_secs(5))).await;
+        server.await.unwrap();
+        result
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_told_from_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        assert!(matches!(Client::new(&path).status().await, Err(ClientError::NoMaster { .. })));
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(matches!(Client::new(&path).status().await, Err(ClientError::NoMaster { .. })), "a stale socket");
+    }
+
+    #[tokio::test]
+    async fn a_report_counts_whatever_the_status_code() {
+        let answer = "HTTP/1.1 409 Conflict\r\nconnection: close\r\n\r\n\
+            {\"op\":12,\"verb\":\"reload\",\"result\":\"refused\",\"cause\":{\"by\":\"start\"},\"news\":1}";
+        assert_eq!(against(answer).await.unwrap().op, OpId(12));
+    }
+
+    #[tokio::test]
+    async fn what_the_master_says_is_passed_on_and_nonsense_is_an_error() {
+        let answer = "HTTP/1.1 503 X\r\nconnection: close\r\n\r\n{\"error\":\"it has ended\",\"hint\":\"start it\"}";
+        assert!(matches!(against(answer).await, Err(ClientError::Refused { error, .. }) if error == "it has ended"));
+        let answer = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello";
+        assert!(matches!(against(answer).await, Err(ClientError::Answer { .. })));
+        assert!(matches!(against("").await, Err(ClientError::Ended(_))));
+    }
+
+    #[tokio::test]
+    async fn a_master_that_hangs_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let result = Client::new(&path).operate(Verb::Reload, false, Some(Duration::from_millis(50))).await;
+        assert!(matches!(result, Err(ClientError::Timeout(_))));
+    }
+}
