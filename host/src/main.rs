@@ -7,8 +7,11 @@ compile_error!(
 
 // Floors, lowest last: see ARCHITECTURE.md. A file uses its own folder and lower floors only.
 mod child;
+mod cli;
+mod client;
 mod config;
 mod control;
+mod dev;
 mod dirs;
 mod master;
 mod metrics;
@@ -17,5 +20,5 @@ mod sys;
 mod telemetry;
 
 fn main() -> std::process::ExitCode {
-    child::run()
+    if std::env::var_os("BATON_WORKER").is_some() { child::run() } else { cli::main() }
 }

@@ -1,0 +1,85 @@
+//! Which instance is meant: the one that was named, or the only one that runs.
+
+use std::os::unix::net::UnixStream;
+
+use super::{CliError, Which};
+use crate::dirs::{self, Instance};
+
+impl Which {
+    /// The instance; it may have ended, if it was named.
+    pub fn resolve(&self) -> Result<Instance, CliError> {
+        match (&self.socket, &self.name) {
+            (Some(socket), _) => Ok(Instance { name: socket.display().to_string(), socket: socket.clone() }),
+            (None, Some(name)) => Ok(dirs::instance(name)),
+            (None, None) => choose(dirs::instances(), lives),
+        }
+    }
+}
+
+/// Whether somebody takes connections there. Another user's counts: it runs, even if it will not talk to us.
+fn lives(instance: &Instance) -> bool {
+    match UnixStream::connect(&instance.socket) {
+        Ok(_) => true,
+        Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
+    }
+}
+
+fn choose(found: Vec<Instance>, lives: impl Fn(&Instance) -> bool) -> Result<Instance, CliError> {
+    let (mut running, dead): (Vec<Instance>, Vec<Instance>) = found.into_iter().partition(lives);
+    match running.len() {
+        0 if dead.is_empty() => Err(CliError::NoInstance("start one with `baton run`, or name it with --name".into())),
+        0 => {
+            let names: Vec<&str> = dead.iter().map(|instance| instance.name.as_str()).collect();
+            Err(CliError::NoInstance(format!("only what {} left behind is there", names.join(", "))))
+        }
+        1 => Ok(running.remove(0)),
+        _ => Err(CliError::Several(running.into_iter().map(|instance| instance.name).collect())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::exit;
+    use super::*;
+
+    fn instances(names: &[&str]) -> Vec<Instance> {
+        names.iter().map(|name| Instance { name: (*name).into(), socket: format!("/run/{name}").into() }).collect()
+    }
+
+    #[test]
+    fn the_only_running_one_is_meant() {
+        let found = choose(instances(&["a", "b", "c"]), |instance| instance.name == "b").unwrap();
+        assert_eq!(found.name, "b");
+    }
+
+    #[test]
+    fn none_and_several_are_errors_with_their_own_codes() {
+        let none = choose(Vec::new(), |_| true).unwrap_err();
+        assert_eq!(none.exit_code(), exit::NO_MASTER);
+        let dead = choose(instances(&["old"]), |_| false).unwrap_err();
+        assert_eq!(dead.exit_code(), exit::NO_MASTER);
+        assert!(dead.to_string().contains("old"), "{dead}");
+        let several = choose(instances(&["a", "b"]), |_| true).unwrap_err();
+        assert_eq!(several.exit_code(), exit::USAGE);
+        assert!(several.to_string().ends_with("one of: a, b"), "{several}");
+    }
+
+    #[test]
+    fn a_name_is_taken_at_its_word() {
+        let which = Which { name: Some("api".into()), socket: None };
+        assert!(which.resolve().unwrap().socket.ends_with("api/admin.sock"));
+        let which = Which { name: None, socket: Some("/x/admin.sock".into()) };
+        assert_eq!(which.resolve().unwrap().socket, std::path::Path::new("/x/admin.sock"));
+    }
+
+    #[test]
+    fn a_stale_socket_does_not_live() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("admin.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let instance = Instance { name: "x".into(), socket };
+        assert!(lives(&instance));
+        drop(listener);
+        assert!(!lives(&instance));
+    }
+}

@@ -1,0 +1,294 @@
+//! What the command line says: reports, status and progress as text. Pure; colours are told.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::report::{DrainReport, GenerationState, OpResult, PluginChanges, PluginStatus, Report, Status, Verb};
+
+/// Colours, or none.
+#[derive(Clone, Copy, Debug)]
+pub struct Paint(pub bool);
+
+impl Paint {
+    fn with(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
+    }
+
+    fn good(self, text: &str) -> String {
+        self.with("1;32", text)
+    }
+
+    fn bad(self, text: &str) -> String {
+        self.with("1;31", text)
+    }
+
+    fn quiet(self, text: &str) -> String {
+        self.with("2", text)
+    }
+
+    fn strong(self, text: &str) -> String {
+        self.with("1", text)
+    }
+}
+
+/// How an operation ended; the first line says it all. `plugins` are those of the new generation, if they are known.
+pub fn report(report: &Report, plugins: &[PluginStatus], verbose: bool, paint: Paint) -> String {
+    let mut text = match report.result {
+        OpResult::Switched => switched(report, plugins, paint),
+        OpResult::Refused => format!("{}{}", paint.bad("refused"), failure(report)),
+        OpResult::RolledBack => format!("{}{}", paint.bad("rolled back"), failure(report)),
+        OpResult::Superseded => match report.superseded_by {
+            Some(op) => format!("superseded by operation {op} before it began"),
+            None => "superseded before it began".into(),
+        },
+        OpResult::ShuttingDown => "shutting down".into(),
+        OpResult::Queued => match &report.queued {
+            Some(why) => format!("queued: {why}"),
+            None => "queued".into(),
+        },
+        OpResult::Running => "running".into(),
+    };
+    if let Some(hint) = &report.hint {
+        push(&mut text, format_args!("\nhint: {hint}"));
+    }
+    if let (Some(serving), OpResult::Refused | OpResult::RolledBack) = (report.serving, report.result) {
+        push(&mut text, format_args!("\ngeneration {serving} serves on"));
+    }
+    match &report.detail {
+        Some(detail) if verbose => push(&mut text, format_args!("\n\n{}", detail.trim_end())),
+        Some(_) => push(&mut text, format_args!("\n{}", paint.quiet("--verbose shows more"))),
+        None => {}
+    }
+    text
+}
+
+fn switched(report: &Report, plugins: &[PluginStatus], paint: Paint) -> String {
+    let mut text = paint.good("switched:");
+    match (report.from, report.generation) {
+        (Some(from), Some(to)) => push(&mut text, format_args!(" generation {from} -> {to}")),
+        (None, Some(to)) => push(&mut text, format_args!(" generation {to}")),
+        _ => {}
+    }
+    if let Some(pid) = report.pid {
+        push(&mut text, format_args!(" (pid {pid})"));
+    }
+    if let Some(ms) = report.ms {
+        push(&mut text, format_args!(" in {}", millis(ms.total)));
+    }
+    if let Some(changes) = &report.plugins {
+        push(&mut text, format_args!("; {}", changed(changes, plugins)));
+    }
+    text
+}
+
+fn failure(report: &Report) -> String {
+    let mut text = String::new();
+    if let Some(stage) = report.stage {
+        push(&mut text, format_args!(" at {stage}"));
+    }
+    if let Some(plugin) = &report.plugin {
+        push(&mut text, format_args!(" of {plugin}"));
+    }
+    push(&mut text, format_args!(": {}", report.error.as_deref().unwrap_or("no reason was given")));
+    text
+}
+
+fn changed(changes: &PluginChanges, plugins: &[PluginStatus]) -> String {
+    let named = |name: &String| match plugins.iter().find(|plugin| plugin.name == *name) {
+        Some(plugin) => format!("{name} {}", plugin.version),
+        None => name.clone(),
+    };
+    let list = |names: &[String]| names.iter().map(named).collect::<Vec<_>>().join(", ");
+    let parts: Vec<String> = [(&changes.added, "added"), (&changes.changed, "changed"), (&changes.removed, "removed")]
+        .iter()
+        .filter(|(names, _)| !names.is_empty())
+        .map(|(names, word)| format!("{} {word}", list(names)))
+        .collect();
+    match (parts.is_empty(), changes.unchanged.as_slice()) {
+        (false, _) => parts.join("; "),
+        (true, []) => "no plugin".into(),
+        (true, names) => format!("{} unchanged", list(names)),
+    }
+}
+
+/// How a generation's connections ended.
+pub fn drain(drain: &DrainReport, paint: Paint) -> String {
+    let mut parts = vec![format!("{} handed over", drain.handed_over), format!("{} finished", drain.finished)];
+    for (count, what) in [
+        (drain.lingered, "closed idle"),
+        (drain.goaway, "told to go away"),
+        (drain.upgraded, "upgraded"),
+        (drain.unanswered_pipelined, "pipelined behind an announced close"),
+    ] {
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    for (count, what) in [(drain.cut.total(), "cut"), (drain.lost, "lost")] {
+        if count > 0 {
+            parts.push(paint.bad(&format!("{count} {what}")));
+        }
+    }
+    format!("drained in {}: {}", millis(drain.ms), parts.join(", "))
+}
+
+/// What an operation under way does now, by the newest generation.
+pub fn phase(status: &Status, verb: Verb) -> String {
+    if let Some(why) = status.operations.iter().find(|op| op.verb == verb).and_then(|op| op.queued.as_ref()) {
+        return format!("waiting: {why}");
+    }
+    let newest = status.generations.first();
+    match (verb, newest) {
+        (Verb::Shutdown, _) => {
+            let open: u64 = status.generations.iter().map(|generation| generation.load.connections).sum();
+            let busy: u64 = status.generations.iter().map(|generation| generation.load.requests_in_flight).sum();
+            format!("{busy} in flight on {open} connections")
+        }
+        (Verb::Reload, Some(newest)) => match newest.state {
+            GenerationState::Starting => format!("starting generation {}", newest.generation),
+            GenerationState::Loading => format!("loading generation {}", newest.generation),
+            GenerationState::Ready | GenerationState::Committing => {
+                format!("switching to generation {}", newest.generation)
+            }
+            _ => match retiring(status) {
+                Some(line) => line,
+                None => "reading the plugins".into(),
+            },
+        },
+        (Verb::Reload, None) => "reading the plugins".into(),
+    }
+}
+
+/// What the last switch left behind, once no operation is under way.
+fn retiring(status: &Status) -> Option<String> {
+    let under_way = |result| matches!(result, OpResult::Queued | OpResult::Running);
+    if status.operations.iter().any(|op| under_way(op.result)) {
+        return None;
+    }
+    let old = status.generations.iter().find(|generation| generation.state == GenerationState::Retiring)?;
+    Some(format!("draining generation {}: {} connections", old.generation, old.load.connections))
+}
+
+/// The whole, for a person.
+pub fn status(status: &Status, paint: Paint) -> String {
+    let state = match (status.ready, status.shutting_down) {
+        (_, true) => paint.bad("shutting down"),
+        (true, _) => paint.good("serving"),
+        (false, _) => paint.bad("not serving"),
+    };
+    let up = duration(Duration::from_millis(status.uptime_ms));
+    let mut text =
+        format!("{} {state} · pid {} · up {up} · baton {}\n", paint.strong(&status.name), status.pid, status.version);
+    for listener in &status.listeners {
+        push(&mut text, format_args!("  listens on {} ({})\n", listener.address, listener.server));
+    }
+    if let Some(admin) = &status.admin {
+        push(&mut text, format_args!("  admin      {admin}\n"));
+    }
+    push(&mut text, format_args!("  plugins    {}\n", status.plugin_dir));
+    push(&mut text, format_args!("  {} switches, {} crashes\n\n", status.switches, status.crashes));
+    text.push_str(&generations(status, paint));
+    if let Some(last) = status.operations.first() {
+        let line = report(last, &[], false, Paint(false));
+        let first = line.lines().next().unwrap_or_default();
+        push(&mut text, format_args!("\nlast operation: {} {} by {}: {first}\n", last.verb, last.op, last.cause));
+        if let Some(hint) = &last.hint {
+            push(&mut text, format_args!("hint: {hint}\n"));
+        }
+        if let Some(report) = &last.drain {
+            push(&mut text, format_args!("{}\n", drain(report, paint)));
+        }
+    }
+    text
+}
+
+fn generations(status: &Status, paint: Paint) -> String {
+    const HEAD: [&str; 8] = ["GEN", "STATE", "PID", "AGE", "CONNS", "BUSY", "REQUESTS", "PLUGINS"];
+    let mut rows: Vec<[String; 8]> = vec![HEAD.map(String::from)];
+    for generation in &status.generations {
+        let load = generation.load;
+        let plugins: Vec<String> = generation
+            .plugins
+            .iter()
+            .map(|plugin| {
+                let short = plugin.sha256.get(..8).unwrap_or(&plugin.sha256);
+                format!("{} {} at {} ({short})", plugin.name, plugin.version, plugin.mount)
+            })
+            .collect();
+        let plugins = match &generation.exit {
+            Some(exit) => exit.clone(),
+            None if plugins.is_empty() => "none".into(),
+            None => plugins.join(", "),
+        };
+        rows.push([
+            generation.generation.to_string(),
+            state(generation.state).into(),
+            generation.pid.map_or("-".into(), |pid| pid.to_string()),
+            duration(Duration::from_millis(generation.age_ms)),
+            load.connections.to_string(),
+            load.requests_in_flight.to_string(),
+            load.requests.to_string(),
+            plugins,
+        ]);
+    }
+    let mut widths = [0; 8];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| match column {
+            // Numbers to the right, words to the left, the last as it is.
+            0 | 2 | 4..=6 => format!("{cell:>width$}"),
+            7 => cell.clone(),
+            _ => format!("{cell:<width$}"),
+        });
+        let line = cells.collect::<Vec<_>>().join("  ");
+        text.push_str(&if index == 0 { paint.quiet(&line) } else { line });
+        text.push('\n');
+    }
+    text
+}
+
+fn state(state: GenerationState) -> &'static str {
+    match state {
+        GenerationState::Starting => "starting",
+        GenerationState::Loading => "loading",
+        GenerationState::Ready => "ready",
+        GenerationState::Committing => "committing",
+        GenerationState::Serving => "serving",
+        GenerationState::Paused => "paused",
+        GenerationState::Retiring => "retiring",
+        GenerationState::Exited => "exited",
+    }
+}
+
+/// To two figures: "5.8 ms", "812 ms", "12.3 s".
+pub fn millis(ms: f64) -> String {
+    match ms {
+        ms if ms < 10.0 => format!("{ms:.1} ms"),
+        ms if ms < 10_000.0 => format!("{ms:.0} ms"),
+        ms => format!("{:.1} s", ms / 1000.0),
+    }
+}
+
+/// As an operator reads it: the two largest units.
+pub fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+/// Writing to a String cannot fail.
+fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    text.write_fmt(arguments).ok();
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! How reports and status read.
+
+use super::*;
+use crate::report::{Cause, Cut, Generation, GenerationStatus, ListenerStatus, Load, OpId, Stage, Timings};
+
+const PLAIN: Paint = Paint(false);
+
+fn reload(result: OpResult) -> Report {
+    Report {
+        op: OpId(12),
+        verb: Verb::Reload,
+        result,
+        cause: Cause::Signal { signal: "HUP".into(), sender: 1 },
+        generation: None,
+        from: Some(Generation(7)),
+        pid: None,
+        ms: None,
+        plugins: None,
+        stage: None,
+        plugin: None,
+        error: None,
+        hint: None,
+        detail: None,
+        serving: None,
+        superseded_by: None,
+        queued: None,
+        drain: None,
+    }
+}
+
+fn plugin(name: &str, version: &str) -> PluginStatus {
+    PluginStatus {
+        name: name.into(),
+        version: version.into(),
+        mount: "/".into(),
+        sha256: "3f2a9c1b00".into(),
+        file: format!("lib{name}.so"),
+        api: "0.1.0".into(),
+        rustc: "1.95.0".into(),
+        debug: false,
+    }
+}
+
+fn switched() -> Report {
+    Report {
+        generation: Some(Generation(8)),
+        pid: Some(123),
+        ms: Some(Timings { total: 5.81, ..Timings::default() }),
+        plugins: Some(PluginChanges { changed: vec!["hello".into()], ..PluginChanges::default() }),
+        ..reload(OpResult::Switched)
+    }
+}
+
+#[test]
+fn a_switch_is_one_line() {
+    let text = report(&switched(), &[plugin("hello", "0.2.0")], false, PLAIN);
+    assert_eq!(text, "switched: generation 7 -> 8 (pid 123) in 5.8 ms; hello 0.2.0 changed");
+    let unchanged = PluginChanges { unchanged: vec!["a".into(), "b".into()], ..PluginChanges::default() };
+    let text = report(&Report { plugins: Some(unchanged), ..switched() }, &[], false, PLAIN);
+    assert!(text.ends_with("; a, b unchanged"), "{text}");
+    let text = report(&Report { plugins: Some(PluginChanges::default()), ..switched() }, &[], false, PLAIN);
+    assert!(text.ends_with("; no plugin"), "{text}");
+}
+
+#[test]
+fn a_refusal_says_where_why_what_to_do_and_what_serves() {
+    let refused = Report {
+        stage: Some(Stage::Load),
+        plugin: Some("hello".into()),
+        error: Some("init panicked: no database".into()),
+        hint: Some("start the database".into()),
+        detail: Some("the tail\nof its output\n".into()),
+        serving: Some(Generation(7)),
+        ..reload(OpResult::Refused)
+    };
+    assert_eq!(
+        report(&refused, &[], false, PLAIN),
+        "refused at load of hello: init panicked: no database\nhint: start the database\ngeneration 7 serves on\n\
+         --verbose shows more"
+    );
+    assert!(report(&refused, &[], true, PLAIN).ends_with("serves on\n\nthe tail\nof its output"));
+}
+
+#[test]
+fn other_ends_are_told_apart() {
+    let superseded = Report { superseded_by: Some(OpId(13)), ..reload(OpResult::Superseded) };
+    assert_eq!(report(&superseded, &[], false, PLAIN), "superseded by operation 13 before it began");
+    let back = Report { error: Some("generation 8 died".into()), ..reload(OpResult::RolledBack) };
+    assert_eq!(report(&back, &[], false, PLAIN), "rolled back: generation 8 died");
+}
+
+#[test]
+fn a_drain_names_what_was_cut_or_lost() {
+    let clean = DrainReport { handed_over: 12, finished: 3, ms: 5012.0, ..DrainReport::default() };
+    assert_eq!(drain(&clean, PLAIN), "drained in 5012 ms: 12 handed over, 3 finished");
+    let harsh = DrainReport { cut: Cut { busy: 2, ..Cut::default() }, lost: 1, ..clean };
+    assert_eq!(drain(&harsh, PLAIN), "drained in 5012 ms: 12 handed over, 3 finished, 2 cut, 1 lost");
+}
+
+fn world() -> Status {
+    let generation = |number, state, exit: Option<&str>| GenerationStatus {
+        generation: Generation(number),
+        state,
+        pid: Some(100 + number as i32),
+        cause: Cause::Start,
+        age_ms: 65_000,
+        deadline_ms: None,
+        load: Load { connections: 64, idle: 60, requests_in_flight: 4, requests: 123_456, panics: 0 },
+        plugins: vec![plugin("hello", "0.2.0")],
+        exit: exit.map(String::from),
+    };
+    Status {
+        name: "default".into(),
+        version: "0.1.0".into(),
+        pid: 99,
+        uptime_ms: 7_260_000,
+        ready: true,
+        serving: Some(Generation(8)),
+        shutting_down: false,
+        listeners: vec![ListenerStatus { server: "default".into(), address: "127.0.0.1:8080".into() }],
+        admin: Some("http://127.0.0.1:9700/debug/admin".into()),
+        plugin_dir: "/srv/plugins".into(),
+        generations: vec![
+            generation(8, GenerationState::Serving, None),
+            generation(7, GenerationState::Exited, Some("killed by SIGSEGV")),
+        ],
+        operations: vec![switched()],
+        switches: 7,
+        crashes: 1,
+        master_fds: 20,
+    }
+}
+
+#[test]
+fn the_status_reads_as_a_table() {
+    let text = status(&world(), PLAIN);
+    assert_eq!(
+        text,
+        "default serving · pid 99 · up 2 h 1 min · baton 0.1.0\n  \
+         listens on 127.0.0.1:8080 (default)\n  \
+         admin      http://127.0.0.1:9700/debug/admin\n  \
+         plugins    /srv/plugins\n  \
+         7 switches, 1 crashes\n\n\
+         GEN  STATE    PID  AGE   CONNS  BUSY  REQUESTS  PLUGINS\n  \
+         8  serving  108  65 s     64     4    123456  hello 0.2.0 at / (3f2a9c1b)\n  \
+         7  exited   107  65 s     64     4    123456  killed by SIGSEGV\n\n\
+         last operation: reload 12 by HUP from pid 1: switched: generation 7 -> 8 (pid 123) in 5.8 ms; hello changed\n"
+    );
+    assert!(!text.contains('\x1b'));
+    assert!(status(&world(), Paint(true)).contains("\x1b[1;32mserving"));
+}
+
+#[test]
+fn progress_says_what_is_waited_for() {
+    let mut at = world();
+    at.generations[0].state = GenerationState::Loading;
+    assert_eq!(phase(&at, Verb::Reload), "loading generation 8");
+    at.operations[0].queued = Some("draining full".into());
+    assert_eq!(phase(&at, Verb::Reload), "waiting: draining full");
+    assert_eq!(phase(&at, Verb::Shutdown), "8 in flight on 128 connections");
+    at.operations[0].queued = None;
+    at.generations[0].state = GenerationState::Serving;
+    at.generations[1].state = GenerationState::Retiring;
+    assert_eq!(phase(&at, Verb::Reload), "draining generation 7: 64 connections");
+    at.operations[0].result = OpResult::Running;
+    assert_eq!(phase(&at, Verb::Reload), "reading the plugins");
+    at.generations.clear();
+    at.operations.clear();
+    assert_eq!(phase(&at, Verb::Reload), "reading the plugins");
+}
+
+#[test]
+fn times_are_given_in_units_that_fit() {
+    for (ms, text) in [(0.04, "0.0 ms"), (5.81, "5.8 ms"), (812.4, "812 ms"), (12_340.0, "12.3 s")] {
+        assert_eq!(millis(ms), text);
+    }
+    for (seconds, text) in [(5, "5 s"), (300, "5 min"), (10_000, "2 h 46 min"), (200_000, "2 d 7 h")] {
+        assert_eq!(duration(Duration::from_secs(seconds)), text);
+    }
+}

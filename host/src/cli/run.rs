@@ -1,0 +1,217 @@
+//! `baton run`: the effective configuration out of file, `--set` and options, and a master started with it. The same is read
+//! again at each reload, so that an option given at the start counts then too.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::{CliError, PrintConfig, RunArgs, exit, say};
+use crate::config::{Config, ConfigError, LogFormat, REFERENCE};
+use crate::master::{self, BadStart, Exit, Options};
+use crate::report::{Failure, Stage};
+use crate::telemetry::{self, Role};
+
+/// The file that is read if none is named.
+pub const DEFAULT_FILE: &str = "baton.toml";
+
+/// What the command line sets, over the file.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Overrides {
+    /// Configuration file [default: ./baton.toml if there is one]
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Directory whose *.so files are served [default: ./plugins]
+    #[arg(long, value_name = "DIR")]
+    pub plugins: Option<PathBuf>,
+    /// Address to listen on, instead of the file's; may be given more than once [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Vec<String>,
+    /// Address of the admin page, or "off" [default: 127.0.0.1:9700, or another port if that is taken]
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<String>,
+    /// Name of the instance: its directories, and what --name means elsewhere
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Set a key of the configuration, such as drain.timeout=30s
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// What is read, if it is there and nothing is named.
+    #[arg(skip = Some(PathBuf::from(DEFAULT_FILE)))]
+    pub default_file: Option<PathBuf>,
+}
+
+impl Overrides {
+    /// Makes paths absolute: what they mean must not depend on when they are read.
+    fn settle(&mut self) -> std::io::Result<()> {
+        for path in [&mut self.config, &mut self.plugins, &mut self.default_file].into_iter().flatten() {
+            *path = std::path::absolute(&path)?;
+        }
+        Ok(())
+    }
+
+    /// The file that counts, if any.
+    fn file(&self) -> Option<&Path> {
+        self.config.as_deref().or_else(|| self.default_file.as_deref().filter(|path| path.exists()))
+    }
+
+    /// The effective configuration, as it is now.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        let mut config = Config::load(self.file(), &self.set)?;
+        if let Some(dir) = &self.plugins {
+            config.plugin_dir = dir.clone();
+        }
+        if let Some(address) = &self.admin {
+            config.admin.listen = address.clone();
+        }
+        if let Some(name) = &self.name {
+            config.name = name.clone();
+        }
+        if let Some(format) = self.log_format {
+            config.log.format = format;
+        }
+        if !self.listen.is_empty() {
+            // One group with the first's settings: which address belongs to which of several, the option cannot say.
+            config.server.truncate(1);
+            for server in &mut config.server {
+                server.listen = self.listen.clone();
+            }
+        }
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Whether `key` (such as "admin.listen") was asked for by anyone, be it with its default value.
+    pub fn asked(&self, key: &str) -> Result<bool, ConfigError> {
+        let by_setting = self.set.iter().any(|setting| setting.split('=').next().is_some_and(|k| k.trim() == key));
+        let Some(path) = self.file() else { return Ok(by_setting) };
+        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+        let text = std::fs::read_to_string(path).map_err(failed)?;
+        // It has been read before; a file broken since is found broken by whoever reads it whole.
+        let table = text.parse::<toml::Table>().unwrap_or_default();
+        let mut at = Some(&toml::Value::Table(table)).cloned();
+        for part in key.split('.') {
+            at = at.and_then(|value| value.get(part).cloned());
+        }
+        Ok(by_setting || at.is_some())
+    }
+}
+
+pub fn run(args: &RunArgs) -> Result<u8, CliError> {
+    let mut overrides = args.overrides.clone();
+    overrides.settle().map_err(CliError::Dirs)?;
+    if let Some(PrintConfig::Reference) = args.print_config {
+        say(REFERENCE)?;
+        return Ok(exit::DONE);
+    }
+    let config = overrides.load()?;
+    if args.print_config.is_some() {
+        say(&toml::to_string(&config)?)?;
+        return Ok(exit::DONE);
+    }
+    telemetry::init(&config.log, Role::Master)?;
+    let admin_asked = overrides.admin.is_some() || overrides.asked("admin.listen")?;
+    let options = Options {
+        config,
+        pid_file: args.pid_file.as_ref().map(std::path::absolute).transpose().map_err(CliError::Dirs)?,
+        admin_asked,
+        hup_shuts_down: false,
+        bad_start: BadStart::Exit,
+        prepare: None,
+        companion: None,
+        reread: Box::new(move || overrides.load()),
+    };
+    Ok(exit_code(&master::run(options)?))
+}
+
+/// How a master ended, for whoever started it.
+pub fn exit_code(exit: &Exit) -> u8 {
+    match exit {
+        Exit::Drained => exit::DONE,
+        Exit::Cut => exit::CUT,
+        // The log has said why.
+        Exit::StartFailed(Failure { stage: Stage::Config, .. }) => exit::CONFIG,
+        Exit::StartFailed(_) => exit::FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> (tempfile::TempDir, Option<PathBuf>) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("baton.toml");
+        std::fs::write(&path, text).unwrap();
+        (dir, Some(path))
+    }
+
+    #[test]
+    fn options_win_over_settings_and_those_over_the_file() {
+        let (_dir, config) = file("name = \"file\"\nworkers = 1\n[log]\nlevel = \"debug\"\n");
+        let overrides = Overrides {
+            config,
+            name: Some("option".into()),
+            set: vec!["name=setting".into(), "workers=2".into()],
+            plugins: Some("/srv/p".into()),
+            admin: Some("off".into()),
+            log_format: Some(LogFormat::Compact),
+            listen: vec!["127.0.0.1:1".into(), "127.0.0.1:2".into()],
+            default_file: None,
+        };
+        let config = overrides.load().unwrap();
+        assert_eq!((config.name.as_str(), config.workers, config.log.level.as_str()), ("option", 2, "debug"));
+        assert_eq!((config.admin.listen.as_str(), config.log.format), ("off", LogFormat::Compact));
+        assert_eq!(config.plugin_dir, Path::new("/srv/p"));
+        assert_eq!(config.server.len(), 1);
+        assert_eq!(config.server[0].listen, ["127.0.0.1:1", "127.0.0.1:2"]);
+    }
+
+    #[test]
+    fn the_same_options_count_when_it_is_read_again() {
+        let (_dir, config) = file("workers = 1\n");
+        let path = config.clone().unwrap();
+        let overrides = Overrides { config, name: Some("x".into()), ..Overrides::default() };
+        assert_eq!(overrides.load().unwrap().workers, 1);
+        std::fs::write(path, "workers = 5\n").unwrap();
+        let config = overrides.load().unwrap();
+        assert_eq!((config.workers, config.name.as_str()), (5, "x"));
+    }
+
+    #[test]
+    fn a_bad_option_is_refused_like_a_bad_file() {
+        let bad = |overrides: Overrides| overrides.load().unwrap_err().to_string();
+        assert!(bad(Overrides { listen: vec!["nowhere".into()], ..Overrides::default() }).contains("IP:PORT"));
+        assert!(bad(Overrides { name: Some("a/b".into()), ..Overrides::default() }).contains("letters"));
+        assert!(bad(Overrides { config: Some("/nowhere/baton.toml".into()), ..Overrides::default() }).contains("read"));
+    }
+
+    #[test]
+    fn asking_for_the_default_is_asking() {
+        let (_dir, config) = file("[admin]\nlisten = \"127.0.0.1:9700\"\n");
+        assert!(Overrides { config, ..Overrides::default() }.asked("admin.listen").unwrap());
+        let (_dir, config) = file("[admin]\nhosts = []\n");
+        let overrides = Overrides { config, ..Overrides::default() };
+        assert!(!overrides.asked("admin.listen").unwrap());
+        let set = vec!["admin.listen=127.0.0.1:9700".into()];
+        assert!(Overrides { set, ..overrides }.asked("admin.listen").unwrap());
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_back() {
+        let set = vec!["plugins.a.config.x=1".into(), "drain.max=never".into()];
+        let config = Overrides { set, ..Overrides::default() }.load().unwrap();
+        let (_dir, path) = file(&toml::to_string(&config).unwrap());
+        assert_eq!(Config::load(path.as_deref(), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_the_table() {
+        assert_eq!(exit_code(&Exit::Drained), 0);
+        assert_eq!(exit_code(&Exit::Cut), 3);
+        assert_eq!(exit_code(&Exit::StartFailed(Failure::new(Stage::Config, "x"))), 78);
+        assert_eq!(exit_code(&Exit::StartFailed(Failure::new(Stage::Load, "x"))), 1);
+    }
+}
