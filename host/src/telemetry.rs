@@ -76,6 +76,11 @@ pub fn init(log: &Log, role: Role) -> Result<(), TelemetryError> {
     tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(|_| TelemetryError::Twice)
 }
 
+/// Whether [`init`] has been called.
+pub fn is_on() -> bool {
+    OUT.get().is_some()
+}
+
 /// Writes `text` and a line end to stderr as it is, in order with the log.
 pub fn print(text: &str) {
     put(&Stderr::look(), format!("{text}\n").into_bytes());

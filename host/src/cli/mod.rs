@@ -174,7 +174,7 @@ Examples:
 pub struct RunArgs {
     #[command(flatten)]
     pub overrides: Overrides,
-    /// Where to write the process id, beside the runtime directory's baton.pid
+    /// Where to write the process id [default: baton.pid in the runtime directory]
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
     /// Print the configuration and end: what is in force, or every key with its default
@@ -318,8 +318,11 @@ pub fn main() -> ExitCode {
     };
     let code = result.unwrap_or_else(|error| {
         let code = error.exit_code();
-        if code != exit::DONE {
-            crate::telemetry::print(&format!("baton: {error}"));
+        match code {
+            exit::DONE => {}
+            // Where the log goes, its readers look.
+            _ if crate::telemetry::is_on() => tracing::error!("{error}"),
+            _ => crate::telemetry::print(&format!("baton: {error}")),
         }
         code
     });

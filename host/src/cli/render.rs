@@ -140,8 +140,10 @@ pub fn phase(status: &Status, verb: Verb) -> String {
     let newest = status.generations.first();
     match (verb, newest) {
         (Verb::Shutdown, _) => {
-            let open: u64 = status.generations.iter().map(|generation| generation.load.connections).sum();
-            let busy: u64 = status.generations.iter().map(|generation| generation.load.requests_in_flight).sum();
+            // One that died may have left its counters standing.
+            let alive = || status.generations.iter().filter(|generation| generation.state != GenerationState::Exited);
+            let open: u64 = alive().map(|generation| generation.load.connections).sum();
+            let busy: u64 = alive().map(|generation| generation.load.requests_in_flight).sum();
             format!("{busy} in flight on {open} connections")
         }
         (Verb::Reload, Some(newest)) => match newest.state {

@@ -421,7 +421,8 @@ impl Master {
                 let serving = serving.map_or_else(|| "none".into(), |generation| generation.to_string());
                 let hint = failure.hint.as_deref().unwrap_or("");
                 tracing::error!(%op, serving, hint, "failed to {}", failure.error);
-                if let Some(detail) = &failure.detail {
+                // What a compiler said stands on the terminal already.
+                if let Some(detail) = failure.detail.as_ref().filter(|_| failure.stage != Stage::Build) {
                     tracing::info!(%op, "the child's last output:\n{}", detail.trim_end());
                 }
             }

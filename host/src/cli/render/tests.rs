@@ -157,7 +157,7 @@ fn progress_says_what_is_waited_for() {
     assert_eq!(phase(&at, Verb::Reload), "loading generation 8");
     at.operations[0].queued = Some("draining full".into());
     assert_eq!(phase(&at, Verb::Reload), "waiting: draining full");
-    assert_eq!(phase(&at, Verb::Shutdown), "8 in flight on 128 connections");
+    assert_eq!(phase(&at, Verb::Shutdown), "4 in flight on 64 connections");
     at.operations[0].queued = None;
     at.generations[0].state = GenerationState::Serving;
     at.generations[1].state = GenerationState::Retiring;

@@ -7,7 +7,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
 use crate::master::handle::{OpOptions, Request};
-use crate::report::{Cause, OpId, Verb};
+use crate::report::{Cause, OpId, OpResult, Report, Verb};
 use routes::tests::{refused, status, switched};
 
 /// A loop that switches, or refuses when told to allow nothing; it remembers what it was asked.
@@ -130,6 +130,29 @@ async fn a_head_that_does_not_come_ends_the_connection() {
     let answer = exchange(slow, "GET /livez HTTP/1.1\r\nhost:").await;
     assert!(answer.is_err() || !answer.unwrap().contains("200"));
     assert!(before.elapsed() >= Duration::from_secs(4));
+}
+
+#[tokio::test]
+async fn the_end_waits_for_answers_and_not_for_idle_connections() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let (handle, mut requests) = Handle::new();
+    let admin = start(AdminOptions { dirs: &dirs, name: "x", config: &anywhere(), asked: true }, handle).unwrap();
+    let mut idle = TcpStream::connect(tcp_of(&admin)).await.unwrap();
+    idle.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    assert_ne!(idle.read(&mut [0; 1024]).await.unwrap(), 0);
+    let stream = UnixStream::connect(dirs.socket()).await.unwrap();
+    let asking =
+        tokio::spawn(exchange(stream, "POST /debug/admin/shutdown HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"));
+    let Some(Request::Operate { verb, cause, reply, .. }) = requests.recv().await else { panic!("another request") };
+    let before = std::time::Instant::now();
+    let closing = tokio::spawn(admin.close());
+    reply.send(Report { result: OpResult::ShuttingDown, ..switched(verb, &cause) }).unwrap();
+    closing.await.unwrap();
+    assert!(before.elapsed() < CLOSE_TIMEOUT, "{:?}", before.elapsed());
+    let answer = asking.await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+    assert_eq!(idle.read(&mut [0; 16]).await.unwrap(), 0);
 }
 
 #[tokio::test]

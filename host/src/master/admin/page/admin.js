@@ -43,7 +43,8 @@ function askForToken(why) {
       dialog.close();
       resolve();
     };
-    if (why) $("token-why").prepend(why + " ");
+    $("token-wrong").textContent = why ?? "";
+    $("token-wrong").hidden = !why;
     $("token-form").addEventListener("submit", done, { once: true });
     dialog.addEventListener("cancel", (event) => event.preventDefault());
     dialog.showModal();
@@ -211,20 +212,33 @@ function requestRate(status) {
 }
 
 function figures(status) {
-  const sum = (key) => status.generations.reduce((total, g) => total + g.load[key], 0);
+  // One that died may have left its counters standing.
+  const alive = status.generations.filter((g) => g.state !== "exited");
+  const sum = (key) => alive.reduce((total, g) => total + g.load[key], 0);
   const rate = requestRate(status);
   return [
     ["Serving", status.serving !== null ? "gen " + status.serving : "nothing"],
     ["Connections", count(sum("connections"))],
     ["In flight", count(sum("requests_in_flight"))],
-    ["Requests per second", rate === null ? "–" : count(rate < 10 ? Math.round(rate * 10) / 10 : Math.round(rate))],
+    ["Requests/s", rate === null ? "–" : count(rate < 10 ? Math.round(rate * 10) / 10 : Math.round(rate))],
     ["Switches", count(status.switches)],
     ["Crashes", count(status.crashes)],
   ];
 }
 
+/** Of those that ended, one line each and not more than a few. */
+const ENDED_SHOWN = 5;
+
 function generationCard(g) {
   const load = g.load;
+  if (g.state === "exited") {
+    return el("article", { class: "generation exited" },
+      el("div", { class: "top" },
+        el("h3", { text: "Generation " + g.generation }),
+        el("span", { class: "pill", text: "ended" }),
+        el("span", { class: "quiet", text: [...g.plugins.map((p) => `${p.name} ${p.version}`), `${count(load.requests)} requests`].join(" · ") }),
+        g.exit ? el("span", { class: "exit", text: g.exit }) : null));
+  }
   const number = (n, word) => el("span", {}, el("b", { text: count(n) }), " " + word);
   return el("article", { class: "generation " + g.state },
     el("div", { class: "top" },
@@ -232,7 +246,6 @@ function generationCard(g) {
       el("span", { class: "pill " + (STATE_CLASS[g.state] ?? ""), text: g.state }),
       el("span", { class: "quiet", text: `${g.pid !== null ? "pid " + g.pid + " · " : ""}${duration(g.age_ms)} old · by ${causeText(g.cause)}` }),
       g.deadline_ms !== undefined ? el("span", { class: "quiet", text: `ends in ${duration(g.deadline_ms)} at the latest` }) : null),
-    g.exit ? el("p", { class: "exit", text: g.exit }) : null,
     el("p", { class: "counts" },
       number(load.connections, "connections"), number(load.idle, "idle"), number(load.requests_in_flight, "in flight"),
       number(load.requests, "requests"), load.panics ? number(load.panics, "panics") : null),
@@ -282,10 +295,11 @@ function show(status) {
   }
   const numbers = figures(status);
   replace("figures", numbers, () => numbers.map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
-  const generations = status.generations.length ? status.generations : null;
+  const ended = status.generations.filter((g) => g.state === "exited").slice(0, ENDED_SHOWN);
+  const generations = [...status.generations.filter((g) => g.state !== "exited"), ...ended];
   // Ages are shown to the second; below that nothing needs to be drawn anew.
-  const rounded = generations?.map((g) => ({ ...g, age_ms: duration(g.age_ms), deadline_ms: g.deadline_ms && duration(g.deadline_ms) }));
-  replace("generations", rounded ?? 0, () => generations?.map(generationCard) ?? [el("p", { class: "quiet", text: "None yet." })]);
+  const rounded = generations.map((g) => ({ ...g, age_ms: duration(g.age_ms), deadline_ms: g.deadline_ms && duration(g.deadline_ms) }));
+  replace("generations", rounded, () => generations.length ? generations.map(generationCard) : [el("p", { class: "quiet", text: "None yet." })]);
   replace("listeners", status.listeners, () => status.listeners.length
     ? status.listeners.map((l) => el("li", {}, el("span", { class: "mono", text: l.address }), el("span", { class: "quiet", text: " " + l.server })))
     : [el("li", { class: "quiet", text: "None." })]);
