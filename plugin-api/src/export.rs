@@ -112,13 +112,21 @@ pub trait Start<M>: Copy + Send + Sync + 'static {
 
 /// The forms, as types that tell the implementations below apart.
 pub mod form {
+    /// `fn() -> T`
     pub struct Sync0;
+    /// `fn(A) -> T`
     pub struct Sync1;
+    /// `async fn() -> T`
     pub struct Async0;
+    /// `async fn(A) -> T`
     pub struct Async1;
-    pub struct Value<M>(M);
-    pub struct Fallible<M>(M);
+    /// The result of an init is an app.
+    pub struct Value;
+    /// The result of an init is a `Result` of one.
+    pub struct Fallible;
+    /// The function is a handler.
     pub struct Handler<M>(M);
+    /// The function is an init.
     pub struct Plugin<M>(M);
 }
 use form::{Async0, Async1, Fallible, Sync0, Sync1, Value};
@@ -191,7 +199,7 @@ pub trait Outcome<M> {
 }
 
 #[diagnostic::do_not_recommend]
-impl<T: IntoApp> Outcome<Value<()>> for T {
+impl<T: IntoApp> Outcome<Value> for T {
     type Served = T;
 
     fn outcome(self) -> Result<T, BoxError> {
@@ -199,7 +207,7 @@ impl<T: IntoApp> Outcome<Value<()>> for T {
     }
 }
 
-impl<T: IntoApp, E: Into<BoxError>> Outcome<Fallible<()>> for Result<T, E> {
+impl<T: IntoApp, E: Into<BoxError>> Outcome<Fallible> for Result<T, E> {
     type Served = T;
 
     fn outcome(self) -> Result<T, BoxError> {

@@ -1,4 +1,10 @@
 //! Write HTTP handlers that Baton loads, and swaps behind a live port.
+//!
+//! Floors: `abi` (what crosses) < `ffi` (the plugin's half of it, and the only other unsafe code) < the author's types <
+//! adaptors for tower, logging and tests. A module uses its own floor and lower ones.
+#![cfg_attr(feature = "plugin", doc = "", doc = include_str!("guide.md"))]
+#![deny(missing_docs)]
+
 pub mod abi;
 
 #[cfg(feature = "plugin")]

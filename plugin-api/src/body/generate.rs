@@ -102,17 +102,19 @@ impl BodyWriter {
             if slot.closed {
                 return Poll::Ready(Err(Closed));
             }
+            let mut reader = None;
             if slot.frame.is_none() {
                 let Some(frame) = frame.take() else { return Poll::Ready(Ok(())) };
                 slot.frame = Some(frame);
-                if let Some(reader) = slot.reader.take() {
-                    drop(slot);
-                    // Only if the writer was moved to a task of its own; else the reader is polling us right now.
-                    reader.wake();
-                    slot = lock(&self.slot);
-                }
+                // There is one only if this is a task of its own; else the reader is polling us right now.
+                reader = slot.reader.take();
             }
+            // Before the lock is let go: the reader may take the frame at once, and looks here.
             slot.writer = Some(cx.waker().clone());
+            drop(slot);
+            if let Some(reader) = reader {
+                reader.wake();
+            }
             Poll::Pending
         })
         .await

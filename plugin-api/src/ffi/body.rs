@@ -172,10 +172,7 @@ impl Incoming {
             abi::PENDING => return Poll::Pending,
             // SAFETY: `READY` says that the frame was written.
             abi::READY => unsafe { out.assume_init() },
-            _ => FfiFrame {
-                kind: abi::FRAME_ERROR,
-                bytes: FfiBytes::from_static(b"the server failed while it read the body"),
-            },
+            _ => FfiFrame { kind: abi::FRAME_ERROR, bytes: FfiBytes::from_static(b"the source of the body panicked") },
         };
         self.ended = !matches!(frame.kind, abi::FRAME_DATA | abi::FRAME_TRAILERS);
         Poll::Ready(match frame.kind {

@@ -31,12 +31,19 @@ pub fn hosts_this_process() -> bool {
 /// A log record as the host received it.
 #[derive(Clone, Debug)]
 pub struct Logged {
+    /// 1 error, 2 warn, 3 info, 4 debug, 5 trace.
     pub level: u32,
+    /// The module it comes from, unless it said otherwise.
     pub target: String,
+    /// Its text.
     pub message: String,
+    /// Its own fields by name, then those of its spans.
     pub fields: Vec<(String, String)>,
+    /// The request it belongs to, or 0. The first that a plugin is sent has number 1.
     pub request_id: u64,
+    /// The names of the spans around it, outermost first, joined by `:`.
     pub spans: String,
+    /// Whether it tells of a panic.
     pub panic: bool,
 }
 

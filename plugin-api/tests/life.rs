@@ -1,0 +1,291 @@
+//! The stations of a plugin's life, its runtime, its configuration and its server.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use baton_plugin_api::testing::{Plugin, block_on, eventually, request};
+use baton_plugin_api::tokio::io::{AsyncReadExt, AsyncWriteExt};
+use baton_plugin_api::tokio::net::{TcpListener, TcpStream};
+use baton_plugin_api::{Body, BoxError, ControlError, Init, IntoApp, Request, StatusCode, handler_with, host, tokio};
+use serde::Deserialize;
+
+#[test]
+fn every_form_of_an_init_is_served() {
+    fn one() -> impl IntoApp {
+        handler_with("one", async |name: &'static str, _: Request| name)
+    }
+    fn two(cx: Init) -> Result<impl IntoApp, std::io::Error> {
+        Ok(handler_with(cx.name(), async |name: &'static str, _: Request| name))
+    }
+    async fn three() -> Result<impl IntoApp, String> {
+        Ok(one())
+    }
+    async fn four(cx: Init) -> impl IntoApp {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        two(cx).unwrap()
+    }
+    assert_eq!(Plugin::start(one).get("/").text(), "one");
+    assert_eq!(Plugin::start(two).get("/").text(), "test");
+    assert_eq!(Plugin::start(three).get("/").text(), "one");
+    assert_eq!(Plugin::start(four).get("/").text(), "test");
+    assert_eq!(Plugin::spawned(four).start().unwrap().get("/").text(), "test");
+}
+
+#[test]
+fn init_is_told_what_the_host_knows() {
+    fn app(cx: Init) -> impl IntoApp {
+        let facts = format!("{} {} {} {:?}", cx.name(), cx.generation(), cx.data_dir().display(), cx.previous());
+        assert_eq!((host().name(), host().generation()), (cx.name(), cx.generation()));
+        handler_with(facts, async |facts: String, _: Request| facts)
+    }
+    let plugin = Plugin::with(app).name("shop").generation(3).data_dir("/srv/shop").start().unwrap();
+    assert_eq!(plugin.get("/").text(), "shop 3 /srv/shop None");
+    let plugin = Plugin::with(app).data_dir("/").previous(4, b"ab").start().unwrap();
+    assert_eq!(plugin.get("/").text(), "test 1 / Some((4, [97, 98]))");
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    url: String,
+    #[serde(default)]
+    pools: BTreeMap<String, u8>,
+}
+
+#[test]
+fn a_configuration_error_names_the_key() {
+    fn app(cx: Init) -> Result<impl IntoApp, BoxError> {
+        let config: Config = cx.config()?;
+        Ok(handler_with(config, async |config: Config, _: Request| format!("{} {:?}", config.url, config.pools)))
+    }
+    let start = |json: &str| Plugin::with(app).name("shop").config(json).start();
+    assert_eq!(start(r#"{"url":"a","pools":{"b":1}}"#).unwrap().get("/").text(), r#"a {"b": 1}"#);
+    for (json, expected) in [
+        ("{}", "failed to read [plugins.shop.config]: missing field `url`"),
+        ("", "failed to read [plugins.shop.config]: missing field `url`"),
+        (r#"{"url":1}"#, "failed to read [plugins.shop.config]: url: invalid type: integer `1`, expected a string"),
+        (
+            r#"{"url":"a","pools":{"b":256}}"#,
+            "failed to read [plugins.shop.config]: pools.b: invalid value: integer `256`, expected u8",
+        ),
+    ] {
+        assert_eq!(start(json).unwrap_err(), expected);
+    }
+    assert!(start(r#"{"url":"a","ulr":1}"#).unwrap_err().contains("unknown field `ulr`"));
+}
+
+/// Notes in order what happens.
+static ORDER: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+
+fn note(what: &'static str) {
+    ORDER.lock().unwrap().push(what);
+}
+
+#[test]
+fn the_end_comes_in_order() {
+    fn app(cx: Init) -> impl IntoApp {
+        cx.on_shutdown(async { note("registered first") });
+        cx.on_shutdown(async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            note("registered last");
+        });
+        let shutdown = cx.shutdown();
+        cx.spawn(async move {
+            shutdown.wait().await;
+            note("told");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            note("tracked work is done");
+        });
+        let shutdown = cx.shutdown();
+        handler_with((), move |(), _: Request| async move { shutdown.has_begun().to_string() })
+    }
+    let plugin = Plugin::start(app);
+    assert_eq!(plugin.get("/").text(), "false");
+    plugin.begin_shutdown();
+    assert_eq!(plugin.get("/").text(), "true", "open connections are still served");
+    plugin.shut_down();
+    assert_eq!(*ORDER.lock().unwrap(), ["told", "tracked work is done", "registered last", "registered first"]);
+}
+
+#[test]
+fn tracked_work_that_panics_does_not_hold_the_end_up() {
+    fn app(cx: Init) -> impl IntoApp {
+        cx.spawn(async { panic!("boom") });
+        handler_with((), async |(), _: Request| ())
+    }
+    Plugin::start(app).shut_down();
+}
+
+#[test]
+fn background_work_begins_with_serving_and_ends_with_the_runtime() {
+    static RUNS: AtomicBool = AtomicBool::new(false);
+    static DROPPED: AtomicBool = AtomicBool::new(false);
+    struct Noted;
+    impl Drop for Noted {
+        fn drop(&mut self) {
+            DROPPED.store(true, Ordering::SeqCst);
+        }
+    }
+    fn app(cx: Init) -> impl IntoApp {
+        cx.spawn_when_serving(async {
+            let _noted = Noted;
+            RUNS.store(true, Ordering::SeqCst);
+            std::future::pending::<()>().await;
+        });
+        handler_with((), async |(), _: Request| ())
+    }
+    let plugin = Plugin::with(app).start_without_serving().unwrap();
+    assert_eq!(plugin.get("/").status(), 200, "a probe");
+    assert!(!RUNS.load(Ordering::SeqCst));
+    plugin.begin_serving();
+    eventually(|| RUNS.load(Ordering::SeqCst));
+    plugin.shut_down();
+    eventually(|| DROPPED.load(Ordering::SeqCst));
+}
+
+#[test]
+fn a_refused_plugin_leaves_nothing_running() {
+    static ALIVE: Mutex<Option<Arc<()>>> = Mutex::new(None);
+    async fn app(cx: Init) -> Result<impl IntoApp, BoxError> {
+        let alive = ALIVE.lock().unwrap().clone();
+        cx.spawn(async move {
+            let _alive = alive;
+            std::future::pending::<()>().await
+        });
+        if cx.generation() > 0 {
+            return Err("no".into());
+        }
+        Ok(handler_with((), async |(), _: Request| ()))
+    }
+    let alive = Arc::new(());
+    *ALIVE.lock().unwrap() = Some(alive.clone());
+    assert_eq!(Plugin::with(app).start().unwrap_err(), "no");
+    *ALIVE.lock().unwrap() = None;
+    eventually(|| Arc::strong_count(&alive) == 1);
+}
+
+#[test]
+fn tokio_works_in_handlers_and_bodies() {
+    async fn all(_: Request) -> Result<Body, BoxError2> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await?;
+            stream.write_all(b"over tcp").await
+        });
+        let mut text = String::new();
+        TcpStream::connect(address).await?.read_to_string(&mut text).await?;
+        server.await??;
+        let blocking = tokio::task::spawn_blocking(|| "blocking").await?;
+        let late = tokio::time::timeout(Duration::from_millis(1), std::future::pending::<()>()).await.is_err();
+        Ok(Body::generate(async move |mut out| {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            out.send(format!("{text}, {blocking}, {late}")).await?;
+            Ok(())
+        }))
+    }
+    use baton_plugin_api::Failure as BoxError2;
+    for plugin in [Plugin::start(all), Plugin::spawned(all).start().unwrap()] {
+        assert_eq!(plugin.get("/").text(), "over tcp, blocking, true");
+    }
+}
+
+#[test]
+fn where_a_request_runs_is_as_the_options_say() {
+    fn thread() -> String {
+        std::thread::current().name().unwrap_or("none").to_owned()
+    }
+    assert_ne!(Plugin::start(thread).get("/").text(), "test-rt");
+    assert_eq!(Plugin::spawned(thread).start().unwrap().get("/").text(), "test-rt");
+}
+
+#[test]
+fn a_cancelled_request_is_dropped_where_it_runs() {
+    static ALIVE: AtomicUsize = AtomicUsize::new(0);
+    struct Counted;
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            assert!(tokio::runtime::Handle::try_current().is_ok());
+            ALIVE.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    async fn wait() -> &'static str {
+        ALIVE.fetch_add(1, Ordering::SeqCst);
+        let _counted = Counted;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        "late"
+    }
+    for plugin in [Plugin::start(wait), Plugin::spawned(wait).start().unwrap()] {
+        block_on(async {
+            let mut call = Box::pin(plugin.call(request("GET", "/", "")));
+            std::future::poll_fn(|cx| {
+                assert!(call.as_mut().poll(cx).is_pending());
+                if ALIVE.load(Ordering::SeqCst) == 1 {
+                    std::task::Poll::Ready(())
+                } else {
+                    cx.waker().wake_by_ref();
+                    std::task::Poll::Pending
+                }
+            })
+            .await;
+            drop(call);
+        });
+        eventually(|| ALIVE.load(Ordering::SeqCst) == 0);
+        assert!(plugin.logs().is_empty());
+    }
+}
+
+#[test]
+fn control_is_granted_refused_or_absent() {
+    async fn control(request: Request) -> Result<StatusCode, ControlError> {
+        match request.path() {
+            "/reload" => request.host().reload()?,
+            "/restart" => host().restart()?,
+            _ => request.host().shutdown()?,
+        }
+        Ok(StatusCode::ACCEPTED)
+    }
+    let plugin = Plugin::start(control);
+    for target in ["/reload", "/restart", "/shutdown"] {
+        assert_eq!(plugin.get(target).status(), 202);
+    }
+    assert_eq!(plugin.host_requests(), ["reload", "restart", "shutdown"]);
+    assert_eq!(Plugin::with(control).deny_control().start().unwrap().get("/reload").status(), 403);
+    assert_eq!(Plugin::with(control).without_control().start().unwrap().get("/reload").status(), 501);
+}
+
+#[test]
+#[should_panic(expected = "host() is for code that runs in a plugin")]
+fn there_is_no_host_outside_of_a_plugin() {
+    host();
+}
+
+#[test]
+fn state_is_absent_unless_registered() {
+    fn without() -> impl IntoApp {
+        handler_with((), async |(), _: Request| ())
+    }
+    fn with(cx: Init) -> impl IntoApp {
+        cx.on_save(1, || b"first".to_vec());
+        cx.on_save(2, || b"second".to_vec());
+        handler_with((), async |(), _: Request| ())
+    }
+    assert_eq!(Plugin::start(without).save(), None);
+    let plugin = Plugin::start(with);
+    for _ in 0..2 {
+        assert_eq!(plugin.save().unwrap(), (2, "second".into()));
+    }
+}
+
+#[tokio::test]
+async fn a_test_may_have_a_runtime_of_its_own() {
+    async fn hello() -> &'static str {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        "hello"
+    }
+    let plugin = Plugin::start(hello);
+    let mut body = plugin.call(request("GET", "/", "")).await.into_body();
+    assert_eq!(body.data().await.unwrap().unwrap(), "hello");
+}
