@@ -31,7 +31,8 @@ pub const SLOTS: usize = Slot::Panics as usize + 1;
 pub struct Metrics(pub &'static [AtomicU64; SLOTS]);
 
 impl Metrics {
-    /// Slots of this process alone, for tests and tools.
+    /// Slots of this process alone.
+    #[cfg(test)]
     pub fn local() -> Metrics {
         Metrics(Box::leak(Box::new(std::array::from_fn(|_| AtomicU64::new(0)))))
     }
@@ -42,10 +43,16 @@ impl Metrics {
     }
 
     #[inline]
+    pub fn add_many(self, slot: Slot, count: u64) {
+        self.0[slot as usize].fetch_add(count, Relaxed);
+    }
+
+    #[inline]
     pub fn sub(self, slot: Slot) {
         self.0[slot as usize].fetch_sub(1, Relaxed);
     }
 
+    #[cfg(test)]
     pub fn get(self, slot: Slot) -> u64 {
         self.0[slot as usize].load(Relaxed)
     }

@@ -2,8 +2,11 @@
 //! the host, with `child::plugin` and `child::bridge`, where unsafe code may stand. Knows nothing of Baton's own terms.
 #![allow(unsafe_code)]
 
+pub mod dylib;
 pub mod files;
 pub mod process;
 pub mod readiness;
 pub mod seqpacket;
 pub mod shared;
+pub mod socket;
+pub mod worker;

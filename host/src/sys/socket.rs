@@ -1,0 +1,140 @@
+//! Stream sockets as a worker uses them: accepting from a listener that other processes share, and the few questions that
+//! std does not ask. Nothing here shuts a listener down or clears its O_NONBLOCK: both act on the open file that all share.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use hyper::rt::ReadBufCursor;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{getsockopt, sockopt};
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Checks that `socket` listens, and makes sure that accepting from it cannot block.
+pub fn adopt_listener(socket: &OwnedFd) -> io::Result<()> {
+    if !getsockopt(socket, sockopt::AcceptConn)? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket does not listen"));
+    }
+    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
+    if !flags.contains(OFlag::O_NONBLOCK) {
+        fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    }
+    Ok(())
+}
+
+/// The next connection, close-on-exec and non-blocking, and the peer's address unless it has none. `WouldBlock` when the
+/// queue is empty.
+pub fn accept(listener: BorrowedFd) -> io::Result<(TcpStream, Option<SocketAddr>)> {
+    let mut connection = None;
+    // SAFETY: `try_init` hands out room for any address and its length; accept4 fills both in, or fails.
+    let (_, address) = unsafe {
+        socket2::SockAddr::try_init(|storage, len| {
+            let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+            let fd = libc::accept4(listener.as_raw_fd(), storage.cast(), len, flags);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            connection = Some(OwnedFd::from_raw_fd(fd));
+            Ok(())
+        })
+    }?;
+    let connection = connection.ok_or(io::ErrorKind::Other)?;
+    Ok((connection.into(), address.as_socket()))
+}
+
+/// The address that `socket` is bound to, unless it has none.
+pub fn local_addr(socket: BorrowedFd) -> io::Result<Option<SocketAddr>> {
+    Ok(socket2::SockRef::from(&socket).local_addr()?.as_socket())
+}
+
+/// How many bytes the kernel holds for us, unread. Takes a number rather than a borrow: a wrong one gives a wrong count and
+/// nothing worse.
+pub fn unread(socket: RawFd) -> usize {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int to the address given.
+    let result = unsafe { libc::ioctl(socket, libc::FIONREAD, &raw mut count) };
+    if result < 0 { 0 } else { usize::try_from(count).unwrap_or(0) }
+}
+
+/// What one read into a buffer of hyper's gave.
+#[derive(Clone, Copy, Debug)]
+pub struct Filled {
+    /// Bytes read; 0 is the peer's end.
+    pub len: usize,
+    /// The address just after the last byte.
+    pub end: usize,
+}
+
+/// The address where the next byte would go.
+#[inline]
+pub fn cursor_address(cursor: &mut ReadBufCursor<'_>) -> usize {
+    // SAFETY: the slice is only asked for its address.
+    unsafe { cursor.as_mut() }.as_ptr().addr()
+}
+
+/// Reads from `stream` straight into hyper's buffer.
+#[inline]
+pub fn poll_read(
+    stream: Pin<&mut tokio::net::TcpStream>,
+    cx: &mut Context<'_>,
+    cursor: &mut ReadBufCursor<'_>,
+) -> Poll<io::Result<Filled>> {
+    // SAFETY: tokio's buffer only ever initialises bytes.
+    let room: &mut [MaybeUninit<u8>] = unsafe { cursor.as_mut() };
+    let start = room.as_ptr().addr();
+    let mut buffer = ReadBuf::uninit(room);
+    ready!(stream.poll_read(cx, &mut buffer))?;
+    let len = buffer.filled().len();
+    // SAFETY: `filled` says that the first `len` bytes of the room were written.
+    unsafe { cursor.advance(len) };
+    Poll::Ready(Ok(Filled { len, end: start + len }))
+}
+
+/// Whether accepting failed for want of something that comes back: descriptors or memory.
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_comes_with_its_peer_and_cannot_block() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let listener = OwnedFd::from(listener);
+        adopt_listener(&listener).unwrap();
+        assert_eq!(local_addr(listener.as_fd()).unwrap(), Some(addr));
+        assert_eq!(accept(listener.as_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+
+        let mut client = TcpStream::connect(addr).unwrap();
+        let (connection, peer) = accept(listener.as_fd()).unwrap();
+        assert_eq!(peer, Some(client.local_addr().unwrap()));
+        let flags = OFlag::from_bits_retain(fcntl(&connection, FcntlArg::F_GETFL).unwrap());
+        assert!(flags.contains(OFlag::O_NONBLOCK));
+
+        assert_eq!(unread(connection.as_raw_fd()), 0);
+        client.write_all(b"abc").unwrap();
+        nix::poll::poll(
+            &mut [nix::poll::PollFd::new(connection.as_fd(), nix::poll::PollFlags::POLLIN)],
+            nix::poll::PollTimeout::NONE,
+        )
+        .unwrap();
+        assert_eq!(unread(connection.as_raw_fd()), 3);
+    }
+
+    #[test]
+    fn a_socket_that_does_not_listen_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(adopt_listener(&client.into()).is_err());
+    }
+}
