@@ -1,0 +1,574 @@
+//! One request across the ABI and back. The head stays with the host and is lent field by field; bodies cross as streams
+//! that the receiver pulls; the response's head is checked before hyper sees it. The plugin is trusted to follow the ABI, not
+//! to be right: whatever it answers becomes a valid response or a 500.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use baton_plugin_api::abi::{
+    BODY_EMPTY, BODY_FULL, BODY_STREAM, FACT_AUTHORITY, FACT_LOCAL, FACT_ORIGINAL_TARGET, FACT_PEER, FACT_PREFIX,
+    FACT_SCHEME, FACT_SERVER, FRAME_DATA, FRAME_END, FRAME_ERROR, FRAME_TRAILERS, FfiBody, FfiBodyVtable, FfiBytes,
+    FfiContext, FfiFrame, FfiFuture, FfiSizeHint, HeaderRef, PANICKED, PENDING, READY, RequestHead, RequestHeadVtable,
+    ResponseHead, ResponseSink, SENSITIVE, Slice,
+};
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, HeaderName, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, request};
+use http_body::{Frame, SizeHint};
+use hyper::body::{Body as _, Incoming};
+
+use super::plugin::Plugin;
+use super::route::{self, Stripped};
+use super::serve::conn::{Answering, Conn, Receiving};
+
+// ---- the request's head ----
+
+/// What the plugin's [`RequestHead`] stands for.
+struct Head {
+    parts: request::Parts,
+    conn: Arc<Conn>,
+    prefix: &'static str,
+    /// The target without the prefix, where it is no part of the original.
+    target: Option<Box<str>>,
+}
+
+static HEAD: RequestHeadVtable =
+    RequestHeadVtable { headers: head_headers, header: head_header, fact: head_fact, drop: head_drop };
+
+impl Head {
+    #[inline]
+    fn lend(parts: request::Parts, conn: Arc<Conn>, prefix: &'static str) -> RequestHead {
+        let mut head = Box::new(Head { parts, conn, prefix, target: None });
+        if !prefix.is_empty()
+            && let Stripped::Query(query) = route::strip(route::target(&head.parts.uri), prefix)
+        {
+            head.target = Some(format!("/{query}").into());
+        }
+        let target = match &head.target {
+            Some(target) => target,
+            None => match route::strip(route::target(&head.parts.uri), prefix) {
+                Stripped::Part(target) | Stripped::Query(target) => target,
+            },
+        };
+        let (method, target) = (Slice::new(head.parts.method.as_str().as_bytes()), Slice::new(target.as_bytes()));
+        let header_count = u32::try_from(head.parts.headers.len()).unwrap_or(u32::MAX);
+        let version = match head.parts.version {
+            Version::HTTP_09 => 9,
+            Version::HTTP_10 => 10,
+            Version::HTTP_2 => 20,
+            Version::HTTP_3 => 30,
+            _ => 11,
+        };
+        let request_id = request_id();
+        RequestHead {
+            data: Box::into_raw(head).cast(),
+            vtable: &HEAD,
+            method,
+            target,
+            request_id,
+            header_count,
+            version,
+        }
+    }
+
+    fn fact(&self, fact: u32) -> Option<Slice> {
+        let uri = &self.parts.uri;
+        let address = |address: &'_ baton_plugin_api::abi::FfiAddr| Slice {
+            ptr: std::ptr::from_ref(address).cast(),
+            len: size_of_val(address),
+        };
+        let text = |text: &str| Slice::new(text.as_bytes());
+        match fact {
+            FACT_PEER => Some(address(&self.conn.peer)),
+            FACT_LOCAL => Some(address(&self.conn.local)),
+            FACT_SERVER => Some(text(self.conn.name)),
+            FACT_PREFIX => Some(text(self.prefix)),
+            FACT_ORIGINAL_TARGET => match (uri.path_and_query(), uri.authority()) {
+                (None, Some(authority)) => Some(text(authority.as_str())),
+                _ => Some(text(route::target(uri))),
+            },
+            FACT_SCHEME => uri.scheme_str().map(text),
+            FACT_AUTHORITY => uri.authority().map(|authority| text(authority.as_str())),
+            _ => None,
+        }
+    }
+}
+
+/// The next request id: unique in this process, never zero. Taken in blocks, so that threads do not contend for it.
+#[inline]
+fn request_id() -> u64 {
+    use std::cell::Cell;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    const BLOCK: u64 = 1024;
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local! {
+        static OWN: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+    }
+    OWN.with(|own| {
+        let (mut next, mut end) = own.get();
+        if next == end {
+            next = NEXT.fetch_add(BLOCK, Ordering::Relaxed);
+            end = next + BLOCK;
+        }
+        own.set((next + 1, end));
+        next
+    })
+}
+
+unsafe extern "C" fn head_headers(data: *const c_void, out: *mut HeaderRef, capacity: u32) -> u32 {
+    // SAFETY: `Head::lend` made `data`; it is alive until `head_drop`, and only read.
+    let head = unsafe { &*data.cast::<Head>() };
+    let mut count = 0;
+    for (name, value) in head.parts.headers.iter().take(capacity as usize) {
+        let mut value_len = value.len() as u32;
+        if value.is_sensitive() {
+            value_len |= SENSITIVE;
+        }
+        let name = name.as_str();
+        let field =
+            HeaderRef { name: name.as_ptr(), value: value.as_bytes().as_ptr(), name_len: name.len() as u32, value_len };
+        // SAFETY: the caller has room for `capacity` fields, and `take` keeps below that.
+        unsafe { out.add(count as usize).write(field) };
+        count += 1;
+    }
+    count
+}
+
+unsafe extern "C" fn head_header(data: *const c_void, name: Slice, out: *mut Slice) -> u32 {
+    // SAFETY: as in `head_headers`; the name is borrowed for the call.
+    let (head, name) = unsafe { (&*data.cast::<Head>(), name.as_bytes()) };
+    let value = std::str::from_utf8(name).ok().and_then(|name| head.parts.headers.get(name));
+    let Some(value) = value else { return 0 };
+    // SAFETY: `out` is the caller's room for one slice.
+    unsafe { out.write(Slice::new(value.as_bytes())) };
+    1
+}
+
+unsafe extern "C" fn head_fact(data: *const c_void, fact: u32, out: *mut Slice) -> u32 {
+    // SAFETY: as in `head_headers`.
+    let head = unsafe { &*data.cast::<Head>() };
+    let Some(slice) = head.fact(fact) else { return 0 };
+    // SAFETY: `out` is the caller's room for one slice; what the slice points to lives as long as the head.
+    unsafe { out.write(slice) };
+    1
+}
+
+unsafe extern "C" fn head_drop(data: *mut c_void) {
+    quietly(|| {
+        // SAFETY: the box of `Head::lend`; the contract of the table is one call.
+        drop(unsafe { Box::from_raw(data.cast::<Head>()) });
+    });
+}
+
+/// Runs what cannot be expected to panic at a place where a panic must not pass.
+fn quietly(run: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+        tracing::error!("a panic of the host was stopped at the plugin boundary");
+    }
+}
+
+// ---- the request's body ----
+
+/// What the plugin's [`FfiBody`] stands for. The order of the fields is the order of their drops.
+struct Upload {
+    incoming: Incoming,
+    _receiving: Receiving,
+}
+
+static UPLOAD: FfiBodyVtable = FfiBodyVtable { poll_frame: upload_poll, size_hint: upload_hint, drop: upload_drop };
+
+#[inline]
+fn lend_body(incoming: Incoming, conn: &Arc<Conn>) -> FfiBody {
+    if incoming.is_end_stream() {
+        return FfiBody::EMPTY;
+    }
+    let upload = Box::new(Upload { incoming, _receiving: Receiving::new(conn.clone()) });
+    FfiBody { kind: BODY_STREAM, bytes: FfiBytes::EMPTY, data: Box::into_raw(upload).cast(), vtable: &UPLOAD }
+}
+
+unsafe extern "C" fn upload_poll(data: *mut c_void, cx: *const FfiContext, out: *mut FfiFrame) -> u32 {
+    let polled = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: `lend_body` made `data`; the plugin polls it from one thread at a time.
+        let upload = unsafe { &mut *data.cast::<Upload>() };
+        // SAFETY: the context is lent for this poll.
+        let cx = unsafe { &*cx };
+        cx.with_waker(|waker| Pin::new(&mut upload.incoming).poll_frame(&mut Context::from_waker(waker)))
+    }));
+    let frame = match polled {
+        Err(_) => return PANICKED,
+        Ok(Poll::Pending) => return PENDING,
+        Ok(Poll::Ready(frame)) => frame,
+    };
+    let frame = match frame {
+        None => FfiFrame::END,
+        Some(Err(error)) => FfiFrame { kind: FRAME_ERROR, bytes: Bytes::from(error.to_string()).into() },
+        Some(Ok(frame)) => match frame.into_data() {
+            Ok(data) => FfiFrame { kind: FRAME_DATA, bytes: data.into() },
+            Err(frame) => match frame.into_trailers() {
+                Ok(trailers) => FfiFrame { kind: FRAME_TRAILERS, bytes: write_trailers(&trailers).into() },
+                // hyper has no third kind.
+                Err(_) => FfiFrame { kind: FRAME_DATA, bytes: FfiBytes::EMPTY },
+            },
+        },
+    };
+    // SAFETY: `out` is the caller's room for one frame.
+    unsafe { out.write(frame) };
+    READY
+}
+
+unsafe extern "C" fn upload_hint(data: *const c_void) -> FfiSizeHint {
+    // SAFETY: as in `upload_poll`.
+    let hint = unsafe { &*data.cast::<Upload>() }.incoming.size_hint();
+    FfiSizeHint { lower: hint.lower(), upper: hint.upper().unwrap_or(u64::MAX) }
+}
+
+unsafe extern "C" fn upload_drop(data: *mut c_void) {
+    quietly(|| {
+        // SAFETY: the box of `lend_body`; the contract of the table is one call.
+        drop(unsafe { Box::from_raw(data.cast::<Upload>()) });
+    });
+}
+
+fn write_trailers(trailers: &HeaderMap) -> Bytes {
+    let mut lines = Vec::new();
+    for (name, value) in trailers {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            lines.extend_from_slice(part);
+        }
+    }
+    lines.into()
+}
+
+/// Trailers from lines `name: value\r\n`; nothing if any of them is not valid.
+fn read_trailers(lines: &[u8]) -> Option<HeaderMap> {
+    let mut trailers = HeaderMap::new();
+    for line in lines.split(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.is_empty() {
+            continue;
+        }
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        let name = HeaderName::from_bytes(&line[..colon]).ok()?;
+        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).ok()?;
+        trailers.try_append(name, value).ok()?;
+    }
+    Some(trailers)
+}
+
+// ---- the call ----
+
+/// A request in a plugin's hands. Dropping it cancels the request.
+pub struct Call {
+    future: FfiFuture,
+    plugin: &'static Plugin,
+    /// No body will be sent, whatever the length says.
+    is_head: bool,
+}
+
+/// Where the response goes during one poll.
+struct Sink {
+    response: Option<Result<Response<Body>, BadResponse>>,
+    plugin: &'static Plugin,
+    is_head: bool,
+}
+
+/// A response that HTTP forbids.
+#[derive(Debug, thiserror::Error)]
+enum BadResponse {
+    #[error("status {0} is none that a handler can answer")]
+    Status(u32),
+    #[error("header name {0:?} is not allowed in HTTP")]
+    Name(String),
+    #[error("the value of header `{0}` holds bytes that HTTP forbids")]
+    Value(HeaderName),
+    #[error("content-length {0:?} contradicts the body or another content-length")]
+    Length(HeaderValue),
+    #[error("it has too many headers")]
+    TooMany,
+    #[error("its body is of no known kind")]
+    Body,
+}
+
+impl Call {
+    #[inline]
+    pub fn begin(plugin: &'static Plugin, prefix: &'static str, request: Request<Incoming>, conn: &Arc<Conn>) -> Call {
+        let (parts, incoming) = request.into_parts();
+        let is_head = parts.method == Method::HEAD;
+        let body = lend_body(incoming, conn);
+        let head = Head::lend(parts, conn.clone(), prefix);
+        Call { future: plugin.call(head, body), plugin, is_head }
+    }
+
+    /// The response; what went wrong is a 500.
+    #[inline]
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<Body>> {
+        let mut sink = Sink { response: None, plugin: self.plugin, is_head: self.is_head };
+        let ffi_sink = ResponseSink { context: (&raw mut sink).cast(), send: take_response };
+        let ffi_cx = FfiContext::lend(cx.waker());
+        // SAFETY: the future is the plugin's, not ended yet (hyper drops it after `Ready`), and polled from one thread at a
+        // time; context and sink are lent for this call only.
+        let polled = unsafe { ((*self.future.vtable).poll)(self.future.data, &raw const ffi_cx, &raw const ffi_sink) };
+        match (polled, sink.response) {
+            (PENDING, _) => Poll::Pending,
+            (READY, Some(Ok(response))) => Poll::Ready(response),
+            (READY, Some(Err(error))) => {
+                tracing::error!(plugin = self.plugin.name(), "answering 500: {error}");
+                Poll::Ready(internal_error())
+            }
+            (PANICKED, _) => Poll::Ready(internal_error()),
+            (_, _) => {
+                tracing::error!(plugin = self.plugin.name(), "answering 500: the handler ended without a response");
+                Poll::Ready(internal_error())
+            }
+        }
+    }
+}
+
+#[cold]
+fn internal_error() -> Response<Body> {
+    let mut response = Response::new(Body::from_static("internal server error\n"));
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, text);
+    response
+}
+
+unsafe extern "C" fn take_response(context: *mut c_void, head: *const ResponseHead, body: FfiBody) {
+    quietly(|| {
+        // SAFETY: `Call::poll` lends the sink and the plugin the head, both for this call.
+        let (sink, head) = unsafe { (&mut *context.cast::<Sink>(), &*head) };
+        sink.response = Some(read_response(head, body, sink));
+    });
+}
+
+#[inline]
+fn read_response(head: &ResponseHead, body: FfiBody, sink: &Sink) -> Result<Response<Body>, BadResponse> {
+    let status = u16::try_from(head.status)
+        .ok()
+        // 1xx are hyper's to send, and there is no upgrade to switch to.
+        .filter(|status| *status >= 200)
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .ok_or(BadResponse::Status(head.status))?;
+    let mut body = Body::import(body, sink.plugin)?;
+    let count = head.header_count as usize;
+    let mut headers = HeaderMap::try_with_capacity(count).map_err(|_| BadResponse::TooMany)?;
+    let mut length = None;
+    for at in 0..count {
+        // SAFETY: the head lends `header_count` fields for the call, each with a name and a value.
+        let (name, value, sensitive) = unsafe {
+            let field = *head.headers.add(at);
+            let name = Slice { ptr: field.name, len: field.name_len as usize }.as_bytes();
+            let value = Slice { ptr: field.value, len: (field.value_len & !SENSITIVE) as usize }.as_bytes();
+            (name, value, field.value_len & SENSITIVE != 0)
+        };
+        let name =
+            HeaderName::from_bytes(name).map_err(|_| BadResponse::Name(String::from_utf8_lossy(name).into_owned()))?;
+        let mut value = match intern(value) {
+            Some(value) => value,
+            None => HeaderValue::from_bytes(value).map_err(|_| BadResponse::Value(name.clone()))?,
+        };
+        value.set_sensitive(sensitive);
+        if name == CONTENT_LENGTH {
+            let known = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
+            let Some(known) = known.filter(|known| length.is_none_or(|before| before == *known)) else {
+                return Err(BadResponse::Length(value));
+            };
+            length = Some(known);
+            headers.insert(name, value);
+            continue;
+        }
+        // How a body is framed on this connection is the host's to say.
+        if name == TRANSFER_ENCODING {
+            continue;
+        }
+        headers.try_append(name, value).map_err(|_| BadResponse::TooMany)?;
+    }
+    if let Some(known) = length {
+        if sink.is_head {
+            body = Body::EMPTY;
+        } else if let Some(actual) = body.exact_len()
+            && actual != known
+            && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        {
+            return Err(BadResponse::Length(known.into()));
+        }
+    }
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    Ok(response)
+}
+
+/// Values that need no copy since everybody sends them.
+#[inline]
+fn intern(value: &[u8]) -> Option<HeaderValue> {
+    const COMMON: [&str; 6] = [
+        "text/plain; charset=utf-8",
+        "text/html; charset=utf-8",
+        "application/json",
+        "application/octet-stream",
+        "no-cache",
+        "no-store",
+    ];
+    COMMON.into_iter().find(|common| common.as_bytes() == value).map(HeaderValue::from_static)
+}
+
+// ---- the response's body ----
+
+/// A response's body, as hyper pulls it. Its last field keeps the request counted until it is dropped.
+pub struct Body {
+    kind: Kind,
+    answering: Option<Answering>,
+}
+
+enum Kind {
+    Empty,
+    Full(Bytes),
+    Stream { body: FfiBody, plugin: &'static Plugin },
+}
+
+/// Why a response broke off. hyper then ends the connection, and the client sees that it is not whole.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error("failed to go on with the response of plugin {plugin}: {text}")]
+    Failed { plugin: &'static str, text: String },
+    #[error("failed to go on with the response of plugin {plugin}: it panicked")]
+    Panicked { plugin: &'static str },
+    #[error("failed to go on with the response of plugin {plugin}: its trailers are not valid")]
+    Trailers { plugin: &'static str },
+}
+
+impl Body {
+    const EMPTY: Body = Body { kind: Kind::Empty, answering: None };
+
+    pub fn from_static(text: &'static str) -> Body {
+        Body { kind: Kind::Full(Bytes::from_static(text.as_bytes())), answering: None }
+    }
+
+    /// Keeps the request counted as long as this body lives.
+    #[inline]
+    pub fn hold(&mut self, answering: Answering) {
+        self.answering = Some(answering);
+    }
+
+    #[inline]
+    fn import(mut body: FfiBody, plugin: &'static Plugin) -> Result<Body, BadResponse> {
+        let kind = match body.kind {
+            BODY_EMPTY => Kind::Empty,
+            BODY_FULL => {
+                let bytes = Bytes::from(std::mem::replace(&mut body.bytes, FfiBytes::EMPTY));
+                if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes) }
+            }
+            BODY_STREAM if !body.vtable.is_null() => Kind::Stream { body, plugin },
+            _ => return Err(BadResponse::Body),
+        };
+        Ok(Body { kind, answering: None })
+    }
+
+    fn exact_len(&self) -> Option<u64> {
+        http_body::Body::size_hint(self).exact()
+    }
+
+    fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Kind::Stream { body, plugin } = &mut self.kind else { return Poll::Ready(None) };
+        let plugin = plugin.name();
+        let mut frame = FfiFrame::END;
+        let ffi_cx = FfiContext::lend(cx.waker());
+        // SAFETY: a stream's table is a static of the plugin; the body has not ended (it is dropped when it does) and is
+        // polled from one thread at a time; context and frame are lent for the call.
+        let polled = unsafe { ((*body.vtable).poll_frame)(body.data, &raw const ffi_cx, &raw mut frame) };
+        let result = match (polled, frame.kind) {
+            (PENDING, _) => return Poll::Pending,
+            (READY, FRAME_DATA) => return Poll::Ready(Some(Ok(Frame::data(frame.bytes.into())))),
+            (READY, FRAME_TRAILERS) => match read_trailers(frame.bytes.as_slice()) {
+                Some(trailers) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                None => Some(Err(BodyError::Trailers { plugin })),
+            },
+            (READY, FRAME_END) => None,
+            (READY, _) => {
+                let text = String::from_utf8_lossy(frame.bytes.as_slice()).into_owned();
+                Some(Err(BodyError::Failed { plugin, text }))
+            }
+            (_, _) => Some(Err(BodyError::Panicked { plugin })),
+        };
+        self.kind = Kind::Empty;
+        if let Some(Err(error)) = &result {
+            tracing::error!("{error}");
+        }
+        Poll::Ready(result)
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    #[inline]
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.kind {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.kind = Kind::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Kind::Stream { .. } => self.poll_stream(cx),
+        }
+    }
+
+    #[inline]
+    fn is_end_stream(&self) -> bool {
+        matches!(self.kind, Kind::Empty)
+    }
+
+    #[inline]
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Stream { body, .. } => {
+                // SAFETY: as in `poll_stream`.
+                let FfiSizeHint { lower, upper } = unsafe { ((*body.vtable).size_hint)(body.data) };
+                let mut hint = SizeHint::new();
+                hint.set_lower(lower);
+                if upper != u64::MAX {
+                    // A hint that contradicts itself is none.
+                    hint.set_upper(upper.max(lower));
+                }
+                hint
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_unique_across_threads() {
+        let take = || (0..3000).map(|_| request_id()).collect::<Vec<_>>();
+        let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(take)).collect();
+        let mut ids: Vec<u64> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        assert!(!ids.contains(&0));
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), 12_000);
+    }
+
+    #[test]
+    fn trailers_cross_as_lines() {
+        let mut trailers = HeaderMap::new();
+        trailers.append("x-sum", HeaderValue::from_static("abc"));
+        trailers.append("x-sum", HeaderValue::from_static("def"));
+        let lines = write_trailers(&trailers);
+        assert_eq!(lines, "x-sum: abc\r\nx-sum: def\r\n");
+        assert_eq!(read_trailers(&lines), Some(trailers));
+        assert_eq!(read_trailers(b"no colon\r\n"), None);
+        assert_eq!(read_trailers(b"bad name: x\r\n"), None);
+    }
+}
