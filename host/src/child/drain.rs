@@ -1,0 +1,188 @@
+//! The end of a worker's connections, as state and as numbers: whether it serves or retires, the limits, and how each
+//! connection ended.
+//!
+//! Retiring is state, never an event: a connection that looks late sees it all the same. What a single connection does about
+//! it is `serve::h1`'s.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::control::Deadlines;
+use crate::report::{Cut, DrainReport};
+
+/// When a retiring worker's connections end. Absent for never.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// When the worker began to retire.
+    pub since: Instant,
+    /// Of an idle connection, without a request.
+    pub keepalive: Option<Duration>,
+    /// Of a busy one, without progress.
+    pub timeout: Option<Duration>,
+    /// Of all.
+    pub end: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+pub struct Drain {
+    /// [`SERVING`] or what follows.
+    phase: AtomicU8,
+    limits: Mutex<Option<Limits>>,
+    /// Told when phase or limits change.
+    changed: Notify,
+    finished: AtomicU64,
+    lingered: AtomicU64,
+    cut_busy: AtomicU64,
+    cut_head: AtomicU64,
+    lost: AtomicU64,
+    unanswered: AtomicU64,
+}
+
+const SERVING: u8 = 0;
+const RETIRING: u8 = 1;
+const CUT: u8 = 2;
+
+/// How a connection ended while the worker retired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By the client, or after a response that announced it.
+    Finished,
+    /// Announced, but further requests of the client lie behind.
+    Unanswered,
+    /// While idle.
+    Lingered,
+    /// While idle, and a request came at that moment.
+    Lost,
+    CutBusy,
+    CutHead,
+}
+
+impl Drain {
+    #[inline]
+    pub fn is_serving(&self) -> bool {
+        self.phase.load(Acquire) == SERVING
+    }
+
+    pub fn is_cut(&self) -> bool {
+        self.phase.load(Acquire) == CUT
+    }
+
+    /// The limits, once the worker retires.
+    pub fn limits(&self) -> Option<Limits> {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to retire; a second time changes the limits and keeps the beginning. Wake the connections after it.
+    pub fn retire(&self, deadlines: Deadlines) -> Limits {
+        let now = Instant::now();
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = Limits {
+            since: limits.map_or(now, |old| old.since),
+            keepalive: deadlines.keepalive_ms.map(Duration::from_millis),
+            timeout: deadlines.timeout_ms.map(Duration::from_millis),
+            end: deadlines.max_ms.and_then(|ms| now.checked_add(Duration::from_millis(ms))),
+        };
+        *limits = Some(new);
+        drop(limits);
+        self.phase.fetch_max(RETIRING, Release);
+        self.changed.notify_waiters();
+        new
+    }
+
+    /// Ends what is left now. Wake the connections after it.
+    pub fn cut(&self) {
+        self.phase.fetch_max(CUT, Release);
+        self.changed.notify_waiters();
+    }
+
+    /// Runs what remains to be done once no connection is left, for as long as the limits allow. Whether it came to its end.
+    pub async fn bound(&self, last: impl Future<Output = ()>) -> bool {
+        let start = Instant::now();
+        tokio::pin!(last);
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Before the look at the state: a change after it wakes.
+            changed.as_mut().enable();
+            let limits = self.limits();
+            let own = limits.and_then(|limits| start.checked_add(limits.timeout?));
+            let deadline = [own, limits.and_then(|limits| limits.end)].into_iter().flatten().min();
+            let over = async {
+                match deadline {
+                    _ if self.is_cut() => {}
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = &mut last => return true,
+                () = &mut changed => {}
+                () = over => return false,
+            }
+        }
+    }
+
+    /// Takes down how a connection ended; means nothing before [`Drain::retire`].
+    pub fn note(&self, end: End) {
+        if self.is_serving() {
+            return;
+        }
+        let add = |count: &AtomicU64| count.fetch_add(1, Relaxed);
+        match end {
+            End::Finished => add(&self.finished),
+            End::Unanswered => {
+                add(&self.unanswered);
+                add(&self.finished)
+            }
+            End::Lingered => add(&self.lingered),
+            End::Lost => {
+                add(&self.lost);
+                add(&self.lingered)
+            }
+            End::CutBusy => add(&self.cut_busy),
+            End::CutHead => add(&self.cut_head),
+        };
+    }
+
+    pub fn report(&self) -> DrainReport {
+        let get = |count: &AtomicU64| count.load(Relaxed);
+        let ms = self.limits().map_or(0.0, |limits| limits.since.elapsed().as_secs_f64() * 1000.0);
+        DrainReport {
+            finished: get(&self.finished),
+            lingered: get(&self.lingered),
+            cut: Cut { busy: get(&self.cut_busy), head: get(&self.cut_head), ..Cut::default() },
+            lost: get(&self.lost),
+            unanswered_pipelined: get(&self.unanswered),
+            ms,
+            ..DrainReport::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_may_change_and_the_beginning_stays() {
+        let drain = Drain::default();
+        assert!(drain.is_serving() && drain.limits().is_none());
+        drain.note(End::Lost);
+        let never = Deadlines { keepalive_ms: None, timeout_ms: None, max_ms: None };
+        let first = drain.retire(never);
+        assert!(!drain.is_serving() && first.end.is_none());
+        let second = drain.retire(Deadlines { max_ms: Some(10), ..never });
+        assert_eq!(second.since, first.since);
+        assert!(second.end.is_some());
+        drain.cut();
+        drain.retire(never);
+        assert!(drain.is_cut(), "a cut is not taken back");
+        assert_eq!(drain.report().lost, 0, "what ended before the drain is none of its business");
+    }
+}

@@ -1,0 +1,421 @@
+//! The loop around a worker's pure life: whatever can happen becomes an [`Event`] for `state`, and each [`Action`] that
+//! comes out is done here. It decides nothing by itself.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::signal::unix::Signal;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::plugin::host::Asked;
+use super::plugin::{self, Host, Plugin};
+use super::route::Routes;
+use super::serve::Server;
+use super::serve::accept::{Acceptors, Listener};
+use super::state::{Action, Event, State};
+use crate::control::{ChannelError, Deadlines, LoadSet, MAX_MESSAGE, PROTOCOL, ToChild, ToMaster, WorkerEnd};
+use crate::metrics::{Metrics, SLOTS};
+use crate::report::{DrainReport, Failure, Generation, Stage};
+use crate::sys::shared::Slots;
+use crate::sys::worker;
+use crate::telemetry::{self, Role, TelemetryError};
+
+/// Requests of plugins to the master that wait at most.
+const ASKED: usize = 64;
+/// Of a failure's detail, what surely fits into a message.
+const DETAIL: usize = MAX_MESSAGE / 8;
+
+pub struct Worker {
+    state: State,
+    control: WorkerEnd,
+    /// The real stderr, until GO.
+    stderr: Option<OwnedFd>,
+    orphan: Orphan,
+    start: Instant,
+    generation: Generation,
+    told: (mpsc::UnboundedSender<Told>, mpsc::UnboundedReceiver<Told>),
+    asked: (mpsc::Sender<Asked>, mpsc::Receiver<Asked>),
+    set: Option<Set>,
+    /// What is served, once the plugins are up.
+    service: Option<Service>,
+    listeners: Vec<Listener>,
+    acceptors: Option<Acceptors>,
+    /// Whether anything may still be accepted.
+    accepting: watch::Sender<bool>,
+    draining: bool,
+}
+
+/// How an orphan's end is seen to.
+#[derive(Clone)]
+pub struct Orphan {
+    /// How long it lives, in milliseconds: for the thread that watches the master.
+    pub time: Arc<AtomicU64>,
+    /// Ends the process after this long, whatever hangs.
+    pub enforce: fn(Duration) -> io::Result<()>,
+}
+
+/// What LOAD brought.
+struct Set {
+    load: LoadSet,
+    metrics: Metrics,
+    host: Host,
+}
+
+struct Service {
+    server: &'static Server,
+    plugins: Vec<&'static Plugin>,
+    /// Serves the connections. Never ended: plugins may run on its threads until the process is gone.
+    runtime: &'static tokio::runtime::Runtime,
+}
+
+/// What the worker's own threads and tasks have to tell.
+enum Told {
+    Loaded(Result<Vec<&'static Plugin>, Failure>),
+    Stopped(Vec<Listener>),
+    Drained(DrainReport),
+}
+
+/// Whether the life goes on.
+enum Step {
+    On,
+    Exit(i32),
+}
+
+impl Worker {
+    /// Within a tokio runtime.
+    pub fn new(control: WorkerEnd, stderr: Option<OwnedFd>, orphan: Orphan) -> Worker {
+        Worker {
+            state: State::new().0,
+            control,
+            stderr,
+            orphan,
+            start: Instant::now(),
+            generation: Generation(0),
+            told: mpsc::unbounded_channel(),
+            asked: mpsc::channel(ASKED),
+            set: None,
+            service: None,
+            listeners: Vec::new(),
+            acceptors: None,
+            accepting: watch::Sender::new(false),
+            draining: false,
+        }
+    }
+
+    /// To the end; answers the exit code.
+    pub async fn live(mut self, mut term: Signal, master: i32) -> i32 {
+        let (state, actions) = State::new();
+        self.state = state;
+        let mut events = VecDeque::new();
+        if let Step::Exit(code) = self.act(actions, &mut events).await {
+            return code;
+        }
+        loop {
+            let event = match events.pop_front() {
+                Some(event) => event,
+                None => self.next(&mut term, master).await,
+            };
+            let actions = self.state.step(event, self.start.elapsed());
+            if let Step::Exit(code) = self.act(actions, &mut events).await {
+                return code;
+            }
+        }
+    }
+
+    /// Waits for whatever happens next.
+    async fn next(&mut self, term: &mut Signal, master: i32) -> Event {
+        loop {
+            let deadline = self.state.deadline().map(|deadline| self.start + deadline);
+            tokio::select! {
+                message = self.control.recv() => return self.understand(message),
+                Some(told) = self.told.1.recv() => return self.hear(told),
+                Some((plugin, verb)) = self.asked.1.recv() => {
+                    let message = ToMaster::Control { plugin: plugin.into(), verb };
+                    if let Err(error) = self.control.send(&message, &[]).await {
+                        return lost(&error);
+                    }
+                }
+                Some(()) = term.recv() => {
+                    return if worker::parent() == master { Event::Term } else { Event::Orphaned };
+                }
+                () = at(deadline) => return Event::Deadline,
+            }
+        }
+    }
+
+    fn hear(&mut self, told: Told) -> Event {
+        match told {
+            Told::Loaded(Ok(plugins)) => Event::Loaded(self.open(plugins)),
+            Told::Loaded(Err(failure)) => Event::Loaded(Err(failure)),
+            Told::Stopped(listeners) => {
+                self.listeners = listeners;
+                self.accepting.send_replace(false);
+                Event::Stopped
+            }
+            Told::Drained(report) => Event::Drained(report),
+        }
+    }
+
+    /// Makes ready to serve with `plugins`.
+    fn open(&mut self, plugins: Vec<&'static Plugin>) -> Result<(), Failure> {
+        let Some(set) = &self.set else { return Err(Failure::new(Stage::Load, "failed to find what to serve")) };
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.enable_all().thread_name("serve");
+        if set.load.config.workers > 0 {
+            builder.worker_threads(set.load.config.workers);
+        }
+        let runtime = builder
+            .build()
+            .map_err(|error| Failure::new(Stage::Load, format!("failed to start the threads that serve: {error}")))?;
+        let runtime = Box::leak(Box::new(runtime));
+        let routes = Routes::new(plugins.iter().map(|plugin| (plugin.mount().to_owned(), *plugin)));
+        self.service = Some(Service { server: Server::new(routes, set.metrics), plugins, runtime });
+        Ok(())
+    }
+
+    // ---- what the master says ----
+
+    fn understand(&mut self, message: Result<Option<(ToChild, Vec<OwnedFd>)>, ChannelError>) -> Event {
+        let (message, fds) = match message {
+            Ok(Some(message)) => message,
+            Ok(None) => return Event::Orphaned,
+            Err(error) => return lost(&error),
+        };
+        match message {
+            ToChild::Hello { protocols, generation, .. } => {
+                self.generation = generation;
+                Event::Hello { protocols }
+            }
+            ToChild::Load(load) => self.take_set(*load, fds).unwrap_or_else(Event::Broken),
+            ToChild::Listener { id } => self.take_listener(id, fds).unwrap_or_else(Event::Broken),
+            ToChild::Go => Event::Go,
+            ToChild::Pause => Event::Pause,
+            ToChild::Resume => Event::Resume,
+            ToChild::Retire(deadlines) => Event::Retire(deadlines),
+            ToChild::Cut => Event::Cut,
+            ToChild::DoneAck => Event::DoneAck,
+        }
+    }
+
+    fn take_set(&mut self, load: LoadSet, fds: Vec<OwnedFd>) -> Result<Event, String> {
+        if self.set.is_some() {
+            return Err("a second LOAD came".into());
+        }
+        let metrics = fds.into_iter().next().ok_or("LOAD came without the memory for the metrics")?;
+        let metrics =
+            Slots::<SLOTS>::open(metrics).map_err(|error| format!("the metrics cannot be shared: {error}"))?;
+        match telemetry::init(&load.config.log, Role::Worker(self.generation)) {
+            // Only where tests run several workers in one process.
+            Ok(()) | Err(TelemetryError::Twice) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        let drain = load.config.drain.clone();
+        self.orphan.time.store(u64::try_from(drain.orphan.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let event = Event::Load { listeners: load.listeners.len(), drain };
+        let metrics = Metrics(metrics.leak());
+        self.set = Some(Set { load, metrics, host: Host::new(metrics, self.asked.0.clone()) });
+        Ok(event)
+    }
+
+    fn take_listener(&mut self, id: u32, fds: Vec<OwnedFd>) -> Result<Event, String> {
+        let load = &self.set.as_ref().ok_or("a LISTENER came before LOAD")?.load;
+        let info = load
+            .listeners
+            .iter()
+            .find(|info| info.id == id)
+            .ok_or_else(|| format!("listener {id} came, and LOAD did not name it"))?;
+        let socket = fds.into_iter().next().ok_or_else(|| format!("listener {id} came without its socket"))?;
+        // A worker has its listeners for life.
+        let server = Box::leak(info.server.clone().into_boxed_str());
+        let listener = Listener::new(socket, server, info.address.clone())
+            .map_err(|error| format!("listener {id} ({}) cannot be used: {error}", info.address))?;
+        self.listeners.push(listener);
+        Ok(Event::Listener)
+    }
+
+    // ---- what is to be done ----
+
+    async fn act(&mut self, actions: Vec<Action>, events: &mut VecDeque<Event>) -> Step {
+        for action in actions {
+            match action {
+                Action::SendHello => {
+                    let version = env!("CARGO_PKG_VERSION").into();
+                    self.send(ToMaster::Hello { protocols: PROTOCOL, version }, events).await;
+                }
+                Action::SendReady => self.send(ToMaster::Ready, events).await,
+                Action::SendFailed(failure) => self.send(ToMaster::Failed(fitting(failure)), events).await,
+                Action::SendServing => {
+                    self.set_serving(true);
+                    self.send(ToMaster::Serving, events).await;
+                }
+                Action::SendPaused => self.send(ToMaster::Paused, events).await,
+                Action::SendDone(report) => {
+                    // After DONE only the acknowledgement is waited for.
+                    telemetry::flush();
+                    self.send(ToMaster::Done(report), events).await;
+                }
+                Action::SendReplaceMe => self.send(ToMaster::ReplaceMe, events).await,
+                Action::Load => self.load(),
+                Action::TakeOutput => self.take_output(),
+                Action::StartAccepting => match self.start_accepting() {
+                    Ok(()) => events.push_back(Event::Accepting),
+                    Err(error) => {
+                        tracing::error!(%error, "failed to register the listeners");
+                        return Step::Exit(1);
+                    }
+                },
+                Action::StopAccepting => self.stop_accepting(),
+                Action::CloseListeners => self.listeners.clear(),
+                Action::TellPluginsServing => self.plugins().for_each(Plugin::tell_serving),
+                Action::TellPluginsShutdown => self.plugins().for_each(Plugin::tell_shutdown),
+                Action::Drain(deadlines) => self.drain(deadlines),
+                Action::CutAll => {
+                    if let Some(Service { server, .. }) = &self.service {
+                        server.drain.cut();
+                        server.connections.wake_all();
+                    }
+                }
+                Action::EnforceEnd(time) => {
+                    if let Err(error) = (self.orphan.enforce)(time) {
+                        tracing::warn!(%error, "failed to see to an end in time");
+                    }
+                }
+                Action::Warn(text) => tracing::warn!("{text}"),
+                Action::Exit(code) => return Step::Exit(code),
+            }
+        }
+        Step::On
+    }
+
+    async fn send(&self, message: ToMaster, events: &mut VecDeque<Event>) {
+        if let Err(error) = self.control.send(&message, &[]).await {
+            events.push_back(lost(&error));
+        }
+    }
+
+    fn plugins(&self) -> impl Iterator<Item = &'static Plugin> {
+        self.service.iter().flat_map(|service| service.plugins.iter().copied())
+    }
+
+    fn set_serving(&self, serving: bool) {
+        if let Some(set) = &self.set {
+            set.host.set_serving(serving);
+        }
+    }
+
+    fn load(&self) {
+        let Some(set) = &self.set else { return };
+        let (files, generation, host) = (set.load.plugins.clone(), self.generation, set.host.clone());
+        let told = self.told.0.clone();
+        // A thread of its own: an init may block for long, and no runtime may be entered on it.
+        let thread = std::thread::Builder::new().name("load".into()).spawn(move || {
+            // Its receiver lives as long as the process.
+            let _ = told.send(Told::Loaded(plugin::load_all(&files, generation, &host)));
+        });
+        if let Err(error) = thread {
+            let failure = Failure::new(Stage::Load, format!("failed to start the thread that loads: {error}"));
+            let _ = self.told.0.send(Told::Loaded(Err(failure)));
+        }
+    }
+
+    fn take_output(&mut self) {
+        telemetry::flush();
+        if let Some(stderr) = self.stderr.take()
+            && let Err(error) = worker::take_over_output(stderr)
+        {
+            tracing::warn!(%error, "failed to take over stderr");
+        }
+    }
+
+    fn start_accepting(&mut self) -> io::Result<()> {
+        let Some(service) = &self.service else { return Ok(()) };
+        let _entered = service.runtime.enter();
+        self.acceptors = Some(Acceptors::start(service.server, std::mem::take(&mut self.listeners))?);
+        self.accepting.send_replace(true);
+        Ok(())
+    }
+
+    fn stop_accepting(&mut self) {
+        self.set_serving(false);
+        let told = self.told.0.clone();
+        if let (Some(acceptors), Some(service)) = (self.acceptors.take(), &self.service) {
+            service.runtime.spawn(async move {
+                let _ = told.send(Told::Stopped(acceptors.stop().await));
+            });
+        }
+    }
+
+    fn drain(&mut self, deadlines: Deadlines) {
+        let Some(Service { server, plugins, runtime }) = &self.service else { return };
+        server.drain.retire(deadlines);
+        server.connections.wake_all();
+        if std::mem::replace(&mut self.draining, true) {
+            return;
+        }
+        let (server, plugins, told) = (*server, plugins.clone(), self.told.0.clone());
+        let mut accepting = self.accepting.subscribe();
+        runtime.spawn(async move {
+            // The sender lives as long as the worker.
+            let _ = accepting.wait_for(|accepting| !accepting).await;
+            server.connections.none_left().await;
+            end(server, plugins).await;
+            let _ = told.send(Told::Drained(server.drain.report()));
+        });
+    }
+}
+
+/// Ends the plugins: what they registered for the end, side by side, then their runtimes.
+async fn end(server: &'static Server, plugins: Vec<&'static Plugin>) {
+    let shutdowns = async {
+        let mut tasks = tokio::task::JoinSet::new();
+        for plugin in &plugins {
+            tasks.spawn(plugin.shutdown());
+        }
+        tasks.join_all().await;
+    };
+    if !server.drain.bound(shutdowns).await {
+        tracing::warn!("the plugins' shutdown took too long: going without it");
+    }
+    let destroyed = tokio::task::spawn_blocking(move || {
+        std::thread::scope(|scope| {
+            for plugin in plugins {
+                scope.spawn(move || plugin.destroy());
+            }
+        });
+    });
+    if let Err(error) = destroyed.await {
+        tracing::error!(%error, "failed to end the plugins");
+    }
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a channel that failed means: a message that cannot be understood is the master's mistake, all else is its end.
+fn lost(error: &ChannelError) -> Event {
+    match error {
+        ChannelError::Io(_) => Event::Orphaned,
+        broken => Event::Broken(broken.to_string()),
+    }
+}
+
+/// A failure that fits into a message.
+fn fitting(mut failure: Failure) -> Failure {
+    for text in [Some(&mut failure.error), failure.hint.as_mut(), failure.detail.as_mut()].into_iter().flatten() {
+        if text.len() > DETAIL {
+            let end = (0..=DETAIL).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+            text.truncate(end);
+            text.push_str(" ...");
+        }
+    }
+    failure
+}

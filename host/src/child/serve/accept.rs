@@ -1,0 +1,193 @@
+//! Accepting: one task per listener, on GO or RESUME, until PAUSE. The listeners belong to the master and are shared with
+//! other generations: here they are only registered, accepted from, deregistered and let go.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::conn::Conn;
+use super::{Server, h1};
+use crate::sys::{readiness, socket};
+
+/// After so many connections in a row, other tasks have their turn.
+const BATCH: u32 = 64;
+/// How long to wait when descriptors or memory run out: doubled from the first to the last.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+/// At most one line in the log per this long.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A listener lent by the master.
+#[derive(Debug)]
+pub struct Listener {
+    socket: OwnedFd,
+    facts: Facts,
+}
+
+#[derive(Debug)]
+struct Facts {
+    /// Name of the `[[server]]`.
+    server: &'static str,
+    address: String,
+    /// The address of every connection, unless it is a wildcard.
+    local: Option<SocketAddr>,
+}
+
+impl Listener {
+    /// Takes over a socket that came from the master.
+    pub fn new(socket: OwnedFd, server: &'static str, address: String) -> io::Result<Listener> {
+        socket::adopt_listener(&socket)?;
+        let local = socket::local_addr(socket.as_fd())?.filter(|addr| !addr.ip().is_unspecified());
+        Ok(Listener { socket, facts: Facts { server, address, local } })
+    }
+}
+
+/// Accepting that is under way.
+#[derive(Debug)]
+pub struct Acceptors {
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<Listener>,
+}
+
+impl Acceptors {
+    /// Registers all of `listeners`, then accepts. On an error nothing was accepted.
+    pub fn start(server: &'static Server, listeners: Vec<Listener>) -> io::Result<Acceptors> {
+        let mut registered = Vec::with_capacity(listeners.len());
+        for Listener { socket, facts } in listeners {
+            registered.push((readiness::register(socket, Interest::READABLE)?, facts));
+        }
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        for (socket, facts) in registered {
+            let acceptor = Acceptor { server, facts, backoff: BACKOFF.0, logged: None };
+            tasks.spawn(acceptor.run(socket, stopped.clone()));
+        }
+        Ok(Acceptors { stop, tasks })
+    }
+
+    /// Empties the accept queues and deregisters: every connection that was complete before the call is being served after
+    /// it.
+    pub async fn stop(mut self) -> Vec<Listener> {
+        self.stop.send_replace(true);
+        let mut listeners = Vec::new();
+        while let Some(ended) = self.tasks.join_next().await {
+            match ended {
+                Ok(listener) => listeners.push(listener),
+                Err(error) => tracing::error!(%error, "an accept task broke"),
+            }
+        }
+        listeners
+    }
+}
+
+struct Acceptor {
+    server: &'static Server,
+    facts: Facts,
+    backoff: Duration,
+    logged: Option<Instant>,
+}
+
+/// What a pass over the queue ended with.
+enum Pass {
+    Empty,
+    /// There may be more.
+    Batch,
+    Exhausted(io::Error),
+}
+
+impl Acceptor {
+    async fn run(mut self, socket: AsyncFd<OwnedFd>, mut stop: watch::Receiver<bool>) -> Listener {
+        // The first pass is unconditional: what was queued before the registration may not be told again.
+        while !*stop.borrow_and_update() {
+            match self.pass(socket.get_ref().as_fd()) {
+                Pass::Batch => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Pass::Exhausted(error) => {
+                    self.log(&error);
+                    tokio::select! {
+                        () = tokio::time::sleep(self.backoff) => self.backoff = (self.backoff * 2).min(BACKOFF.1),
+                        _ = stop.changed() => {}
+                    }
+                    continue;
+                }
+                Pass::Empty => self.backoff = BACKOFF.0,
+            }
+            tokio::select! {
+                ready = socket.readable() => match ready {
+                    // Before the next pass: what comes during it is told again.
+                    Ok(mut guard) => guard.clear_ready(),
+                    // The runtime is ending.
+                    Err(error) => {
+                        tracing::error!(%error, address = self.facts.address, "failed to wait for connections");
+                        break;
+                    }
+                },
+                _ = stop.changed() => {}
+            }
+        }
+        // Until nothing waits, deregister, and once more: of what came in between perhaps only this process was told.
+        self.empty(socket.get_ref().as_fd()).await;
+        let socket = socket.into_inner();
+        self.empty(socket.as_fd()).await;
+        Listener { socket, facts: self.facts }
+    }
+
+    async fn empty(&mut self, socket: BorrowedFd<'_>) {
+        loop {
+            match self.pass(socket) {
+                Pass::Empty => return,
+                Pass::Batch => tokio::task::yield_now().await,
+                // What cannot be accepted now stays in the queue, for whoever serves next.
+                Pass::Exhausted(error) => return self.log(&error),
+            }
+        }
+    }
+
+    /// Accepts until nothing waits, or for one batch.
+    fn pass(&mut self, socket: BorrowedFd<'_>) -> Pass {
+        for _ in 0..BATCH {
+            match socket::accept(socket) {
+                Ok((stream, peer)) => self.begin(stream, peer),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Pass::Empty,
+                Err(error) if socket::is_exhaustion(&error) => return Pass::Exhausted(error),
+                // That connection is gone again, or the call was interrupted (accept(2) lists what else to ignore).
+                Err(error) => tracing::debug!(%error, address = self.facts.address, "a connection was not accepted"),
+            }
+        }
+        Pass::Batch
+    }
+
+    fn begin(&self, stream: std::net::TcpStream, peer: Option<SocketAddr>) {
+        let local = self.facts.local.or_else(|| stream.local_addr().ok());
+        let raw = stream.as_raw_fd();
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => return tracing::error!(%error, "failed to register a connection"),
+        };
+        // Responses are written whole; waiting for an acknowledgement would only delay them. It fails on a socket that is
+        // dead already, and the first read will say so.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "failed to set TCP_NODELAY");
+        }
+        // From here on it counts, before any task has seen it.
+        let entry = self.server.connections.enter(Conn::new(self.server, self.facts.server, peer, local, raw));
+        tokio::spawn(h1::serve(entry, stream));
+    }
+
+    fn log(&mut self, error: &io::Error) {
+        let now = Instant::now();
+        if self.logged.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL) {
+            self.logged = Some(now);
+            tracing::warn!(%error, address = self.facts.address, "cannot accept for the moment");
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! What is known of one connection: its facts, its progress, and whether a request is alive on it. Shared by the parts that
+//! hyper keeps apart: the io below it, the service above it, and the task that polls it.
+//!
+//! Most of it is written by the connection's own task only, so that relaxed loads and stores do; only the count of request
+//! bodies, which a plugin may drop on any thread, needs more.
+
+use std::os::fd::RawFd;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize};
+use std::sync::{Arc, OnceLock};
+use std::task::Waker;
+
+use baton_plugin_api::abi::FfiAddr;
+use http::HeaderMap;
+
+use super::Server;
+use crate::metrics::Slot;
+
+/// [`Conn::ahead`] while a body of unknown length is being received: far below zero.
+const UNKNOWN: i64 = i64::MIN / 2;
+/// No head is longer; a difference of addresses above it is none.
+const MAX_HEAD: usize = 1 << 20;
+
+pub struct Conn {
+    pub server: &'static Server,
+    /// The name of the `[[server]]` that took it.
+    pub name: &'static str,
+    pub peer: FfiAddr,
+    pub local: FfiAddr,
+    socket: RawFd,
+    /// Woken when the worker retires.
+    pub waker: OnceLock<Waker>,
+
+    // ---- written by the connection's task only ----
+    /// A response is being made or written: 0 or 1.
+    answering: AtomicU32,
+    /// Responses that ended since they were last counted.
+    answered: AtomicU32,
+    /// Whether a request began since [`Conn::begin_poll`].
+    called: AtomicBool,
+    /// Whether all that was written since [`Conn::begin_poll`] has been flushed, and something was.
+    flushed: AtomicBool,
+    read: AtomicU64,
+    written: AtomicU64,
+    /// Reads since the last request began.
+    reads: AtomicU32,
+    /// Requests begun.
+    calls: AtomicU64,
+    /// The address just after the last byte in hyper's read buffer.
+    data_end: AtomicUsize,
+    /// Bytes received beyond the request that is being answered; below zero while its body is still coming.
+    ahead: AtomicI64,
+    /// The client once sent a request before the response to the one before it was written.
+    pipelined: AtomicBool,
+    /// The worker retires, and since then there was a moment without a request or a part of one.
+    was_quiet: AtomicBool,
+    /// A response said `Connection: close` because the worker retires.
+    announced: AtomicBool,
+    /// End it so that the client can tell that it is no regular end.
+    reset: AtomicBool,
+    /// The client closed its side.
+    ended: AtomicBool,
+    /// Our side was closed in good order.
+    shut: AtomicBool,
+    /// What the metrics say of it.
+    shown_in_flight: AtomicBool,
+    shown_idle: AtomicBool,
+
+    // ---- written by anybody ----
+    /// Request bodies alive: in a handler's hands, or still to be dropped by it.
+    bodies: AtomicU32,
+}
+
+impl Conn {
+    pub fn new(
+        server: &'static Server,
+        name: &'static str,
+        peer: Option<std::net::SocketAddr>,
+        local: Option<std::net::SocketAddr>,
+        socket: RawFd,
+    ) -> Conn {
+        const NONE: FfiAddr =
+            FfiAddr { family: baton_plugin_api::abi::ADDR_NONE, port: 0, ip: [0; 16], flow_info: 0, scope_id: 0 };
+        server.metrics.add(Slot::Connections);
+        server.metrics.add(Slot::Idle);
+        Conn {
+            server,
+            name,
+            peer: peer.map_or(NONE, FfiAddr::from),
+            local: local.map_or(NONE, FfiAddr::from),
+            socket,
+            waker: OnceLock::new(),
+            answering: AtomicU32::new(0),
+            answered: AtomicU32::new(0),
+            called: AtomicBool::new(false),
+            flushed: AtomicBool::new(false),
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            reads: AtomicU32::new(0),
+            calls: AtomicU64::new(0),
+            data_end: AtomicUsize::new(0),
+            ahead: AtomicI64::new(0),
+            pipelined: AtomicBool::new(false),
+            was_quiet: AtomicBool::new(false),
+            announced: AtomicBool::new(false),
+            reset: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            shut: AtomicBool::new(false),
+            shown_in_flight: AtomicBool::new(false),
+            shown_idle: AtomicBool::new(true),
+            bodies: AtomicU32::new(0),
+        }
+    }
+
+    // ---- the quiet poll ----
+
+    /// Before a poll of hyper's connection.
+    #[inline]
+    pub fn begin_poll(&self) {
+        self.called.store(false, Relaxed);
+        self.flushed.store(false, Relaxed);
+    }
+
+    /// Whether a request is alive: its handler, its response, or its body.
+    #[inline]
+    pub fn is_alive(&self) -> bool {
+        // Acquire: whoever saw the last body go also sees that hyper's end of it is closed.
+        self.answering.load(Relaxed) > 0 || self.bodies.load(Acquire) > 0
+    }
+
+    /// After a poll that was pending, if nothing was alive before it and nothing after: whether all is answered and flushed,
+    /// so that the io may be taken out of hyper. hyper's `Dispatcher` has then no request in flight, no body half read and
+    /// nothing in its write buffer; at most a part of a next head is in its read buffer.
+    #[inline]
+    pub fn poll_was_quiet(&self) -> bool {
+        !self.called.load(Relaxed) && self.flushed.load(Relaxed)
+    }
+
+    #[inline]
+    pub fn poll_was_flushed(&self) -> bool {
+        self.flushed.load(Relaxed)
+    }
+
+    /// Nothing is alive and all is flushed: what is ahead belongs to a next request.
+    pub fn settle(&self) {
+        if self.ahead.load(Relaxed) < 0 {
+            self.ahead.store(0, Relaxed);
+        }
+    }
+
+    // ---- told by the io ----
+
+    #[inline]
+    pub fn note_buffer(&self, end: usize) {
+        self.data_end.store(end, Relaxed);
+    }
+
+    /// Bytes went into hyper's buffer, whose data now end at `end`.
+    #[inline]
+    pub fn note_fed(&self, len: usize, end: usize) {
+        self.data_end.store(end, Relaxed);
+        self.reads.store(self.reads.load(Relaxed).wrapping_add(1), Relaxed);
+        self.ahead.store(self.ahead.load(Relaxed).saturating_add(len as i64), Relaxed);
+    }
+
+    #[inline]
+    pub fn note_read(&self, len: usize) {
+        self.read.store(self.read.load(Relaxed).wrapping_add(len as u64), Relaxed);
+    }
+
+    #[inline]
+    pub fn note_write(&self, len: usize) {
+        self.flushed.store(false, Relaxed);
+        self.written.store(self.written.load(Relaxed).wrapping_add(len as u64), Relaxed);
+    }
+
+    #[inline]
+    pub fn note_flush(&self) {
+        self.flushed.store(true, Relaxed);
+    }
+
+    /// Bytes moved in either direction.
+    pub fn moved(&self) -> u64 {
+        self.read.load(Relaxed).wrapping_add(self.written.load(Relaxed))
+    }
+
+    /// The io goes on in a new hyper connection, which is fed anew what was left over.
+    pub fn restart(&self) {
+        self.ahead.store(0, Relaxed);
+        self.data_end.store(0, Relaxed);
+    }
+
+    // ---- told by the service ----
+
+    /// A request begins: hyper has parsed its head. `body` is its length, if known.
+    ///
+    /// How far the head reaches into hyper's buffer is told by its values: hyper parses in place, so the last of them ends
+    /// just before the blank line. That is exact but for heads with odd white space, where it is a few bytes too little;
+    /// whoever acts on it looks into the buffer first.
+    #[inline]
+    pub fn note_call(&self, headers: &HeaderMap, body: Option<u64>) {
+        self.called.store(true, Relaxed);
+        if self.reads.load(Relaxed) == 0 && self.calls.load(Relaxed) > 0 {
+            self.pipelined.store(true, Relaxed);
+        }
+        self.reads.store(0, Relaxed);
+        self.calls.store(self.calls.load(Relaxed) + 1, Relaxed);
+        let ahead = match body {
+            None => UNKNOWN,
+            Some(len) => {
+                let mut end = 0;
+                for value in headers.values() {
+                    let range = value.as_bytes().as_ptr_range();
+                    if range.start != range.end {
+                        end = end.max(range.end.addr());
+                    }
+                }
+                let behind = self.data_end.load(Relaxed).wrapping_sub(end.wrapping_add(4));
+                let behind = if end == 0 || behind > MAX_HEAD { 0 } else { behind };
+                (behind as i64).saturating_sub_unsigned(len)
+            }
+        };
+        self.ahead.store(ahead, Relaxed);
+    }
+
+    /// Whether bytes of a further request have come.
+    #[inline]
+    pub fn is_ahead(&self) -> bool {
+        self.ahead.load(Relaxed) > 0
+    }
+
+    /// How many requests it carried.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Relaxed)
+    }
+
+    #[inline]
+    fn note_pipelining(&self) {
+        if self.is_ahead() {
+            self.pipelined.store(true, Relaxed);
+        }
+    }
+
+    /// Asked at the moment a response's head is made: whether it shall say that the connection closes after it.
+    ///
+    /// Not where more requests of this client wait already: they would go unanswered. So a client that pipelines is told
+    /// only once there was a moment without any.
+    #[inline]
+    pub fn announces_close(&self) -> bool {
+        self.note_pipelining();
+        if self.server.drain.is_serving() {
+            return false;
+        }
+        // Below zero the body of this request is still coming, and what the kernel holds is a part of it.
+        let body_done = self.ahead.load(Relaxed) >= 0;
+        let waiting = self.is_ahead() || (body_done && self.unread() > 0);
+        if waiting || (self.pipelined.load(Relaxed) && !self.was_quiet.load(Relaxed)) {
+            self.pipelined.store(true, Relaxed);
+            return false;
+        }
+        self.announced.store(true, Relaxed);
+        true
+    }
+
+    pub fn is_announced(&self) -> bool {
+        self.announced.load(Relaxed)
+    }
+
+    pub fn note_quiet(&self) {
+        self.was_quiet.store(true, Relaxed);
+    }
+
+    // ---- the end ----
+
+    pub fn unread(&self) -> usize {
+        crate::sys::socket::unread(self.socket)
+    }
+
+    pub fn set_reset(&self) {
+        self.reset.store(true, Relaxed);
+    }
+
+    pub fn is_reset(&self) -> bool {
+        self.reset.load(Relaxed)
+    }
+
+    pub fn set_ended(&self) {
+        self.ended.store(true, Relaxed);
+    }
+
+    pub fn is_ended(&self) -> bool {
+        self.ended.load(Relaxed)
+    }
+
+    pub fn set_shut(&self) {
+        self.shut.store(true, Relaxed);
+    }
+
+    pub fn is_shut(&self) -> bool {
+        self.shut.load(Relaxed)
+    }
+
+    // ---- metrics ----
+
+    /// Brings the shared counters up to date. Called once per poll, so that a request that begins and ends within one costs
+    /// one atomic operation.
+    #[inline]
+    pub fn publish(&self, busy: bool) {
+        let metrics = self.server.metrics;
+        let answered = self.answered.load(Relaxed);
+        if answered > 0 {
+            self.answered.store(0, Relaxed);
+            metrics.add_many(Slot::Requests, answered.into());
+        }
+        let in_flight = self.answering.load(Relaxed) > 0 || !self.flushed.load(Relaxed);
+        if in_flight != self.shown_in_flight.load(Relaxed) {
+            self.shown_in_flight.store(in_flight, Relaxed);
+            if in_flight { metrics.add(Slot::InFlight) } else { metrics.sub(Slot::InFlight) }
+        }
+        let idle = !busy && !self.is_ahead();
+        if idle != self.shown_idle.load(Relaxed) {
+            self.shown_idle.store(idle, Relaxed);
+            if idle { metrics.add(Slot::Idle) } else { metrics.sub(Slot::Idle) }
+        }
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        // A plugin may keep a request's head, and so this, for longer than the connection; the numbers were taken back by
+        // `Entry` at its end.
+        debug_assert!(!*self.shown_in_flight.get_mut());
+    }
+}
+
+impl Conn {
+    /// The connection is gone: takes its part out of the shared counters.
+    pub fn withdraw(&self) {
+        self.answering.store(0, Relaxed);
+        self.flushed.store(true, Relaxed);
+        self.publish(false);
+        let metrics = self.server.metrics;
+        metrics.sub(Slot::Connections);
+        if self.shown_idle.swap(false, Relaxed) {
+            metrics.sub(Slot::Idle);
+        }
+    }
+}
+
+/// A request from its head to the end of its response: held by the handler's future, then by the response's body. Both live
+/// inside hyper's connection, so the connection's task is the only one to drop it.
+pub struct Answering(Arc<Conn>);
+
+impl Answering {
+    #[inline]
+    pub fn new(conn: Arc<Conn>) -> Answering {
+        conn.answering.store(1, Relaxed);
+        Answering(conn)
+    }
+
+    #[inline]
+    pub fn conn(&self) -> &Arc<Conn> {
+        &self.0
+    }
+
+    /// The response is known: it counts as answered.
+    #[inline]
+    pub fn note_answer(&self) {
+        self.0.answered.store(self.0.answered.load(Relaxed) + 1, Relaxed);
+    }
+}
+
+impl Drop for Answering {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.answering.store(0, Relaxed);
+        self.0.note_pipelining();
+    }
+}
+
+/// A request's body, from the head to its drop by the handler, on whatever thread. The field after the body in whatever
+/// holds both, so that it is dropped last.
+pub struct Receiving(Arc<Conn>);
+
+impl Receiving {
+    pub fn new(conn: Arc<Conn>) -> Receiving {
+        conn.bodies.fetch_add(1, Relaxed);
+        Receiving(conn)
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.0.bodies.fetch_sub(1, Release);
+        // hyper does not wake for a body that it has given out whole; a drain waits for just this.
+        if !self.0.server.drain.is_serving()
+            && let Some(waker) = self.0.waker.get()
+        {
+            waker.wake_by_ref();
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! The task of one connection: sniffs the protocol, drives hyper's HTTP/1 connection, and ends it as the drain asks.
+//!
+//! The heart is the quiet poll. hyper cannot be asked whether it is idle; but after one poll in which no request was alive,
+//! none began, and everything was flushed, its io can be taken back with nothing lost: what it read and did not parse comes
+//! along. Whatever ends an idle connection, and later hands one over, does it right after such a poll. hyper's own graceful
+//! shutdown is never used: it closes fresh and idle connections without a look at what the kernel has received.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::rt::Write;
+use hyper::server::conn::http1;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+use super::Entry;
+use super::conn::Conn;
+use super::io::{Io, begins_request};
+use super::service::Http;
+use super::sniff::{PREFACE, Sniffed, sniff};
+use crate::child::drain::End;
+
+/// A head that has begun must be whole after this long.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Polls in a row that try to come to rest, before other tasks have their turn.
+const MAX_POLLS: u32 = 3;
+
+const NOT_IN_TIME: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+const NO_HTTP2: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+type Connection = http1::Connection<Io, Http>;
+
+/// Serves one connection to its end.
+pub async fn serve(entry: Entry, stream: TcpStream) {
+    let conn = entry.conn().clone();
+    let end = drive(&conn, stream).await;
+    conn.server.drain.note(end);
+    drop(entry);
+}
+
+async fn drive(conn: &Arc<Conn>, stream: TcpStream) -> End {
+    poll_fn(|cx| {
+        register(conn, cx);
+        Poll::Ready(())
+    })
+    .await;
+    let mut watch = Watch::new(conn);
+    let mut io = Io::new(stream, conn.clone());
+    match begin(conn, &mut io, &mut watch).await {
+        Begun::Http1 => {}
+        Begun::Http2 => return refuse(io, NO_HTTP2).await,
+        Begun::Ended => return End::Finished,
+        Begun::Over(verdict) => return over(conn, io, verdict, Standing::of_fresh(conn)).await,
+    }
+    loop {
+        let mut driver = Driver { http: builder().serve_connection(io, Http::new(conn.clone())), conn, watch };
+        match poll_fn(|cx| driver.poll(cx)).await {
+            Turn::Finished(result) => return finished(conn, driver.http, result).await,
+            Turn::Over(verdict, Standing::Busy) => {
+                debug_assert_eq!(verdict, Verdict::Cut);
+                return cut(conn, driver.http, End::CutBusy);
+            }
+            Turn::Over(verdict, _) => {
+                let parts = take(driver.http, conn);
+                io = parts.io;
+                let standing = if parts.read_buf.is_empty() { Standing::Idle } else { Standing::Head };
+                match (verdict, standing) {
+                    // Idle as it seemed, but a part of a head lies in hyper's buffer; or a head as it seemed, and none does.
+                    // With what is left over it goes on in a new hyper connection, and now its standing is known.
+                    (Verdict::Expired, Standing::Head) | (Verdict::HeadTimeout, Standing::Idle) => {
+                        conn.restart();
+                        io.rewind(parts.read_buf);
+                        watch = driver.watch.anew();
+                    }
+                    _ => return over(conn, io, verdict, standing).await,
+                }
+            }
+        }
+    }
+}
+
+fn builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    // The time limit of heads is ours: see `Watch`.
+    builder.header_read_timeout(None);
+    builder
+}
+
+/// Stores the task's waker, once: tokio gives a task the same one at every poll.
+fn register(conn: &Conn, cx: &Context<'_>) {
+    conn.waker.get_or_init(|| cx.waker().clone());
+    // The counterpart of `Connections::wake_all`.
+    fence(Ordering::SeqCst);
+}
+
+// ---- the first bytes ----
+
+enum Begun {
+    Http1,
+    Http2,
+    /// The client closed or was cut off, without a request.
+    Ended,
+    Over(Verdict),
+}
+
+/// Reads until it is clear what the client speaks, and puts what was read back.
+async fn begin(conn: &Conn, io: &mut Io, watch: &mut Watch) -> Begun {
+    let mut bytes = [0; PREFACE.len()];
+    let mut len = 0;
+    let begun = poll_fn(|cx| {
+        loop {
+            match io.poll_peek_in(cx, &mut bytes[len..]) {
+                Poll::Ready(Ok(0)) => {
+                    conn.set_ended();
+                    // hyper answers a head that was cut off.
+                    return Poll::Ready(if len == 0 { Begun::Ended } else { Begun::Http1 });
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Begun::Ended),
+                Poll::Ready(Ok(count)) => {
+                    len += count;
+                    match sniff(&bytes[..len]) {
+                        Sniffed::Http1 => return Poll::Ready(Begun::Http1),
+                        Sniffed::Http2 => return Poll::Ready(Begun::Http2),
+                        Sniffed::Undecided => {}
+                    }
+                }
+                Poll::Pending => {
+                    let standing = if len == 0 { Standing::Idle } else { Standing::Head };
+                    return watch.check(cx, conn, standing).map(Begun::Over);
+                }
+            }
+        }
+    })
+    .await;
+    io.rewind(Bytes::copy_from_slice(&bytes[..len]));
+    begun
+}
+
+// ---- driving hyper ----
+
+struct Driver<'a> {
+    http: Connection,
+    conn: &'a Conn,
+    watch: Watch,
+}
+
+enum Turn {
+    /// hyper is done with it.
+    Finished(hyper::Result<()>),
+    Over(Verdict, Standing),
+}
+
+impl Driver<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        let conn = self.conn;
+        for _ in 0..MAX_POLLS {
+            let was_alive = conn.is_alive();
+            conn.begin_poll();
+            if let Poll::Ready(result) = Pin::new(&mut self.http).poll(cx) {
+                return Poll::Ready(Turn::Finished(result));
+            }
+            // A response that the client has not taken yet is not over.
+            let busy = conn.is_alive() || !conn.poll_was_flushed();
+            conn.publish(busy);
+            if conn.server.drain.is_serving() && (busy || !conn.is_ahead()) {
+                return Poll::Pending;
+            }
+            if conn.is_shut() {
+                // hyper is done and the io waits for the client's end, for a while: only the last limits cut that short.
+                return self.watch.check(cx, conn, Standing::Closing).map(|_| Turn::Finished(Ok(())));
+            }
+            if busy {
+                return self.watch(cx, Standing::Busy);
+            }
+            if !was_alive && conn.poll_was_quiet() {
+                conn.settle();
+                if conn.is_ahead() {
+                    return self.watch(cx, Standing::Head);
+                }
+                if !conn.server.drain.is_serving() {
+                    conn.note_quiet();
+                }
+                return self.watch(cx, Standing::Idle);
+            }
+            // All is answered, but this poll had work to do: the next one comes to rest.
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn watch(&mut self, cx: &mut Context<'_>, standing: Standing) -> Poll<Turn> {
+        self.watch.check(cx, self.conn, standing).map(|verdict| Turn::Over(verdict, standing))
+    }
+}
+
+/// Takes the io out of hyper, right after a quiet poll.
+fn take(http: Connection, conn: &Conn) -> http1::Parts<Io, Http> {
+    #[cfg(debug_assertions)]
+    let http = oracle(http, conn);
+    #[cfg(not(debug_assertions))]
+    let _ = conn;
+    http.into_parts()
+}
+
+/// hyper's own word on the quiet poll: told to shut down gracefully, an idle connection that has served ends at once, with
+/// all flushed. Only asked where the io is taken out anyway.
+#[cfg(debug_assertions)]
+fn oracle(mut http: Connection, conn: &Conn) -> Connection {
+    if conn.calls() > 0 {
+        conn.begin_poll();
+        Pin::new(&mut http).graceful_shutdown();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let done = http.poll_without_shutdown(&mut cx);
+        assert!(matches!(done, Poll::Ready(Ok(()))), "the quiet poll was not: hyper says {done:?}");
+        assert!(conn.poll_was_flushed(), "the quiet poll left bytes unwritten");
+    }
+    http
+}
+
+// ---- what the drain asks ----
+
+/// How a connection stands between two polls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// No request and no part of one.
+    Idle,
+    /// A part of a head has come.
+    Head,
+    /// A request is in flight.
+    Busy,
+    /// All is said; the client's end is waited for.
+    Closing,
+}
+
+impl Standing {
+    fn of_fresh(conn: &Conn) -> Standing {
+        if conn.moved() == 0 { Standing::Idle } else { Standing::Head }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Idle for long enough.
+    Expired,
+    /// No more time.
+    Cut,
+    /// A head begun is not whole in time.
+    HeadTimeout,
+}
+
+/// The time limits of one connection. While the worker serves there is one for heads that came in part; all others begin
+/// when it retires. So a request that comes whole costs no timer.
+struct Watch {
+    timer: Option<Pin<Box<Sleep>>>,
+    /// When the head began that is not whole.
+    head_since: Option<Instant>,
+    /// Bytes moved when last looked at, and when that changed.
+    moved: u64,
+    progress: Option<Instant>,
+}
+
+impl Watch {
+    fn new(conn: &Conn) -> Watch {
+        Watch { timer: None, head_since: None, moved: conn.moved(), progress: None }
+    }
+
+    /// The same limits for a connection that goes on in another form.
+    fn anew(self) -> Watch {
+        Watch { head_since: None, ..self }
+    }
+
+    fn check(&mut self, cx: &mut Context<'_>, conn: &Conn, mut standing: Standing) -> Poll<Verdict> {
+        if standing != Standing::Head {
+            self.head_since = None;
+        } else if self.head_since.is_none() {
+            self.head_since = Some(Instant::now());
+        }
+        loop {
+            let Some((deadline, verdict)) = self.due(conn, standing) else { return Poll::Pending };
+            if deadline <= Instant::now() {
+                if standing == Standing::Idle && conn.unread() > 0 {
+                    // Something has come, and this task will be told in a moment: not idle after all.
+                    standing = Standing::Head;
+                    continue;
+                }
+                return Poll::Ready(verdict);
+            }
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            if timer.deadline() != deadline {
+                timer.as_mut().reset(deadline);
+            }
+            ready!(timer.as_mut().poll(cx));
+        }
+    }
+
+    /// What comes next, and when.
+    fn due(&mut self, conn: &Conn, standing: Standing) -> Option<(Instant, Verdict)> {
+        let head = self.head_since.map(|since| (since + HEAD_TIMEOUT, Verdict::HeadTimeout));
+        let drain = &conn.server.drain;
+        let Some(limits) = drain.limits() else { return head };
+        let ending = if standing == Standing::Idle { Verdict::Expired } else { Verdict::Cut };
+        if drain.is_cut() {
+            return Some((limits.since, ending));
+        }
+        let moved = conn.moved();
+        if self.progress.is_none() || moved != self.moved {
+            let first = self.progress.is_none();
+            self.moved = moved;
+            self.progress = Some(if first { limits.since } else { Instant::now() });
+        }
+        let progress = self.progress.unwrap_or(limits.since);
+        let patience = match standing {
+            Standing::Idle => limits.keepalive,
+            Standing::Head | Standing::Busy => limits.timeout,
+            // Bounded by the io.
+            Standing::Closing => None,
+        };
+        let own = patience.and_then(|patience| progress.checked_add(patience)).map(|at| (at, ending));
+        let end = limits.end.map(|at| (at, ending));
+        [own, end, head].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+}
+
+// ---- the ends ----
+
+/// hyper came to an end of its own: the client closed, or a response announced it, or something was wrong.
+async fn finished(conn: &Conn, http: Connection, result: hyper::Result<()>) -> End {
+    let http1::Parts { mut io, read_buf, .. } = http.into_parts();
+    if let Err(error) = result {
+        tracing::debug!(%error, peer = ?conn.peer.to_std(), "connection ended early");
+        // A response that broke off must not look like one that is whole.
+        if error.is_user() || error.is_body_write_aborted() {
+            conn.set_reset();
+            return End::Finished;
+        }
+    }
+    if !conn.is_shut() && !conn.is_ended() {
+        // hyper leaves this out where the client once asked for an upgrade.
+        close(&mut io).await;
+    }
+    let behind = read_buf.first().is_some_and(|byte| begins_request(*byte)) || io.discarded_request();
+    if conn.is_announced() && behind { End::Unanswered } else { End::Finished }
+}
+
+/// The drain ends a connection whose io is not in hyper.
+async fn over(conn: &Conn, mut io: Io, verdict: Verdict, standing: Standing) -> End {
+    match verdict {
+        Verdict::HeadTimeout => refuse(io, NOT_IN_TIME).await,
+        Verdict::Cut => {
+            conn.set_reset();
+            End::CutHead
+        }
+        // No time for courtesies.
+        Verdict::Expired if conn.server.drain.is_cut() => End::Lingered,
+        Verdict::Expired => {
+            debug_assert_eq!(standing, Standing::Idle);
+            close(&mut io).await;
+            if io.discarded_request() { End::Lost } else { End::Lingered }
+        }
+    }
+}
+
+/// Breaks a connection off that has a request in flight.
+fn cut(conn: &Conn, http: Connection, end: End) -> End {
+    conn.set_reset();
+    drop(http);
+    end
+}
+
+/// Answers what hyper is not asked to, and closes.
+async fn refuse(mut io: Io, response: &'static [u8]) -> End {
+    if io.write_all(response).await.is_ok() {
+        close(&mut io).await;
+    }
+    End::Finished
+}
+
+async fn close(io: &mut Io) {
+    // A client that is gone needs no courtesies.
+    if let Err(error) = poll_fn(|cx| Pin::new(&mut *io).poll_shutdown(cx)).await {
+        tracing::trace!(%error, "connection was gone at its close");
+    }
+}

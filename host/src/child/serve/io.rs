@@ -1,0 +1,197 @@
+//! The io below hyper: a TCP stream that tells its connection what moves, gives back bytes that were read before, and closes
+//! without destroying what the client has still to read (RFC 9112 9.6: half-close, read and discard, close).
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+use super::conn::Conn;
+use crate::sys::socket;
+
+/// A lingering close ends after this long at the latest.
+const LINGER_TIME: Duration = Duration::from_secs(2);
+/// And after this many bytes: then the client had its chance to notice.
+const LINGER_BYTES: usize = 256 * 1024;
+
+pub struct Io {
+    stream: TcpStream,
+    /// Read before: by the sniff, or by a hyper connection that was taken apart.
+    prefix: Bytes,
+    conn: Arc<Conn>,
+    linger: Option<Linger>,
+}
+
+struct Linger {
+    timer: Pin<Box<Sleep>>,
+    /// Bytes discarded.
+    count: usize,
+    /// The first of them.
+    first: Option<u8>,
+}
+
+impl Io {
+    pub fn new(stream: TcpStream, conn: Arc<Conn>) -> Io {
+        Io { stream, prefix: Bytes::new(), conn, linger: None }
+    }
+
+    /// Puts bytes before what comes next.
+    pub fn rewind(&mut self, prefix: Bytes) {
+        debug_assert!(self.prefix.is_empty());
+        self.prefix = prefix;
+    }
+
+    /// Reads a few bytes, outside hyper.
+    pub fn poll_peek_in(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(room);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+        let len = buffer.filled().len();
+        self.conn.note_read(len);
+        Poll::Ready(Ok(len))
+    }
+
+    /// Writes `bytes` whole, outside hyper.
+    pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        tokio::io::AsyncWriteExt::write_all(&mut self.stream, bytes).await
+    }
+
+    /// Whether a lingering close has discarded what begins as a request does.
+    pub fn discarded_request(&self) -> bool {
+        self.linger.as_ref().and_then(|linger| linger.first).is_some_and(begins_request)
+    }
+
+    /// Half-closes; then reads and discards until the client closes too, or time or patience run out.
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.linger.is_none() {
+            self.conn.set_shut();
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        }
+        let linger = self.linger.get_or_insert_with(|| Linger {
+            timer: Box::pin(tokio::time::sleep(LINGER_TIME)),
+            count: 0,
+            first: None,
+        });
+        if self.conn.is_ended() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut room = [0; 4096];
+        while linger.count < LINGER_BYTES {
+            let mut buffer = ReadBuf::new(&mut room);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) => {
+                    let Some(first) = buffer.filled().first() else { return Poll::Ready(Ok(())) };
+                    linger.first.get_or_insert(*first);
+                    linger.count += buffer.filled().len();
+                }
+                // The client is gone: that is the end that was waited for.
+                Poll::Ready(Err(_)) => return Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    ready!(linger.timer.as_mut().poll(cx));
+                    break;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A method begins with a capital letter, in practice and in every registered one.
+pub fn begins_request(byte: u8) -> bool {
+    byte.is_ascii_uppercase()
+}
+
+impl Read for Io {
+    #[inline]
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut cursor: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.prefix.is_empty() {
+            let len = this.prefix.len().min(cursor.remaining());
+            cursor.put_slice(&this.prefix[..len]);
+            this.prefix.advance(len);
+            this.conn.note_fed(len, socket::cursor_address(&mut cursor));
+            if !this.prefix.is_empty() || cursor.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            // The rest of the head is most likely there already. An end or an error shows again at the next read.
+            if let Poll::Ready(Ok(filled)) = socket::poll_read(Pin::new(&mut this.stream), cx, &mut cursor) {
+                this.conn.note_read(filled.len);
+                this.conn.note_fed(filled.len, filled.end);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        match socket::poll_read(Pin::new(&mut this.stream), cx, &mut cursor) {
+            Poll::Ready(Ok(filled)) => {
+                if filled.len == 0 {
+                    this.conn.set_ended();
+                } else {
+                    this.conn.note_read(filled.len);
+                    this.conn.note_fed(filled.len, filled.end);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
+                // hyper may have moved its buffer to make room.
+                this.conn.note_buffer(socket::cursor_address(&mut cursor));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Write for Io {
+    #[inline]
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let len = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        self.conn.note_write(len);
+        Poll::Ready(Ok(len))
+    }
+
+    #[inline]
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A TCP stream has no buffer of its own.
+        self.conn.note_flush();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_close(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let len = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, parts))?;
+        self.conn.note_write(len);
+        Poll::Ready(Ok(len))
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        if self.conn.is_reset() {
+            // A reset, not a regular end: the client can tell that the response is not whole. It fails only on a socket
+            // that is closed already.
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}
