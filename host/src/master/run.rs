@@ -143,13 +143,9 @@ async fn serve(options: Options, signals: nix::sys::signalfd::SignalFd) -> Resul
             biased;
             Some(event) = events.recv() => master.handle(event),
             Some(prepared) = prepared.recv() => master.take_prepared(prepared),
-            readable = signals.readable() => match readable {
-                Ok(mut guard) => match guard.try_io(|signals| process::next_signal(signals.get_ref())) {
-                    Ok(Ok(Some(received))) => master.signal(received),
-                    Ok(Ok(None)) | Err(_) => None,
-                    Ok(Err(error)) => { tracing::error!("failed to read a signal: {error}"); None }
-                },
-                Err(error) => { tracing::error!("failed to wait for signals: {error}"); None }
+            signal = signals.async_io(Interest::READABLE, process::next_signal) => match signal {
+                Ok(received) => master.signal(received),
+                Err(error) => { tracing::error!("failed to read a signal: {error}"); None }
             },
             Some(request) = requests.recv() => master.request(request),
             () = sleep_until(deadline) => master.handle(Event::Tick),
@@ -351,7 +347,7 @@ impl Master {
     }
 
     fn status(&self) -> Status {
-        let mut generations = self.state.generations();
+        let mut generations = self.state.generations(self.started.elapsed());
         for status in &mut generations {
             if let Some(child) = self.children.get(&status.generation) {
                 status.load = child.load();

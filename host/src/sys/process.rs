@@ -255,12 +255,12 @@ pub fn watch_signals(signals: &[Signal]) -> io::Result<SignalFd> {
 
 extern "C" fn do_nothing(_: c_int) {}
 
-/// The next signal, or nothing at the moment.
-pub fn next_signal(fd: &SignalFd) -> io::Result<Option<Received>> {
-    let Some(info) = fd.read_signal()? else { return Ok(None) };
+/// The next signal; `WouldBlock` when there is none, as readiness in tokio wants to hear it.
+pub fn next_signal(fd: &SignalFd) -> io::Result<Received> {
+    let Some(info) = fd.read_signal()? else { return Err(io::ErrorKind::WouldBlock.into()) };
     let signal = Signal::try_from(info.ssi_signo as i32)?;
     let by_kernel = info.ssi_code == libc::SI_KERNEL;
-    Ok(Some(Received { signal, sender: info.ssi_pid as i32, by_kernel }))
+    Ok(Received { signal, sender: info.ssi_pid as i32, by_kernel })
 }
 
 /// Raises the soft limit of open files to the hard one; answers it.

@@ -485,8 +485,8 @@ impl State {
     }
 
     /// Newest first; ended ones follow.
-    pub fn generations(&self) -> Vec<GenerationStatus> {
-        let live = self.generations.values().rev().map(|generation| generation.status(self.now, None));
+    pub fn generations(&self, now: Time) -> Vec<GenerationStatus> {
+        let live = self.generations.values().rev().map(|generation| generation.status(now, None));
         live.chain(self.history.iter().rev().cloned()).collect()
     }
 
