@@ -261,14 +261,14 @@ impl Master {
     /// LOAD with the shared counters, then the listeners, each in a message of its own.
     fn load(&mut self, generation: Generation) {
         let Some(set) = self.state.set_of(generation).and_then(|id| self.sets.get(&id)) else {
-            tracing::error!(%generation, "failed to find its set");
+            tracing::error!(generation = generation.0, "failed to find its set");
             return self.kill_child(generation);
         };
         let lent = match self.listeners.lend(&set.listeners) {
             Ok(lent) => lent,
             Err(error) => {
                 // Too few descriptors: without listeners the child would wait; killed, its operation is refused.
-                tracing::error!(%generation, "failed to lend the listeners: {error}");
+                tracing::error!(generation = generation.0, "failed to lend the listeners: {error}");
                 return self.kill_child(generation);
             }
         };
@@ -276,7 +276,7 @@ impl Master {
         let plugins = match set.plugins.iter().map(|plugin| self.plugin_file(plugin, &set.config)).collect() {
             Ok(plugins) => plugins,
             Err(error) => {
-                tracing::error!(%generation, "failed to make a plugin's data directory: {error}");
+                tracing::error!(generation = generation.0, "failed to make a plugin's data directory: {error}");
                 return self.kill_child(generation);
             }
         };
@@ -309,7 +309,7 @@ impl Master {
 
     fn kill_child(&self, generation: Generation) {
         if let Some(Err(error)) = self.children.get(&generation).map(Child::kill) {
-            tracing::error!(%generation, "failed to kill: {error}");
+            tracing::error!(generation = generation.0, "failed to kill: {error}");
         }
     }
 
@@ -411,24 +411,26 @@ impl Master {
     /// Says what the documents' servers say, so that people find it.
     fn log(&mut self, note: Note) {
         match note {
-            Note::Reloading { op, cause } => tracing::info!(%op, %cause, "server reloading"),
+            Note::Reloading { op, cause } => tracing::info!(op = op.0, %cause, "server reloading"),
             Note::Committed { generation, from, total_ms, cause } => self.announce(generation, from, total_ms, &cause),
             Note::Refused { op, failure, serving } => {
                 let serving = serving.map_or_else(|| "none".into(), |generation| generation.to_string());
                 let hint = failure.hint.as_deref().unwrap_or("");
-                tracing::error!(%op, serving, hint, "failed to {}", failure.error);
+                tracing::error!(op = op.0, serving, hint, "failed to {}", failure.error);
                 // What a compiler said stands on the terminal already.
                 if let Some(detail) = failure.detail.as_ref().filter(|_| failure.stage != Stage::Build) {
-                    tracing::info!(%op, "the child's last output:\n{}", detail.trim_end());
+                    tracing::info!(op = op.0, "the child's last output:\n{}", detail.trim_end());
                 }
             }
             Note::Crashed { generation, exit, respawn_in } => match respawn_in {
-                Some(wait) => tracing::error!(%generation, exit, ?wait, "child died; respawning its set"),
-                None => tracing::error!(%generation, exit, "child died"),
+                Some(wait) => tracing::error!(generation = generation.0, exit, ?wait, "child died; respawning its set"),
+                None => tracing::error!(generation = generation.0, exit, "child died"),
             },
-            Note::RolledBack { to, from } => tracing::error!(%to, %from, "new child died: the old one serves again"),
+            Note::RolledBack { to, from } => {
+                tracing::error!(to = to.0, from = from.0, "new child died: the old one serves again")
+            }
             Note::Drained { generation, report } => tracing::info!(
-                %generation,
+                generation = generation.0,
                 finished = report.finished,
                 lingered = report.lingered,
                 cut = report.cut.total(),
@@ -437,8 +439,10 @@ impl Master {
                 ms = report.ms,
                 "generation drained"
             ),
-            Note::Killed { generation, why } => tracing::warn!(%generation, "child killed: {why}"),
-            Note::Unexpected { generation, what } => tracing::warn!(%generation, "child broke the protocol: {what}"),
+            Note::Killed { generation, why } => tracing::warn!(generation = generation.0, "child killed: {why}"),
+            Note::Unexpected { generation, what } => {
+                tracing::warn!(generation = generation.0, "child broke the protocol: {what}")
+            }
             Note::ShuttingDown { cause } => tracing::info!(%cause, "server shutting down"),
             Note::Cutting => tracing::warn!("cutting what is still open"),
         }
@@ -449,7 +453,7 @@ impl Master {
         let verb = if self.announced { "reloaded" } else { "started" };
         for listener in self.listeners.status() {
             tracing::info!(
-                %generation,
+                generation = generation.0,
                 child = pid,
                 from = from.map(|from| from.0),
                 %cause,

@@ -118,7 +118,7 @@ async fn write(channel: Arc<MasterEnd>, mut queue: mpsc::UnboundedReceiver<Outgo
     while let Some((message, fds)) = queue.recv().await {
         let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         if let Err(error) = channel.send(&message, &borrowed).await {
-            tracing::debug!(%generation, "{error}");
+            tracing::debug!(generation = generation.0, "{error}");
             return;
         }
     }
@@ -154,7 +154,7 @@ async fn attend(
         // The pidfd is readable, so the process has ended; no status means that somebody else took it.
         Ok(None) => ExitKind::Code(-1),
         Err(error) => {
-            tracing::error!(%generation, pid = process.pid, "failed to reap: {error}");
+            tracing::error!(generation = generation.0, pid = process.pid, "failed to reap: {error}");
             ExitKind::Code(-1)
         }
     };
@@ -176,14 +176,14 @@ async fn forward(
         Ok(None) => return false,
         // Not worth its life: a newer child may say what we do not know.
         Err(error @ (ChannelError::Decode(_) | ChannelError::Descriptors { .. } | ChannelError::TooLong(_))) => {
-            tracing::warn!(%generation, "{error}");
+            tracing::warn!(generation = generation.0, "{error}");
             return true;
         }
         Err(error @ ChannelError::Io(_)) => {
             // A child that cannot be spoken to cannot be retired either.
-            tracing::error!(%generation, pid = process.pid, "{error}; killing the child");
+            tracing::error!(generation = generation.0, pid = process.pid, "{error}; killing the child");
             if let Err(error) = process.signal(Signal::SIGKILL) {
-                tracing::error!(%generation, "failed to kill: {error}");
+                tracing::error!(generation = generation.0, "failed to kill: {error}");
             }
             return false;
         }

@@ -67,7 +67,7 @@ impl Gen {
             pid: self.pid,
             cause: self.cause.clone(),
             age_ms: (now - self.spawned_at).as_millis() as u64,
-            deadline_ms: self.deadline.map(|at| at.saturating_sub(now).as_millis() as u64),
+            deadline_ms: self.deadline.filter(|_| exit.is_none()).map(|at| at.saturating_sub(now).as_millis() as u64),
             load: Load::default(),
             plugins: self.set.plugins.clone(),
             exit,
