@@ -155,8 +155,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// `error` may be the text of an error of ours: its "failed to " is left out, since whoever shows it says it.
     pub fn new(stage: Stage, error: impl Into<String>) -> Failure {
-        Failure { stage, plugin: None, error: error.into(), hint: None, detail: None }
+        let error = error.into();
+        let error = error.strip_prefix("failed to ").map(str::to_owned).unwrap_or(error);
+        Failure { stage, plugin: None, error, hint: None, detail: None }
     }
 
     pub fn of_plugin(mut self, name: impl Into<String>) -> Failure {

@@ -75,6 +75,8 @@ struct Service {
 
 /// What the worker's own threads and tasks have to tell.
 enum Told {
+    /// The init of this plugin is about to run; the sender is dropped when the master knows.
+    Loading(String, std::sync::mpsc::SyncSender<()>),
     Loaded(Result<Vec<&'static Plugin>, Failure>),
     Stopped(Vec<Listener>),
     Drained(DrainReport),
@@ -133,7 +135,24 @@ impl Worker {
             let deadline = self.state.deadline().map(|deadline| self.start + deadline);
             tokio::select! {
                 message = self.control.recv() => return self.understand(message),
-                Some(told) = self.told.1.recv() => return self.hear(told),
+                Some(told) = self.told.1.recv() => match told {
+                    Told::Loading(plugin, known) => {
+                        let message = ToMaster::Loading { plugin };
+                        let sent = self.control.send(&message, &[]).await;
+                        drop(known);
+                        if let Err(error) = sent {
+                            return lost(&error);
+                        }
+                    }
+                    Told::Loaded(Ok(plugins)) => return Event::Loaded(self.open(plugins)),
+                    Told::Loaded(Err(failure)) => return Event::Loaded(Err(failure)),
+                    Told::Stopped(listeners) => {
+                        self.listeners = listeners;
+                        self.accepting.send_replace(false);
+                        return Event::Stopped;
+                    }
+                    Told::Drained(report) => return Event::Drained(report),
+                },
                 Some((plugin, verb)) = self.asked.1.recv() => {
                     let message = ToMaster::Control { plugin: plugin.into(), verb };
                     if let Err(error) = self.control.send(&message, &[]).await {
@@ -145,19 +164,6 @@ impl Worker {
                 }
                 () = at(deadline) => return Event::Deadline,
             }
-        }
-    }
-
-    fn hear(&mut self, told: Told) -> Event {
-        match told {
-            Told::Loaded(Ok(plugins)) => Event::Loaded(self.open(plugins)),
-            Told::Loaded(Err(failure)) => Event::Loaded(Err(failure)),
-            Told::Stopped(listeners) => {
-                self.listeners = listeners;
-                self.accepting.send_replace(false);
-                Event::Stopped
-            }
-            Told::Drained(report) => Event::Drained(report),
         }
     }
 
@@ -314,8 +320,13 @@ impl Worker {
         let told = self.told.0.clone();
         // A thread of its own: an init may block for long, and no runtime may be entered on it.
         let thread = std::thread::Builder::new().name("load".into()).spawn(move || {
-            // Its receiver lives as long as the process.
-            let _ = told.send(Told::Loaded(plugin::load_all(&files, generation, &host)));
+            let begins = |name: &str| {
+                let (known, wait) = std::sync::mpsc::sync_channel(0);
+                // Both receivers live as long as the process; the wait ends when the sender is dropped.
+                let _ = told.send(Told::Loading(name.into(), known));
+                let _ = wait.recv();
+            };
+            let _ = told.send(Told::Loaded(plugin::load_all(&files, generation, &host, begins)));
         });
         if let Err(error) = thread {
             let failure = Failure::new(Stage::Load, format!("failed to start the thread that loads: {error}"));

@@ -123,8 +123,20 @@ fn poll_without_sink(future: &mut FfiFuture, cx: &mut Context<'_>) -> Poll<u32> 
 }
 
 /// Opens and starts all plugins, one after the other. Blocks: their inits may connect to databases.
-pub fn load_all(files: &[PluginFile], generation: Generation, host: &Host) -> Result<Vec<&'static Plugin>, Failure> {
-    files.iter().map(|file| load(file, generation, host).map_err(|failure| failure.of_plugin(&file.name))).collect()
+///
+/// `begins` is told each one's name before anything of it runs, and returns when the master knows: its init may end the
+/// process.
+pub fn load_all(
+    files: &[PluginFile],
+    generation: Generation,
+    host: &Host,
+    begins: impl Fn(&str),
+) -> Result<Vec<&'static Plugin>, Failure> {
+    let load = |file: &PluginFile| {
+        begins(&file.name);
+        load(file, generation, host).map_err(|failure| failure.of_plugin(&file.name))
+    };
+    files.iter().map(load).collect()
 }
 
 fn load(file: &PluginFile, generation: Generation, host: &Host) -> Result<&'static Plugin, Failure> {
@@ -210,7 +222,7 @@ fn not_opened(path: &Path, error: &libloading::Error) -> Failure {
     let text = error.source().map_or_else(|| error.to_string(), ToString::to_string);
     // The loader begins with the path, which is the store's and means nothing to the reader.
     let text = text.strip_prefix(&*path.to_string_lossy()).unwrap_or(&text).trim_start_matches([':', ' ']);
-    let failure = failed(format!("failed to open the library: {}", first_line(text)));
+    let failure = failed(format!("open the library: {}", first_line(text)));
     if text.contains("undefined symbol") {
         return failure.hint("a symbol is missing: link the library that has it into the plugin, or install it");
     }
@@ -278,7 +290,7 @@ mod tests {
 
     fn refusal(path: &Path) -> Failure {
         let host = Host::new(crate::metrics::Metrics::local(), tokio::sync::mpsc::channel(1).0);
-        match load_all(&[file(path)], Generation(1), &host) {
+        match load_all(&[file(path)], Generation(1), &host, |_| ()) {
             Err(failure) => failure,
             Ok(_) => panic!("{} was loaded", path.display()),
         }
@@ -299,13 +311,13 @@ mod tests {
 
     #[test]
     fn a_text_file_is_refused_in_one_line() {
-        check(&b"hello\n".repeat(100), "failed to open the library: invalid ELF header");
+        check(&b"hello\n".repeat(100), "open the library: invalid ELF header");
     }
 
     #[test]
     fn an_empty_or_short_file_is_refused_in_one_line() {
-        check(b"", "failed to open the library: file too short");
-        check(b"\x7fELF", "failed to open the library: file too short");
+        check(b"", "open the library: file too short");
+        check(b"\x7fELF", "open the library: file too short");
     }
 
     #[test]
@@ -320,7 +332,7 @@ mod tests {
     #[test]
     fn the_text_of_a_failed_init_is_cut_to_its_first_line() {
         let failure = init_failed("no database\n\nCaused by: refused\n");
-        assert_eq!(failure.error, "failed to start: no database");
+        assert_eq!(failure.error, "start: no database");
         assert_eq!(failure.detail.as_deref(), Some("no database\n\nCaused by: refused"));
         assert_eq!(init_failed("no database").detail, None);
     }

@@ -481,11 +481,7 @@ fn read_all(source: &Source, store: &Mutex<Store>, cause: &Cause) -> Result<(Con
     let config = match cause {
         Cause::Start => source.config.clone(),
         _ => {
-            let config = (source.reread)().map_err(|error| {
-                let text = error.to_string();
-                let text = text.strip_prefix("failed to ").unwrap_or(&text);
-                Failure::new(Stage::Config, text)
-            })?;
+            let config = (source.reread)().map_err(|error| Failure::new(Stage::Config, error.to_string()))?;
             check_fixed(&source.config, &config)?;
             config
         }
