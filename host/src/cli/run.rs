@@ -79,6 +79,10 @@ impl Overrides {
                 server.listen = self.listen.clone();
             }
         }
+        // Shown and logged as what it means. Without a current directory it stays as it was written.
+        if let Ok(absolute) = std::path::absolute(&config.plugin_dir) {
+            config.plugin_dir = absolute;
+        }
         config.validate()?;
         Ok(config)
     }

@@ -177,6 +177,7 @@ async function operate(verb, button) {
   showOutcome("", el("p", { text: verb === "reload" ? "Reloading …" : "Shutting down …" }));
   try {
     const { status, body } = await call("POST", "/" + verb);
+    ending ||= body.result === "shutting_down";
     if (body.result) showOutcome(RESULT_CLASS[body.result] ?? "", ...reportParts(body));
     else showOutcome("bad", el("p", { class: "verdict", text: body.error ?? `answer ${status}` }), body.hint ? el("p", { text: "hint: " + body.hint }) : "");
   } catch (error) {
@@ -192,6 +193,7 @@ async function operate(verb, button) {
 
 let lastRequests = null;
 let seen = null;
+let ending = false;
 
 /** Sets children only when their text changed, so that a selection or an open part survives the next second. */
 const shown = new Map();
@@ -228,6 +230,7 @@ function figures(status) {
 
 /** Of those that ended, one line each and not more than a few. */
 const ENDED_SHOWN = 5;
+const CLEAN_EXIT = "exit code 0";
 
 function generationCard(g) {
   const load = g.load;
@@ -237,7 +240,7 @@ function generationCard(g) {
         el("h3", { text: "Generation " + g.generation }),
         el("span", { class: "pill", text: "ended" }),
         el("span", { class: "quiet", text: [...g.plugins.map((p) => `${p.name} ${p.version}`), `${count(load.requests)} requests`].join(" · ") }),
-        g.exit ? el("span", { class: "exit", text: g.exit }) : null));
+        g.exit ? el("span", { class: g.exit === CLEAN_EXIT ? "quiet" : "exit", text: g.exit }) : null));
   }
   const number = (n, word) => el("span", {}, el("b", { text: count(n) }), " " + word);
   return el("article", { class: "generation " + g.state },
@@ -283,6 +286,7 @@ function setState(kind, text) {
 
 function show(status) {
   seen = new Date();
+  ending = status.shutting_down;
   $("gone").hidden = true;
   document.title = `${status.name} · Baton`;
   $("name").textContent = status.name;
@@ -309,13 +313,16 @@ function show(status) {
 }
 
 function showGone() {
-  setState("bad", "no answer");
+  setState(ending ? "warn" : "bad", ending ? "shut down" : "no answer");
   $("reload").disabled = $("shutdown").disabled = true;
   const gone = $("gone");
-  const text = seen
+  const text = ending
+    ? `The server has shut down, as it was asked to. What follows is from ${seen.toLocaleTimeString()}.`
+    : seen
     ? `The server does not answer. What follows is from ${seen.toLocaleTimeString()}; it is asked again each second.`
     : "The server does not answer; it is asked again each second.";
   if (gone.textContent !== text) gone.textContent = text;
+  gone.className = "notice " + (ending ? "warn" : "bad");
   gone.hidden = false;
 }
 
