@@ -59,6 +59,10 @@ impl Workshop {
         self.built.subscribe()
     }
 
+    pub fn is_building(&self) -> bool {
+        self.running().is_some()
+    }
+
     /// Ends a build under way: nobody waits for it any more.
     pub fn stop(&self) {
         if let Some(child) = self.running().as_mut() {

@@ -10,9 +10,6 @@ use tracing::field::{Field, Visit};
 
 use crate::config::LogFormat;
 
-/// Fields that count, whichever way they are recorded.
-const NUMBERS: [&str; 6] = ["generation", "op", "from", "to", "serving", "child"];
-
 /// How lines look at the moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Look {
@@ -83,12 +80,7 @@ impl Visit for Fields {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        let text = format!("{value:?}");
-        match text.parse::<u64>() {
-            // A number that came as `%generation`: a machine shall not have to guess its type.
-            Ok(number) if NUMBERS.contains(&field.name()) => self.put(field.name(), number.into()),
-            _ => self.record_str(field, &text),
-        }
+        self.record_str(field, &format!("{value:?}"));
     }
 }
 
@@ -300,26 +292,6 @@ mod tests {
         inner.put("generation", 2.into());
         outer.lay_over(&inner);
         assert_eq!(outer.pairs, [("generation", Value::from(2)), ("request", Value::from("a"))]);
-    }
-
-    #[test]
-    fn a_generation_is_a_number_however_it_came() {
-        use tracing_subscriber::layer::SubscriberExt;
-
-        struct Catch(std::sync::Arc<std::sync::Mutex<Fields>>);
-        impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Catch {
-            fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-                event.record(&mut *self.0.lock().unwrap());
-            }
-        }
-        let caught = std::sync::Arc::new(std::sync::Mutex::new(Fields::default()));
-        let subscriber = tracing_subscriber::registry().with(Catch(caught.clone()));
-        tracing::subscriber::with_default(subscriber, || {
-            tracing::info!(generation = %crate::report::Generation(7), sha = %"12345678", "said {}", 1);
-        });
-        let fields = caught.lock().unwrap();
-        assert_eq!(fields.pairs, [("generation", Value::from(7)), ("sha", Value::from("12345678"))]);
-        assert_eq!(fields.message, "said 1");
     }
 
     #[test]
