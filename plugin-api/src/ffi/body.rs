@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 use std::fmt;
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 
@@ -46,9 +46,32 @@ unsafe impl<T> Sync for Exclusive<T> {}
 
 /// A streamed body of the host.
 pub struct Incoming {
-    body: Exclusive<FfiBody>,
+    stream: Exclusive<HostStream>,
     hint: SizeHint,
     ended: bool,
+}
+
+/// The part of an [`FfiBody`] that a stream needs: bodies are moved often.
+struct HostStream {
+    data: *mut c_void,
+    vtable: *const FfiBodyVtable,
+}
+
+// SAFETY: as for `FfiBody`: the host puts only `Send` bodies behind it.
+unsafe impl Send for HostStream {}
+
+impl HostStream {
+    fn into_ffi(self) -> FfiBody {
+        let stream = ManuallyDrop::new(self);
+        FfiBody { kind: abi::BODY_STREAM, bytes: FfiBytes::EMPTY, data: stream.data, vtable: stream.vtable }
+    }
+}
+
+impl Drop for HostStream {
+    fn drop(&mut self) {
+        // SAFETY: a stream's table is a static of the host; this is the one call, since `into_ffi` forgets the value.
+        unsafe { ((*self.vtable).drop)(self.data) }
+    }
 }
 
 /// A body of this side. What `Body` answers through a shared reference is kept beside it.
@@ -68,7 +91,10 @@ impl From<FfiBody> for Payload {
             abi::BODY_STREAM => {
                 // SAFETY: a stream has a table, and its data is alive until it is dropped.
                 let hint = unsafe { ((*body.vtable).size_hint)(body.data) };
-                Payload::Incoming(Incoming { body: Exclusive(body), hint: import_hint(hint), ended: false })
+                let stream = HostStream { data: body.data, vtable: body.vtable };
+                // What is left of it owns nothing.
+                body.kind = abi::BODY_EMPTY;
+                Payload::Incoming(Incoming { stream: Exclusive(stream), hint: import_hint(hint), ended: false })
             }
             _ => Payload::Empty,
         }
@@ -164,10 +190,10 @@ impl Incoming {
         }
         let context = FfiContext::lend(cx.waker());
         let mut out = MaybeUninit::<FfiFrame>::uninit();
-        let body = &self.body.0;
+        let stream = &self.stream.0;
         // SAFETY: a stream's table and data are alive until the body is dropped; `&mut self` makes this the only poll; the
         // context outlives the call.
-        let code = unsafe { ((*body.vtable).poll_frame)(body.data, &context, out.as_mut_ptr()) };
+        let code = unsafe { ((*stream.vtable).poll_frame)(stream.data, &context, out.as_mut_ptr()) };
         let frame = match code {
             abi::PENDING => return Poll::Pending,
             // SAFETY: `READY` says that the frame was written.
@@ -232,7 +258,7 @@ type Item = Option<Result<Frame<Bytes>, BoxError>>;
 /// A body that is about to cross, with what was read of it ahead.
 pub struct Outgoing {
     payload: Payload,
-    first: Option<Item>,
+    first: Option<Box<Item>>,
 }
 
 /// A body whose exact length is known and not above this is read before it crosses: most are one piece already, and cross
@@ -254,7 +280,7 @@ impl Payload {
                 let bytes = frame.into_data().unwrap_or_default();
                 Outgoing { payload: Payload::from(bytes), first: None }
             }
-            Poll::Ready(item) => Outgoing { payload: self, first: Some(item) },
+            Poll::Ready(item) => Outgoing { payload: self, first: Some(Box::new(item)) },
         }
     }
 }
@@ -266,7 +292,7 @@ impl Outgoing {
             Payload::Empty => FfiBody::EMPTY,
             Payload::Full(bytes) => FfiBody::full(FfiBytes::from(bytes)),
             Payload::Incoming(incoming) if incoming.ended => FfiBody::EMPTY,
-            Payload::Incoming(incoming) => incoming.body.0,
+            Payload::Incoming(incoming) => incoming.stream.0.into_ffi(),
             Payload::Local(body) => FfiBody {
                 kind: abi::BODY_STREAM,
                 bytes: FfiBytes::EMPTY,
@@ -281,7 +307,7 @@ impl Outgoing {
 struct Stream {
     context: Context,
     body: Local,
-    first: Option<Item>,
+    first: Option<Box<Item>>,
 }
 
 static STREAM: FfiBodyVtable =
@@ -293,7 +319,7 @@ unsafe extern "C" fn stream_poll(data: *mut c_void, cx: *const FfiContext, out: 
     let Stream { context, body, first } = stream;
     let poll = guard(*context, || {
         let poll = match first.take() {
-            Some(item) => Poll::Ready(item),
+            Some(item) => Poll::Ready(*item),
             // SAFETY: the context is alive for this call.
             None => unsafe { &*cx }.with_waker(|waker| body.poll_frame(&mut TaskContext::from_waker(waker))),
         };
@@ -330,7 +356,7 @@ unsafe extern "C" fn stream_size_hint(data: *const c_void) -> FfiSizeHint {
     // SAFETY: `data` is the box of `export`, alive until `stream_drop`; no poll runs at the same time.
     let stream = unsafe { &*data.cast::<Stream>() };
     let mut hint = stream.body.hint;
-    if let Some(Some(Ok(frame))) = &stream.first
+    if let Some(Some(Ok(frame))) = stream.first.as_deref()
         && let Some(data) = frame.data_ref()
     {
         let read = data.len() as u64;

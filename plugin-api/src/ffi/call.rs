@@ -2,12 +2,12 @@
 
 use std::ffi::c_void;
 use std::future::Future;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 
 use tokio::task::JoinHandle;
 
-use super::body::Outgoing;
 use super::context::{Context, catch, guard, within};
 use super::{App, Head, Instance, Payload, Reply};
 use crate::abi::{
@@ -33,7 +33,7 @@ pub fn request<A: App, const SPAWN: bool>(
 /// Lets a future cross. Polls and the drop run in `context`.
 pub fn export<F>(context: Context, future: F) -> FfiFuture
 where
-    F: Future<Output: Settle> + Send + 'static,
+    F: Future<Output: Output> + Send + 'static,
 {
     let task = Box::new(Task { context, future: Some(future) });
     FfiFuture { data: Box::into_raw(task).cast(), vtable: &Task::<F>::VTABLE }
@@ -48,7 +48,7 @@ struct Task<F> {
 
 impl<F> Task<F>
 where
-    F: Future<Output: Settle> + Send + 'static,
+    F: Future<Output: Output> + Send + 'static,
 {
     const VTABLE: FfiFutureVtable = FfiFutureVtable { poll: Self::poll, drop: Self::drop };
 
@@ -65,16 +65,14 @@ where
                 let running = future.as_mut().as_pin_mut().expect("the host does not poll a future that is done");
                 let Poll::Ready(output) = running.poll(&mut cx) else { return Poll::Pending };
                 future.set(None);
-                Poll::Ready(output.settle(&mut cx))
+                // SAFETY: the sink is the host's and alive for this call, or null for futures without a response.
+                unsafe { output.send(&mut cx, *context, sink) };
+                Poll::Ready(())
             })
         });
         match poll {
             Ok(Poll::Pending) => abi::PENDING,
-            Ok(Poll::Ready(settled)) => {
-                // SAFETY: the sink is the host's and alive for this call, or null for futures without a response.
-                unsafe { F::Output::send(settled, *context, sink) };
-                abi::READY
-            }
+            Ok(Poll::Ready(())) => abi::READY,
             Err(_) => abi::PANICKED,
         }
     }
@@ -99,62 +97,54 @@ unsafe extern "C" fn failed_poll(_: *mut c_void, _: *const FfiContext, _: *const
 unsafe extern "C" fn failed_drop(_: *mut c_void) {}
 
 /// What a future that crosses may end with.
-pub trait Settle: Sized {
-    type Settled;
-
-    /// The last step that may run the author's code.
-    fn settle(self, cx: &mut TaskContext<'_>) -> Self::Settled;
-
+pub trait Output {
+    /// Hands it to the host; the last step that may run the author's code, and in it before the host is called.
+    ///
     /// # Safety
     /// `sink` is alive and has not been called, or null.
-    unsafe fn send(settled: Self::Settled, context: Context, sink: *const ResponseSink);
+    unsafe fn send(self, cx: &mut TaskContext<'_>, context: Context, sink: *const ResponseSink);
 }
 
-impl Settle for () {
-    type Settled = ();
-
-    fn settle(self, _: &mut TaskContext<'_>) {}
-
-    unsafe fn send((): (), _: Context, _: *const ResponseSink) {}
+impl Output for () {
+    unsafe fn send(self, _: &mut TaskContext<'_>, _: Context, _: *const ResponseSink) {}
 }
 
 /// Up to this many header fields are lent without an allocation.
 const INLINE_HEADERS: usize = 16;
 
-impl Settle for Reply {
-    type Settled = (Reply, Outgoing);
-
-    fn settle(mut self, cx: &mut TaskContext<'_>) -> (Reply, Outgoing) {
-        let body = std::mem::replace(&mut self.body, Payload::Empty).settle(cx);
-        (self, body)
-    }
-
-    unsafe fn send((reply, body): (Reply, Outgoing), context: Context, sink: *const ResponseSink) {
+impl Output for Reply {
+    unsafe fn send(mut self, cx: &mut TaskContext<'_>, context: Context, sink: *const ResponseSink) {
         if sink.is_null() {
             return;
         }
-        let content_type = reply.content_type.map(|value| lend("content-type", value.as_bytes(), false));
-        let fields = content_type.into_iter().chain(
-            reply.headers.iter().map(|(name, value)| lend(name.as_str(), value.as_bytes(), value.is_sensitive())),
-        );
-        let mut inline = [lend("", b"", false); INLINE_HEADERS];
-        let heap: Vec<HeaderRef>;
-        let count = reply.headers.len() + usize::from(reply.content_type.is_some());
-        let fields: &[HeaderRef] = if count <= INLINE_HEADERS {
-            inline.iter_mut().zip(fields).for_each(|(slot, field)| *slot = field);
-            &inline[..count]
+        let body = std::mem::replace(&mut self.body, Payload::Empty).settle(cx).export(context);
+        let count = self.headers.len() + usize::from(self.content_type.is_some());
+        let mut inline = [const { MaybeUninit::<HeaderRef>::uninit() }; INLINE_HEADERS];
+        let mut heap = Vec::new();
+        let out: &mut [MaybeUninit<HeaderRef>] = if count <= INLINE_HEADERS {
+            &mut inline
         } else {
-            heap = fields.collect();
-            &heap
+            heap.resize_with(count, MaybeUninit::uninit);
+            &mut heap
         };
+        let mut written = 0;
+        if let Some(value) = self.content_type {
+            out[0].write(lend("content-type", value.as_bytes(), false));
+            written = 1;
+        }
+        for (name, value) in &self.headers {
+            out[written].write(lend(name.as_str(), value.as_bytes(), value.is_sensitive()));
+            written += 1;
+        }
         let head = ResponseHead {
-            status: reply.status.as_u16().into(),
+            status: self.status.as_u16().into(),
             // A `HeaderMap` holds at most 32,768 fields.
-            header_count: fields.len() as u32,
-            headers: fields.as_ptr(),
+            header_count: written as u32,
+            headers: out.as_ptr().cast(),
         };
-        // SAFETY: the caller vouches for the sink; the fields borrow from `reply`, which outlives the call.
-        unsafe { ((*sink).send)((*sink).context, &head, body.export(context)) }
+        // SAFETY: the caller vouches for the sink; the first `written` fields are written, and borrow from `self`, which
+        // outlives the call.
+        unsafe { ((*sink).send)((*sink).context, &head, body) }
     }
 }
 

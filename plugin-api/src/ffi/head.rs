@@ -105,12 +105,13 @@ impl Head {
 
     /// All header fields, in order of arrival.
     pub fn headers(&self) -> HeaderMap {
-        self.with_fields(|fields| copy_fields(fields, "").0)
+        self.with_fields(|fields| with_names(|names| copy_fields(names, fields, "").0))
     }
 
     /// All header fields and the URI, from one buffer.
     pub fn headers_and_uri(&self) -> (HeaderMap, Uri) {
-        let (headers, target) = self.with_fields(|fields| copy_fields(fields, self.target()));
+        let (headers, target) =
+            self.with_fields(|fields| with_names(|names| copy_fields(names, fields, self.target())));
         (headers, self.uri_from(target))
     }
 
@@ -137,7 +138,7 @@ impl Head {
 }
 
 /// Copies the values of `fields`, and then `tail`, into one buffer; values and tail are slices of it.
-fn copy_fields(fields: &[HeaderRef], tail: &str) -> (HeaderMap, Bytes) {
+fn copy_fields(names: &mut Names, fields: &[HeaderRef], tail: &str) -> (HeaderMap, Bytes) {
     // SAFETY: the host's fields are alive, with the lengths it gave.
     let value_of = |field: &HeaderRef| unsafe {
         Slice { ptr: field.value, len: (field.value_len & !SENSITIVE) as usize }.as_bytes()
@@ -157,7 +158,7 @@ fn copy_fields(fields: &[HeaderRef], tail: &str) -> (HeaderMap, Bytes) {
         // SAFETY: as in `value_of`.
         let name = unsafe { Slice { ptr: field.name, len: field.name_len as usize }.as_bytes() };
         let value = buffer.split_to((field.value_len & !SENSITIVE) as usize);
-        let Some(name) = header_name(name) else { continue };
+        let Some(name) = header_name(names, name) else { continue };
         let value = if ascii {
             // SAFETY: ASCII, hence the UTF-8 that this function asks for; and a value that the host's HTTP parser accepted,
             // hence without the control characters that a value must not have.
@@ -177,34 +178,50 @@ fn copy_fields(fields: &[HeaderRef], tail: &str) -> (HeaderMap, Bytes) {
     (headers, buffer)
 }
 
-/// How many names each thread remembers.
-const NAMES: usize = 64;
+/// Names that a thread has seen, by [`slot`]. Clients send the same few names again and again: comparing with one seen before
+/// is cheaper than parsing, and spares the copy that a name unknown to `http` (such as `sec-fetch-mode`) needs.
+type Names = [Option<HeaderName>; 1 << NAMES_BITS];
+
+const NAMES_BITS: u32 = 7;
 
 thread_local! {
-    static RECENT: RefCell<[Option<HeaderName>; NAMES]> = const { RefCell::new([const { None }; NAMES]) };
+    static NAMES: RefCell<Names> = const { RefCell::new([const { None }; 1 << NAMES_BITS]) };
 }
 
-/// The `HeaderName` of `name`. Clients send the same few names again and again: comparing with one seen before is cheaper
-/// than parsing, and spares the copy that a name unknown to `http` (such as `sec-fetch-mode`) needs.
-fn header_name(name: &[u8]) -> Option<HeaderName> {
-    let (Some(first), Some(last)) = (name.first(), name.last()) else { return None };
-    let middle = name[name.len() / 2];
-    let slot = (name.len() ^ usize::from(*first) ^ (usize::from(*last) << 2) ^ (usize::from(middle) << 1)) % NAMES;
-    RECENT
-        .try_with(|recent| {
-            // Nothing below calls back: the borrow cannot be taken twice.
-            let mut recent = recent.borrow_mut();
-            if let Some(known) = &recent[slot]
-                && known.as_str().as_bytes() == name
-            {
-                return Some(known.clone());
-            }
+fn with_names<T>(read: impl FnOnce(&mut Names) -> T) -> T {
+    let mut read = Some(read);
+    let mut call = |names: &mut Names| read.take().map(|read| read(names));
+    // Nothing that `read` does comes back here: the borrow cannot be taken twice. But the thread may be ending, its locals
+    // gone.
+    let done = NAMES.try_with(|names| call(&mut names.borrow_mut())).ok().flatten();
+    match done {
+        Some(done) => done,
+        None => call(&mut [const { None }; 1 << NAMES_BITS]).expect("called once"),
+    }
+}
+
+/// Where a name is remembered: by its length, first and last bytes, mixed.
+fn slot(name: &[u8]) -> usize {
+    let (first, last) = match (name.first_chunk::<4>(), name.last_chunk::<4>()) {
+        (Some(first), Some(last)) => (u32::from_le_bytes(*first), u32::from_le_bytes(*last)),
+        _ => (name.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte)), 0),
+    };
+    let mixed = (u64::from(first) << 32 | u64::from(last)) ^ (name.len() as u64) << 16;
+    // The upper bits of a product depend on all bits of its factors. Of a few well-known factors, this one keeps the names
+    // of browsers apart (see the tests).
+    (mixed.wrapping_mul(0xa076_1d64_78bd_642f) >> (64 - NAMES_BITS)) as usize
+}
+
+fn header_name(names: &mut Names, name: &[u8]) -> Option<HeaderName> {
+    let known = &mut names[slot(name)];
+    match known {
+        Some(known) if known.as_str().as_bytes() == name => Some(known.clone()),
+        _ => {
             let parsed = HeaderName::from_bytes(name).ok()?;
-            recent[slot] = Some(parsed.clone());
+            *known = Some(parsed.clone());
             Some(parsed)
-        })
-        // The thread is ending, its locals gone.
-        .unwrap_or_else(|_| HeaderName::from_bytes(name).ok())
+        }
+    }
 }
 
 #[cfg(test)]
@@ -230,7 +247,7 @@ mod tests {
             field("x-latin", b"caf\xe9", 0),
         ];
         for _ in 0..2 {
-            let (headers, tail) = copy_fields(&fields, "/path?q");
+            let (headers, tail) = with_names(|names| copy_fields(names, &fields, "/path?q"));
             assert_eq!(tail, "/path?q");
             assert_eq!(headers.len(), 5);
             assert_eq!(headers["host"], "a.example");
@@ -246,10 +263,39 @@ mod tests {
         for _ in 0..3 {
             for number in 0..1000 {
                 let name = format!("x-name-{number}");
-                assert_eq!(header_name(name.as_bytes()).unwrap().as_str(), name);
+                assert_eq!(with_names(|names| header_name(names, name.as_bytes())).unwrap().as_str(), name);
             }
         }
-        assert!(header_name(b"").is_none());
-        assert!(header_name(b"a b").is_none());
+        assert!(with_names(|names| header_name(names, b"")).is_none());
+        assert!(with_names(|names| header_name(names, b"a b")).is_none());
+    }
+
+    #[test]
+    fn the_names_that_browsers_send_share_no_slot() {
+        let names = [
+            "host",
+            "user-agent",
+            "accept",
+            "accept-language",
+            "accept-encoding",
+            "connection",
+            "cookie",
+            "referer",
+            "upgrade-insecure-requests",
+            "sec-fetch-dest",
+            "sec-fetch-mode",
+            "sec-fetch-site",
+            "sec-fetch-user",
+            "content-type",
+            "content-length",
+            "origin",
+            "cache-control",
+            "authorization",
+            "priority",
+        ];
+        let mut slots: Vec<usize> = names.iter().map(|name| slot(name.as_bytes())).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        assert_eq!(slots.len(), names.len());
     }
 }
