@@ -78,8 +78,6 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Cause::Start => f.write_str("start"),
-            // Ctrl-C, or a terminal that went away.
-            Cause::Signal { signal, sender: 0 } => write!(f, "{signal} from the terminal"),
             Cause::Signal { signal, sender } => write!(f, "{signal} from pid {sender}"),
             Cause::Admin { peer } => write!(f, "admin ({peer})"),
             Cause::Watcher { path } => write!(f, "change of {path}"),

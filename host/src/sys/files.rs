@@ -110,9 +110,10 @@ impl Identity {
         }
     }
 
-    /// Whether both are the same file, whatever it holds.
-    pub fn same_file(&self, other: &Identity) -> bool {
-        (self.dev, self.ino) == (other.dev, other.ino)
+    /// Whether nothing was written in between. Unlike equality this looks past the ctime, which also changes when the file
+    /// is renamed or replaced.
+    pub fn same_content(&self, other: &Identity) -> bool {
+        Identity { ctime: other.ctime, ..*self } == *other
     }
 }
 
@@ -144,6 +145,28 @@ mod tests {
         let made = dir.path().join("a/b");
         private_dir(&made, 0o700).unwrap();
         assert_eq!(std::fs::metadata(&made).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_keeps_its_content_and_one_that_is_written_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("f"), dir.path().join("other"));
+        std::fs::write(&path, "old").unwrap();
+        std::fs::write(&other, "new").unwrap();
+        let file = File::open(&path).unwrap();
+        let look = || Identity::of(&file.metadata().unwrap());
+        let before = look();
+        // The clock of the file system has steps.
+        while look() == before {
+            std::fs::write(&other, "new").unwrap();
+            std::fs::hard_link(&path, dir.path().join("link")).unwrap();
+            std::fs::remove_file(dir.path().join("link")).unwrap();
+        }
+        std::fs::rename(&other, &path).unwrap();
+        assert!(look() != before && look().same_content(&before));
+        std::fs::write(&path, "x").unwrap();
+        let written = Identity::of(&std::fs::metadata(&path).unwrap());
+        assert!(!written.same_content(&before));
     }
 
     #[test]

@@ -167,7 +167,8 @@ impl Store {
             };
             if settled {
                 let (temporary, sha256) = self.copy(&file)?;
-                if Identity::of(&file.metadata()?) == before {
+                // What we hold open is whole even if another file has taken its place meanwhile; the next reload reads that.
+                if Identity::of(&file.metadata()?).same_content(&before) {
                     return Ok(Some((before, temporary, sha256)));
                 }
                 remove(&temporary);

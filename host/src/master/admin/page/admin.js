@@ -96,7 +96,7 @@ const count = (n) => n.toLocaleString("en");
 function causeText(cause) {
   switch (cause.by) {
     case "start": return "start";
-    case "signal": return `${cause.signal} from ${cause.sender ? "pid " + cause.sender : "the terminal"}`;
+    case "signal": return `${cause.signal} from pid ${cause.sender}`;
     case "admin": return `admin (${cause.peer})`;
     case "watcher": return `change of ${cause.path}`;
     case "crash": return `crash of generation ${cause.of}`;
