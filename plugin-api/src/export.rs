@@ -190,8 +190,7 @@ where
     message = "`{Self}` cannot serve requests",
     label = "a plugin must not return this",
     note = "return an axum `Router`, a tower `Service<http::Request<baton_plugin_api::Body>>` that is `Clone + Send`, \
-            `handler_with(state, function)`, or a `Result` of one of these with an error that is `Into<BoxError>`",
-    note = "an axum `Router` needs its state: `.with_state(...)` makes it a `Router<()>`"
+            `handler_with(state, function)`, or a `Result` of one of these with an error that is `Into<BoxError>`"
 )]
 pub trait Outcome<M> {
     type Served: IntoApp;

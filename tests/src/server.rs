@@ -247,8 +247,11 @@ impl Setup {
         for address in &self.listen {
             command.args(["--listen", address]);
         }
+        if !self.args.iter().any(|arg| arg == "--admin") {
+            command.args(["--admin", "127.0.0.1:0"]);
+        }
         if self.verb[0] == "run" {
-            command.args(["--admin", "127.0.0.1:0", "--plugins"]).arg(self.bench.plugins());
+            command.arg("--plugins").arg(self.bench.plugins());
         }
         command
             .args(&self.args)
@@ -398,8 +401,9 @@ impl Server {
     /// The admin address for people.
     #[track_caller]
     pub fn admin_addr(&self) -> SocketAddr {
-        let admin = self.status().admin.expect("an admin address");
-        admin.parse().unwrap_or_else(|error| panic!("{admin} is no address: {error}"))
+        let link = self.status().admin.expect("an admin address");
+        let address = link.strip_prefix("http://").and_then(|rest| rest.split('/').next()).unwrap_or_default();
+        address.parse().unwrap_or_else(|error| panic!("{link} holds no address: {error}"))
     }
 
     #[track_caller]
@@ -416,12 +420,23 @@ impl Server {
         (response.status, response.json())
     }
 
-    /// Reloads, which must switch.
+    /// Reloads, which must switch, and waits until the old generation accepts no more.
     #[track_caller]
     pub fn switch(&self) -> Report {
         let (code, report) = self.reload();
         assert_eq!((code, report.result.as_str()), (200, "switched"), "{report:#?}");
+        self.wait_settled();
         report
+    }
+
+    /// Waits until only the serving generation accepts: a reload answers at the commit, and from there to PAUSED both do.
+    #[track_caller]
+    pub fn wait_settled(&self) {
+        self.wait_for("the old generation to accept no more", |status| {
+            let old = |one: &&Generation| Some(one.generation) != status.serving;
+            let mut others = status.living().filter(old);
+            status.serving.is_some() && others.all(|one| one.state == "retiring")
+        });
     }
 
     /// Sends a signal that reloads, and waits for the report.

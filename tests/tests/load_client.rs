@@ -30,6 +30,8 @@ fn assert_counted(misdeed: Misdeed, fault: Fault) {
     let (tally, misdeeds) = run(misdeed);
     assert!(misdeeds >= 30, "{misdeeds} misdeeds are no test");
     assert_eq!((tally.fault(fault), tally.lost()), (misdeeds, misdeeds), "{tally}");
+    let reused = tally.of(Class::Keepalive).failed_on_reused;
+    assert!((1..=misdeeds).contains(&reused), "{reused} failures on connections that had answered before: {tally}");
 }
 
 #[test]

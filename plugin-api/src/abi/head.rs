@@ -31,8 +31,7 @@ pub struct RequestHead {
     pub vtable: *const RequestHeadVtable,
     /// The method, as sent.
     pub method: Slice,
-    /// Path and query as the plugin shall see them (mount prefix stripped): UTF-8 that a URI parser accepted; always begins
-    /// with `/`, or is `*`.
+    /// Path and query as the plugin shall see them (mount prefix stripped); always begins with `/`, or is `*`.
     pub target: Slice,
     /// Unique in the generation, never zero; goes with log records of this request.
     pub request_id: u64,
@@ -45,8 +44,7 @@ pub struct RequestHead {
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct RequestHeadVtable {
-    /// Writes up to `capacity` fields to `out` in order of arrival and answers how many it wrote. Names and values are ones
-    /// that an HTTP parser accepted (no control characters): the plugin does not check them again.
+    /// Writes up to `capacity` fields to `out` in order of arrival and answers how many it wrote.
     pub headers: unsafe extern "C" fn(data: *const c_void, out: *mut HeaderRef, capacity: u32) -> u32,
     /// The first value of the field `name` (lower case), if any: 1 and `out` is written, else 0.
     pub header: unsafe extern "C" fn(data: *const c_void, name: Slice, out: *mut Slice) -> u32,

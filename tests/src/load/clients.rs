@@ -283,7 +283,11 @@ impl Client {
         let at = self.shared.elapsed();
         let took = at.saturating_sub(request.sent).as_secs_f64() * 1000.0;
         let what = format!("request {} after {took:.1} ms: {what}", request.id);
-        self.shared.tally().fail(at, self.class, fault, what);
+        let mut tally = self.shared.tally();
+        tally.fail(at, self.class, fault, what);
+        if self.class == Class::Keepalive && !self.answered_by.is_empty() {
+            tally.counts(self.class).failed_on_reused += 1;
+        }
     }
 
     /// Whether `response` is the one answer to `request`, whole and by somebody with a name.

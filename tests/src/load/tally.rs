@@ -52,6 +52,8 @@ pub struct Counts {
     pub posts: u64,
     /// Requests behind one whose response announced the close: RFC 9112 9.6 leaves these to the client to send again.
     pub unanswered_pipelined: u64,
+    /// Failed requests on a connection that had answered before: these had reached the server for certain.
+    pub failed_on_reused: u64,
     /// Connections made.
     pub opened: u64,
     /// Closed by the server after a response that said so.

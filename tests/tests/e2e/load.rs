@@ -1,0 +1,105 @@
+//! Reload under load: nothing is lost, counted by a client that does not retry, and the same client reports a server that
+//! closes idle connections as lossy.
+
+use std::time::{Duration, Instant};
+
+use baton_tests::artifacts;
+use baton_tests::chaos::{Chaos, Misdeed};
+use baton_tests::load::{Class, Load, Plan};
+use baton_tests::server::{Server, Setup};
+use baton_tests::wait;
+use nix::sys::signal::Signal;
+
+const TRIGGERS: u32 = 100;
+const SPACING: Duration = Duration::from_millis(50);
+/// With fewer switches than this the run proves nothing.
+const LEAST_SWITCHES: u64 = 30;
+
+/// Calls `trigger` every [`SPACING`], whatever it takes.
+fn triggers(load: &Load, mut trigger: impl FnMut(u32)) {
+    let begun = Instant::now();
+    for round in 0..TRIGGERS {
+        wait::pass((SPACING * round).saturating_sub(begun.elapsed()));
+        load.mark();
+        trigger(round);
+    }
+}
+
+/// What the server itself says it lost, in the reports that it keeps.
+fn lost_by_report(server: &Server) -> u64 {
+    server.status().operations.iter().filter_map(|op| op.drain.as_ref()).map(|drain| drain.lost).sum()
+}
+
+#[test]
+fn a_hundred_reloads_under_load_lose_nothing() {
+    let server = Setup::probe("v1").start();
+    let versions = [artifacts::probe("v2"), artifacts::probe("v1")];
+    let load = Load::start(Plan::reference(server.addr()));
+    load.wait_for_requests(500);
+    triggers(&load, |round| {
+        server.bench.install("probe", &versions[round as usize % 2]);
+        server.signal(Signal::SIGUSR1);
+    });
+    load.wait_for_requests(500);
+    let tally = load.stop();
+    println!("{tally}");
+    let status = server.wait_drained();
+    tally.assert_nothing_lost();
+    assert!(status.switches > LEAST_SWITCHES, "only {} switches: this run proves nothing", status.switches);
+    assert!(tally.answered_by.len() as u64 > LEAST_SWITCHES / 2, "{tally}");
+    assert!(tally.of(Class::Slow).answered >= 4 && tally.of(Class::Keepalive).posts > 100, "{tally}");
+    assert_eq!((status.crashes, lost_by_report(&server)), (0, 0), "{status:#?}");
+    let refused: Vec<_> = status.operations.iter().filter(|op| op.result != "switched").collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+}
+
+#[test]
+fn the_same_client_reports_a_server_that_closes_idle_connections_as_lossy() {
+    let server = Chaos::start(Misdeed::Nothing, 1);
+    let load = Load::start(Plan::reference(server.addr));
+    load.wait_for_requests(500);
+    triggers(&load, |_| server.reload());
+    let tally = load.stop();
+    println!("{tally}");
+    assert!(tally.is_balanced() && tally.lost() > 0, "the client sees no loss where there is some:\n{tally}");
+}
+
+#[test]
+fn failing_reloads_under_load_lose_nothing_either() {
+    let server = Setup::probe("v1").start();
+    let old = server.worker();
+    let load = Load::start(Plan { slow: 0, ..Plan::reference(server.addr()) });
+    load.wait_for_requests(200);
+    for _ in 0..20 {
+        std::fs::write(server.bench.plugin_file("probe"), "\x7fELF of no use").expect("failed to write");
+        load.mark();
+        let (code, report) = server.reload();
+        assert_eq!((code, report.result.as_str()), (409, "refused"), "{report:#?}");
+    }
+    load.wait_for_requests(200);
+    let tally = load.stop();
+    tally.assert_nothing_lost();
+    assert_eq!(tally.answered_by.keys().collect::<Vec<_>>(), [&format!("v1/{old}")], "{tally}");
+    assert_eq!(tally.closed_unannounced(), 0, "{tally}");
+}
+
+#[test]
+fn pipelined_requests_are_answered_or_announced_never_lost() {
+    let server = Setup::probe("v1").start();
+    let versions = [artifacts::probe("v2"), artifacts::probe("v1")];
+    let plan = Plan { pipelined: 32, post_percent: 0, ..Plan::against(server.addr()) };
+    let load = Load::start(plan);
+    load.wait_for_requests(500);
+    for round in 0..20 {
+        server.bench.install("probe", &versions[round % 2]);
+        load.mark();
+        server.switch();
+        load.wait_for_requests(200);
+    }
+    let tally = load.stop();
+    println!("{tally}");
+    // What is behind an announced close is the client's to send again; it must never end as an unannounced loss.
+    tally.assert_nothing_lost();
+    server.wait_drained();
+    assert_eq!(lost_by_report(&server), 0);
+}

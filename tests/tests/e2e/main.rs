@@ -1,0 +1,39 @@
+//! The promises of the server, proven on the real binary from outside: one module per behaviour, each promise beside what
+//! happens when it cannot be kept.
+
+mod admin;
+mod broken;
+mod command_line;
+mod crash;
+mod dev;
+mod growth;
+mod http;
+mod load;
+mod reload;
+mod shutdown;
+
+use baton_tests::artifacts;
+use baton_tests::http::Connection;
+use baton_tests::server::Server;
+
+/// Starts a request that takes `ms`, and returns once the server has it in hand.
+#[track_caller]
+fn slow_request(server: &Server, ms: u64) -> Connection {
+    let before = server.serving().load.requests_in_flight;
+    let mut connection = server.connect();
+    connection.send("GET", &format!("/sleep?ms={ms}"), &[], b"").expect("failed to send a request");
+    server.wait_for("the slow request in flight", |status| {
+        status.serving().is_some_and(|serving| serving.load.requests_in_flight > before)
+    });
+    connection
+}
+
+/// Puts that version of the probe in place and reloads; the pid that serves now.
+#[track_caller]
+fn switch_to(server: &Server, version: &str) -> i32 {
+    server.bench.install("probe", &artifacts::probe(version));
+    server.switch();
+    let (answered, pid) = server.probe();
+    assert_eq!(answered, version);
+    pid
+}
