@@ -8,9 +8,9 @@ mod crash;
 mod dev;
 mod growth;
 mod http;
-mod load;
 mod reload;
 mod shutdown;
+mod under_load;
 
 use baton_tests::artifacts;
 use baton_tests::http::Connection;

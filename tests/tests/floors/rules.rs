@@ -97,7 +97,8 @@ pub fn plugin_floors(file: &str, source: &str) -> Vec<Breach> {
 
 /// Words that only certain files of the host may say: who may open a library, and who may speak HTTP.
 const SOLE_USERS: [(&str, &[&str]); 3] = [
-    ("libloading", &["host/src/sys/"]),
+    // The child's plugin module reads its errors.
+    ("libloading", &["host/src/sys/", "host/src/child/plugin"]),
     ("dylib", &["host/src/sys/", "host/src/child/plugin"]),
     ("abi_stable", &["host/src/child/plugin"]),
 ];
@@ -121,10 +122,12 @@ pub fn sole_users(file: &str, source: &str) -> Vec<Breach> {
 }
 
 /// Where `unsafe` may stand.
-const FENCES: [&str; 6] = [
+const FENCES: [&str; 7] = [
     "host/src/sys/",
     "host/src/child/plugin",
     "host/src/child/bridge",
+    // The plugin's side of the ABI by hand, for unit tests of the bridge.
+    "host/src/child/serve/tests/fake.rs",
     "plugin-api/src/abi/",
     "plugin-api/src/ffi/",
     "plugin-api/src/export",
