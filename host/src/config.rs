@@ -124,6 +124,8 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Drain {
+    /// Hand idle clear HTTP/1 connections to the new generation instead of closing them.
+    pub handover: bool,
     /// An idle connection that stays is closed after this long without a request.
     pub keepalive: Limit,
     /// A request in flight may go on for this long without progress.
@@ -246,6 +248,7 @@ impl Default for Config {
 impl Default for Drain {
     fn default() -> Drain {
         Drain {
+            handover: true,
             keepalive: Limit::After(seconds(5)),
             timeout: Limit::After(seconds(60)),
             max: Limit::After(seconds(600)),

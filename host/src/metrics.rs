@@ -52,7 +52,6 @@ impl Metrics {
         self.0[slot as usize].fetch_sub(1, Relaxed);
     }
 
-    #[cfg(test)]
     pub fn get(self, slot: Slot) -> u64 {
         self.0[slot as usize].load(Relaxed)
     }

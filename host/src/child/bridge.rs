@@ -85,7 +85,7 @@ impl Head {
         match fact {
             FACT_PEER => Some(address(&self.conn.peer)),
             FACT_LOCAL => Some(address(&self.conn.local)),
-            FACT_SERVER => Some(text(self.conn.name)),
+            FACT_SERVER => Some(text(self.conn.origin.name)),
             FACT_PREFIX => Some(text(self.prefix)),
             FACT_ORIGINAL_TARGET => match (uri.path_and_query(), uri.authority()) {
                 (None, Some(authority)) => Some(text(authority.as_str())),

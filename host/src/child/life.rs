@@ -12,13 +12,16 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::handover;
 use super::plugin::host::Asked;
 use super::plugin::{self, Host, Plugin};
 use super::route::Routes;
 use super::serve::Server;
 use super::serve::accept::{Acceptors, Listener};
 use super::state::{Action, Event, State};
-use crate::control::{ChannelError, Deadlines, LoadSet, MAX_MESSAGE, PROTOCOL, ToChild, ToMaster, WorkerEnd};
+use crate::control::{
+    ChannelError, Deadlines, ListenerInfo, LoadSet, MAX_MESSAGE, PROTOCOL, ToChild, ToMaster, WorkerEnd,
+};
 use crate::metrics::{Metrics, SLOTS};
 use crate::report::{DrainReport, Failure, Generation, Stage};
 use crate::sys::shared::Slots;
@@ -134,7 +137,11 @@ impl Worker {
         loop {
             let deadline = self.state.deadline().map(|deadline| self.start + deadline);
             tokio::select! {
-                message = self.control.recv() => return self.understand(message),
+                message = self.control.recv() => {
+                    if let Some(event) = self.understand(message) {
+                        return event;
+                    }
+                }
                 Some(told) = self.told.1.recv() => match told {
                     Told::Loading(plugin, known) => {
                         let message = ToMaster::Loading { plugin };
@@ -186,13 +193,13 @@ impl Worker {
 
     // ---- what the master says ----
 
-    fn understand(&mut self, message: Result<Option<(ToChild, Vec<OwnedFd>)>, ChannelError>) -> Event {
+    fn understand(&mut self, message: Result<Option<(ToChild, Vec<OwnedFd>)>, ChannelError>) -> Option<Event> {
         let (message, fds) = match message {
             Ok(Some(message)) => message,
-            Ok(None) => return Event::Orphaned,
-            Err(error) => return lost(&error),
+            Ok(None) => return Some(Event::Orphaned),
+            Err(error) => return Some(lost(&error)),
         };
-        match message {
+        Some(match message {
             ToChild::Hello { protocols, generation, .. } => {
                 self.generation = generation;
                 Event::Hello { protocols }
@@ -205,7 +212,30 @@ impl Worker {
             ToChild::Retire(deadlines) => Event::Retire(deadlines),
             ToChild::Cut => Event::Cut,
             ToChild::DoneAck => Event::DoneAck,
-        }
+            // Connections move beside the worker's life: whatever becomes of it, each is served somewhere.
+            ToChild::Adopt { from } => return self.adopt(from, fds),
+            ToChild::Handover { to, listeners } => return self.lend(to, listeners, fds),
+        })
+    }
+
+    fn adopt(&self, from: Generation, fds: Vec<OwnedFd>) -> Option<Event> {
+        let (Some(service), Some(set), Some(socket)) = (&self.service, &self.set, fds.into_iter().next()) else {
+            return Some(Event::Broken("ADOPT came out of order".into()));
+        };
+        let name = |info: &ListenerInfo| (info.id, &*Box::leak(info.server.clone().into_boxed_str()));
+        let names = set.load.listeners.iter().map(name).collect();
+        let _entered = service.runtime.enter();
+        handover::adopt(service.server, socket, from, names);
+        None
+    }
+
+    fn lend(&self, to: Generation, listeners: Vec<u32>, fds: Vec<OwnedFd>) -> Option<Event> {
+        let (Some(service), Some(socket)) = (&self.service, fds.into_iter().next()) else {
+            return Some(Event::Broken("HANDOVER came out of order".into()));
+        };
+        let _entered = service.runtime.enter();
+        handover::lend(service.server, socket, to, listeners);
+        None
     }
 
     fn take_set(&mut self, load: LoadSet, fds: Vec<OwnedFd>) -> Result<Event, String> {
@@ -238,7 +268,7 @@ impl Worker {
         let socket = fds.into_iter().next().ok_or_else(|| format!("listener {id} came without its socket"))?;
         // A worker has its listeners for life.
         let server = Box::leak(info.server.clone().into_boxed_str());
-        let listener = Listener::new(socket, server, info.address.clone())
+        let listener = Listener::new(socket, id, server, info.address.clone())
             .map_err(|error| format!("listener {id} ({}) cannot be used: {error}", info.address))?;
         self.listeners.push(listener);
         Ok(Event::Listener)
@@ -355,8 +385,11 @@ impl Worker {
         self.set_serving(false);
         let told = self.told.0.clone();
         if let (Some(acceptors), Some(service)) = (self.acceptors.take(), &self.service) {
+            let server = service.server;
             service.runtime.spawn(async move {
-                let _ = told.send(Told::Stopped(acceptors.stop().await));
+                let listeners = acceptors.stop().await;
+                server.handover.settled(server).await;
+                let _ = told.send(Told::Stopped(listeners));
             });
         }
     }
@@ -375,7 +408,8 @@ impl Worker {
             let _ = accepting.wait_for(|accepting| !accepting).await;
             server.connections.none_left().await;
             end(server, plugins).await;
-            let _ = told.send(Told::Drained(server.drain.report()));
+            let report = DrainReport { handed_over: server.handover.moved(), ..server.drain.report() };
+            let _ = told.send(Told::Drained(report));
         });
     }
 }

@@ -5,6 +5,7 @@
 
 mod bridge;
 mod drain;
+mod handover;
 mod life;
 mod plugin;
 mod route;

@@ -16,6 +16,8 @@
 //! | `Serving` | child | after `Go` or `Resume`: accepting | - | - | a crash: respawn or take-back |
 //! | `Pause` | master | serving | `Paused` | [`PAUSE_TIMEOUT`] | reaped; a crash |
 //! | `Paused` | child | nothing is accepted any more | `Retire` or `Resume` | - | - |
+//! | `Adopt` (+ socket) | master | serving | - | - | its connections stay with the old one |
+//! | `Handover` (+ socket) | master | serving to retiring, at each commit of another | - | - | - |
 //! | `Resume` | master | pausing or paused | `Serving` | [`SWITCH_TIMEOUT`] | respawn of its set |
 //! | `Retire` | master | paused | `Done`, in the end | its deadlines, then SIGKILL | reaped; a crash |
 //! | `Done` | child | retired, nothing left | `DoneAck` | [`EXIT_TIMEOUT`] | - |
@@ -33,7 +35,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use channel::{Channel, ChannelError, MasterEnd, WorkerEnd};
+pub use channel::{ChannelError, MasterEnd, WorkerEnd};
 
 use crate::config::Config;
 use crate::report::{DrainReport, Failure, Generation};
@@ -84,6 +86,15 @@ pub enum ToChild {
     Go,
     Pause,
     Resume,
+    /// With one end of a pair: connections of generation `from` come over it.
+    Adopt {
+        from: Generation,
+    },
+    /// With the other end: give idle connections to generation `to`, which has these listeners.
+    Handover {
+        to: Generation,
+        listeners: Vec<u32>,
+    },
     Retire(Deadlines),
     /// End what is left now.
     Cut,

@@ -85,6 +85,10 @@ impl Listeners {
         Ok(lent)
     }
 
+    pub fn ids(&self, keys: &[Key]) -> Vec<u32> {
+        keys.iter().filter_map(|key| self.open.get(key)).map(|listener| listener.id).collect()
+    }
+
     /// Somebody called shutdown(2) on a shared socket (plugin code: Baton's child has no such call): it no longer listens,
     /// in any process. Listening again brings it back; answers the addresses where that was needed.
     pub fn mend(&self) -> Vec<SocketAddr> {

@@ -23,7 +23,7 @@ use crate::control::{LoadSet, PluginFile, ToChild};
 use crate::dirs::{self, Dirs};
 use crate::report::{Cause, Failure, Generation, OpId, Report, Stage, Status, Verb};
 use crate::sys::process::{self, Image};
-use crate::sys::{files, readiness};
+use crate::sys::{files, readiness, seqpacket};
 
 /// How often the listeners are looked after.
 const MEND: Duration = Duration::from_secs(1);
@@ -195,6 +195,7 @@ impl Master {
             Action::Spawn { generation, set } => return Some(self.spawn(generation, set)),
             Action::Load { generation } => self.load(generation),
             Action::Send { generation, message } => self.send(generation, message, Vec::new()),
+            Action::Handover { from, to } => self.connect(from, to),
             Action::Kill { generation } => self.kill_child(generation),
             Action::Answer { caller, report } => {
                 if let Some(reply) = self.callers.remove(&caller) {
@@ -289,6 +290,18 @@ impl Master {
         for (id, socket) in ids.into_iter().zip(sockets) {
             self.send(generation, ToChild::Listener { id }, vec![socket]);
         }
+    }
+
+    /// Gives two children the ends of a pair. Without it the old one keeps its connections and announces their close.
+    fn connect(&self, from: Generation, to: Generation) {
+        let (giver, taker) = match seqpacket::pair() {
+            Ok(pair) => pair,
+            Err(error) => return tracing::warn!("failed to connect generations {from} and {to}: {error}"),
+        };
+        let set = self.state.set_of(to).and_then(|id| self.sets.get(&id));
+        let listeners = set.map(|set| self.listeners.ids(&set.listeners)).unwrap_or_default();
+        self.send(to, ToChild::Adopt { from }, vec![taker]);
+        self.send(from, ToChild::Handover { to, listeners }, vec![giver]);
     }
 
     fn plugin_file(&self, plugin: &Mounted, config: &Config) -> io::Result<PluginFile> {

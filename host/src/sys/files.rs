@@ -50,7 +50,7 @@ pub fn lock(path: &Path) -> io::Result<Option<Lock>> {
 #[derive(Debug)]
 pub enum Lease {
     /// Nobody has the file open for writing; until the lease is dropped, whoever wants to waits (fcntl(2), leases).
-    Held(HeldLease),
+    Held(#[expect(dead_code, reason = "held for its drop")] HeldLease),
     /// Somebody has it open for writing.
     Written,
     /// No right to a lease here (another owner, a file system without).

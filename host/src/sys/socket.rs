@@ -59,6 +59,14 @@ pub fn unread(socket: RawFd) -> usize {
     if result < 0 { 0 } else { usize::try_from(count).unwrap_or(0) }
 }
 
+/// Makes the close of `socket` a reset (SO_LINGER 0, socket(7)). As [`unread`], it takes a number.
+pub fn reset_at_close(socket: RawFd) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let len = size_of::<libc::linger>() as libc::socklen_t;
+    // SAFETY: the option's value is a `linger` of that length. It fails only on a socket that is closed already.
+    unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), len) };
+}
+
 /// What one read into a buffer of hyper's gave.
 #[derive(Clone, Copy, Debug)]
 pub struct Filled {

@@ -43,8 +43,6 @@ pub struct Entry {
     pub http1: bool,
     /// The client once sent requests ahead of their answers.
     pub pipelined: bool,
-    /// How long its last bytes ago, in milliseconds.
-    pub idle_ms: u32,
     /// How long ago the head began that lies in `carried`, in milliseconds; 0 if none did.
     pub head_ms: u32,
     /// Read ahead and not served.
@@ -52,7 +50,7 @@ pub struct Entry {
 }
 
 /// What an entry takes in a message, without its bytes.
-const ENTRY: usize = 4 + 1 + 4 + 4 + 4;
+const ENTRY: usize = 4 + 1 + 4 + 4;
 /// What an OFFER takes without its entries.
 const OFFER_HEAD: usize = 1 + 4 + 2;
 
@@ -94,10 +92,9 @@ impl Message {
                 let mut out = numbered(OFFER, *batch);
                 out.extend((entries.len() as u16).to_le_bytes());
                 for entry in entries {
-                    let flags = u8::from(entry.http1) * FLAG_HTTP1 | u8::from(entry.pipelined) * FLAG_PIPELINED;
+                    let flags = (u8::from(entry.http1) * FLAG_HTTP1) | (u8::from(entry.pipelined) * FLAG_PIPELINED);
                     out.extend(entry.listener.to_le_bytes());
                     out.push(flags);
-                    out.extend(entry.idle_ms.to_le_bytes());
                     out.extend(entry.head_ms.to_le_bytes());
                     out.extend((entry.carried.len() as u32).to_le_bytes());
                 }
@@ -140,7 +137,6 @@ fn entries(reader: &mut Reader) -> Result<Vec<Entry>, WireError> {
             listener,
             http1: flags & FLAG_HTTP1 != 0,
             pipelined: flags & FLAG_PIPELINED != 0,
-            idle_ms: reader.u32()?,
             head_ms: reader.u32()?,
             carried: Bytes::new(),
         });
@@ -197,12 +193,11 @@ mod tests {
 
     fn entry() -> impl Strategy<Value = Entry> {
         let carried = proptest::collection::vec(any::<u8>(), 0..200);
-        (any::<u32>(), any::<bool>(), any::<bool>(), any::<u32>(), any::<u32>(), carried).prop_map(
-            |(listener, http1, pipelined, idle_ms, head_ms, carried)| Entry {
+        (any::<u32>(), any::<bool>(), any::<bool>(), any::<u32>(), carried).prop_map(
+            |(listener, http1, pipelined, head_ms, carried)| Entry {
                 listener,
                 http1,
                 pipelined,
-                idle_ms,
                 head_ms,
                 carried: carried.into(),
             },
@@ -243,14 +238,8 @@ mod tests {
 
     #[test]
     fn what_fits_is_within_the_limit() {
-        let entry = Entry {
-            listener: 1,
-            http1: true,
-            pipelined: false,
-            idle_ms: 0,
-            head_ms: 0,
-            carried: Bytes::from(vec![0; 1000]),
-        };
+        let entry =
+            Entry { listener: 1, http1: true, pipelined: false, head_ms: 0, carried: Bytes::from(vec![0; 1000]) };
         let mut entries = Vec::new();
         let mut used = 0;
         while fits(used, entries.len(), &entry) {

@@ -3,18 +3,18 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::conn::Conn;
-use super::{Server, h1};
+use super::Server;
+use super::conn::Origin;
+use crate::child::handover::Start;
 use crate::sys::{readiness, socket};
 
 /// After so many connections in a row, other tasks have their turn.
@@ -33,6 +33,8 @@ pub struct Listener {
 
 #[derive(Debug)]
 struct Facts {
+    /// The master's number for it.
+    id: u32,
     /// Name of the `[[server]]`.
     server: &'static str,
     address: String,
@@ -42,10 +44,10 @@ struct Facts {
 
 impl Listener {
     /// Takes over a socket that came from the master.
-    pub fn new(socket: OwnedFd, server: &'static str, address: String) -> io::Result<Listener> {
+    pub fn new(socket: OwnedFd, id: u32, server: &'static str, address: String) -> io::Result<Listener> {
         socket::adopt_listener(&socket)?;
         let local = socket::local_addr(socket.as_fd())?.filter(|addr| !addr.ip().is_unspecified());
-        Ok(Listener { socket, facts: Facts { server, address, local } })
+        Ok(Listener { socket, facts: Facts { id, server, address, local } })
     }
 }
 
@@ -168,19 +170,13 @@ impl Acceptor {
 
     fn begin(&self, stream: std::net::TcpStream, peer: Option<SocketAddr>) {
         let local = self.facts.local.or_else(|| stream.local_addr().ok());
-        let raw = stream.as_raw_fd();
-        let stream = match TcpStream::from_std(stream) {
-            Ok(stream) => stream,
-            Err(error) => return tracing::error!(%error, "failed to register a connection"),
-        };
         // Responses are written whole; waiting for an acknowledgement would only delay them. It fails on a socket that is
         // dead already, and the first read will say so.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "failed to set TCP_NODELAY");
         }
-        // From here on it counts, before any task has seen it.
-        let entry = self.server.connections.enter(Conn::new(self.server, self.facts.server, peer, local, raw));
-        tokio::spawn(h1::serve(entry, stream));
+        let origin = Origin { listener: self.facts.id, name: self.facts.server, peer, local };
+        self.server.begin(origin, stream, Start::default());
     }
 
     fn log(&mut self, error: &io::Error) {

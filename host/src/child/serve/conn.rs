@@ -4,6 +4,7 @@
 //! Most of it is written by the connection's own task only, so that relaxed loads and stores do; only the count of request
 //! bodies, which a plugin may drop on any thread, needs more.
 
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize};
@@ -14,6 +15,7 @@ use baton_plugin_api::abi::FfiAddr;
 use http::HeaderMap;
 
 use super::Server;
+use crate::child::handover;
 use crate::metrics::Slot;
 
 /// [`Conn::ahead`] while a body of unknown length is being received: far below zero.
@@ -21,10 +23,20 @@ const UNKNOWN: i64 = i64::MIN / 2;
 /// No head is longer; a difference of addresses above it is none.
 const MAX_HEAD: usize = 1 << 20;
 
+/// Where a connection comes from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The listener that took it, by the master's number.
+    pub listener: u32,
+    /// The name of its `[[server]]`.
+    pub name: &'static str,
+    pub peer: Option<SocketAddr>,
+    pub local: Option<SocketAddr>,
+}
+
 pub struct Conn {
     pub server: &'static Server,
-    /// The name of the `[[server]]` that took it.
-    pub name: &'static str,
+    pub origin: Origin,
     pub peer: FfiAddr,
     pub local: FfiAddr,
     socket: RawFd,
@@ -54,10 +66,10 @@ pub struct Conn {
     pipelined: AtomicBool,
     /// The worker retires, and since then there was a moment without a request or a part of one.
     was_quiet: AtomicBool,
+    /// It has read further ahead than a handover can carry.
+    overfull: AtomicBool,
     /// A response said `Connection: close` because the worker retires.
     announced: AtomicBool,
-    /// End it so that the client can tell that it is no regular end.
-    reset: AtomicBool,
     /// The client closed its side.
     ended: AtomicBool,
     /// Our side was closed in good order.
@@ -72,22 +84,16 @@ pub struct Conn {
 }
 
 impl Conn {
-    pub fn new(
-        server: &'static Server,
-        name: &'static str,
-        peer: Option<std::net::SocketAddr>,
-        local: Option<std::net::SocketAddr>,
-        socket: RawFd,
-    ) -> Conn {
+    pub fn new(server: &'static Server, origin: Origin, socket: RawFd) -> Conn {
         const NONE: FfiAddr =
             FfiAddr { family: baton_plugin_api::abi::ADDR_NONE, port: 0, ip: [0; 16], flow_info: 0, scope_id: 0 };
         server.metrics.add(Slot::Connections);
         server.metrics.add(Slot::Idle);
         Conn {
             server,
-            name,
-            peer: peer.map_or(NONE, FfiAddr::from),
-            local: local.map_or(NONE, FfiAddr::from),
+            peer: origin.peer.map_or(NONE, FfiAddr::from),
+            local: origin.local.map_or(NONE, FfiAddr::from),
+            origin,
             socket,
             waker: OnceLock::new(),
             answering: AtomicU32::new(0),
@@ -102,8 +108,8 @@ impl Conn {
             ahead: AtomicI64::new(0),
             pipelined: AtomicBool::new(false),
             was_quiet: AtomicBool::new(false),
+            overfull: AtomicBool::new(false),
             announced: AtomicBool::new(false),
-            reset: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             shut: AtomicBool::new(false),
             shown_in_flight: AtomicBool::new(false),
@@ -205,6 +211,7 @@ impl Conn {
         }
         self.reads.store(0, Relaxed);
         self.calls.store(self.calls.load(Relaxed) + 1, Relaxed);
+        self.overfull.store(false, Relaxed);
         let ahead = match body {
             None => UNKNOWN,
             Some(len) => {
@@ -248,7 +255,8 @@ impl Conn {
     #[inline]
     pub fn announces_close(&self) -> bool {
         self.note_pipelining();
-        if self.server.drain.is_serving() {
+        // One that will be handed over is not closed.
+        if self.server.drain.is_serving() || handover::may_go(self) {
             return false;
         }
         // Below zero the body of this request is still coming, and what the kernel holds is a part of it.
@@ -270,18 +278,40 @@ impl Conn {
         self.was_quiet.store(true, Relaxed);
     }
 
+    // ---- the handover ----
+
+    /// Whether nothing more is to be read: it is about to be handed over. The task must be polled again when that changes.
+    #[inline]
+    pub fn is_gated(&self) -> bool {
+        self.server.handover.is_open() && !self.is_alive() && handover::may_go(self)
+    }
+
+    /// Keeps it here until its next request.
+    pub fn set_overfull(&self) {
+        self.overfull.store(true, Relaxed);
+    }
+
+    pub fn is_overfull(&self) -> bool {
+        self.overfull.load(Relaxed)
+    }
+
+    pub fn is_pipelined(&self) -> bool {
+        self.pipelined.load(Relaxed)
+    }
+
+    pub fn set_pipelined(&self) {
+        self.pipelined.store(true, Relaxed);
+    }
+
     // ---- the end ----
 
     pub fn unread(&self) -> usize {
         crate::sys::socket::unread(self.socket)
     }
 
+    /// Ends it with a reset: the client can tell that it is no regular end. Only while the socket is open.
     pub fn set_reset(&self) {
-        self.reset.store(true, Relaxed);
-    }
-
-    pub fn is_reset(&self) -> bool {
-        self.reset.load(Relaxed)
+        crate::sys::socket::reset_at_close(self.socket);
     }
 
     pub fn set_ended(&self) {
@@ -393,7 +423,7 @@ impl Drop for Receiving {
     fn drop(&mut self) {
         self.0.bodies.fetch_sub(1, Release);
         // hyper does not wake for a body that it has given out whole; a drain waits for just this.
-        if !self.0.server.drain.is_serving()
+        if !self.0.server.is_calm()
             && let Some(waker) = self.0.waker.get()
         {
             waker.wake_by_ref();

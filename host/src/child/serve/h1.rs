@@ -24,6 +24,7 @@ use super::io::{Io, begins_request};
 use super::service::Http;
 use super::sniff::{PREFACE, Sniffed, sniff};
 use crate::child::drain::End;
+use crate::child::handover::{self, MAX_CARRIED, Start};
 
 /// A head that has begun must be whole after this long.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,37 +37,78 @@ const NO_HTTP2: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection:
 type Connection = http1::Connection<Io, Http>;
 
 /// Serves one connection to its end.
-pub async fn serve(entry: Entry, stream: TcpStream) {
+pub async fn serve(entry: Entry, stream: TcpStream, start: Start) {
     let conn = entry.conn().clone();
-    let end = drive(&conn, stream).await;
-    conn.server.drain.note(end);
-    drop(entry);
+    match drive(&conn, stream, start).await {
+        Outcome::Ended(end) => {
+            conn.server.drain.note(end);
+            drop(entry);
+        }
+        Outcome::Leaves(stream, start) => conn.server.handover.give(entry, stream, start),
+    }
 }
 
-async fn drive(conn: &Arc<Conn>, stream: TcpStream) -> End {
+/// What becomes of a connection.
+enum Outcome {
+    Ended(End),
+    /// It goes to another generation.
+    Leaves(std::net::TcpStream, Start),
+}
+
+impl From<End> for Outcome {
+    fn from(end: End) -> Outcome {
+        Outcome::Ended(end)
+    }
+}
+
+async fn drive(conn: &Arc<Conn>, stream: TcpStream, start: Start) -> Outcome {
     poll_fn(|cx| {
         register(conn, cx);
         Poll::Ready(())
     })
     .await;
-    let mut watch = Watch::new(conn);
+    let mut watch = Watch::new(conn, start.head);
     let mut io = Io::new(stream, conn.clone());
-    match begin(conn, &mut io, &mut watch).await {
-        Begun::Http1 => {}
-        Begun::Http2 => return refuse(io, NO_HTTP2).await,
-        Begun::Ended => return End::Finished,
-        Begun::Over(verdict) => return over(conn, io, verdict, Standing::of_fresh(conn)).await,
+    if start.pipelined {
+        conn.set_pipelined();
+    }
+    // One that has served in another generation is known to speak HTTP/1.
+    let mut http1 = start.http1;
+    if http1 {
+        io.rewind(start.carried);
+    } else {
+        match begin(conn, &mut io, &mut watch, &start.carried).await {
+            Begun::Http1 => {}
+            Begun::Http2 => return refuse(io, NO_HTTP2).await.into(),
+            Begun::Ended => return End::Finished.into(),
+            Begun::Leaves => return leave(conn, io, Bytes::new(), http1, &watch),
+            Begun::Over(verdict, standing) => return over(conn, io, verdict, standing).await.into(),
+        }
     }
     loop {
+        let served = conn.calls();
         let mut driver = Driver { http: builder().serve_connection(io, Http::new(conn.clone())), conn, watch };
         match poll_fn(|cx| driver.poll(cx)).await {
-            Turn::Finished(result) => return finished(conn, driver.http, result).await,
+            Turn::Finished(result) => return finished(conn, driver.http, result).await.into(),
             Turn::Over(verdict, Standing::Busy) => {
                 debug_assert_eq!(verdict, Verdict::Cut);
-                return cut(conn, driver.http, End::CutBusy);
+                return cut(conn, driver.http, End::CutBusy).into();
+            }
+            Turn::Leaves => {
+                http1 |= conn.calls() > 0;
+                let parts = take(driver.http, conn, served);
+                if parts.io.left_over() + parts.read_buf.len() <= MAX_CARRIED {
+                    return leave(conn, parts.io, parts.read_buf, http1, &driver.watch);
+                }
+                conn.set_overfull();
+                conn.restart();
+                io = parts.io;
+                io.rewind(parts.read_buf);
+                watch = driver.watch.anew();
             }
             Turn::Over(verdict, _) => {
-                let parts = take(driver.http, conn);
+                http1 |= conn.calls() > 0;
+                let parts = take(driver.http, conn, served);
                 io = parts.io;
                 let standing = if parts.read_buf.is_empty() { Standing::Idle } else { Standing::Head };
                 match (verdict, standing) {
@@ -77,7 +119,7 @@ async fn drive(conn: &Arc<Conn>, stream: TcpStream) -> End {
                         io.rewind(parts.read_buf);
                         watch = driver.watch.anew();
                     }
-                    _ => return over(conn, io, verdict, standing).await,
+                    _ => return over(conn, io, verdict, standing).await.into(),
                 }
             }
         }
@@ -105,15 +147,27 @@ enum Begun {
     Http2,
     /// The client closed or was cut off, without a request.
     Ended,
-    Over(Verdict),
+    Over(Verdict, Standing),
+    /// It is to be handed over.
+    Leaves,
 }
 
 /// Reads until it is clear what the client speaks, and puts what was read back.
-async fn begin(conn: &Conn, io: &mut Io, watch: &mut Watch) -> Begun {
+///
+/// `carried` was read by another generation: less than a preface, or it would have known.
+async fn begin(conn: &Conn, io: &mut Io, watch: &mut Watch, carried: &[u8]) -> Begun {
     let mut bytes = [0; PREFACE.len()];
-    let mut len = 0;
+    if carried.len() >= bytes.len() {
+        io.rewind(Bytes::copy_from_slice(carried));
+        return Begun::Http1;
+    }
+    let mut len = carried.len();
+    bytes[..len].copy_from_slice(carried);
     let begun = poll_fn(|cx| {
         loop {
+            if conn.is_gated() {
+                return Poll::Ready(Begun::Leaves);
+            }
             match io.poll_peek_in(cx, &mut bytes[len..]) {
                 Poll::Ready(Ok(0)) => {
                     conn.set_ended();
@@ -130,8 +184,8 @@ async fn begin(conn: &Conn, io: &mut Io, watch: &mut Watch) -> Begun {
                     }
                 }
                 Poll::Pending => {
-                    let standing = if len == 0 { Standing::Idle } else { Standing::Head };
-                    return watch.check(cx, conn, standing).map(Begun::Over);
+                    let standing = Standing::of(len);
+                    return watch.check(cx, conn, standing).map(|verdict| Begun::Over(verdict, standing));
                 }
             }
         }
@@ -153,6 +207,8 @@ enum Turn {
     /// hyper is done with it.
     Finished(hyper::Result<()>),
     Over(Verdict, Standing),
+    /// It came to rest and is to be handed over.
+    Leaves,
 }
 
 impl Driver<'_> {
@@ -167,7 +223,7 @@ impl Driver<'_> {
             // A response that the client has not taken yet is not over.
             let busy = conn.is_alive() || !conn.poll_was_flushed();
             conn.publish(busy);
-            if conn.server.drain.is_serving() && (busy || !conn.is_ahead()) {
+            if conn.server.is_calm() && (busy || !conn.is_ahead()) {
                 return Poll::Pending;
             }
             if conn.is_shut() {
@@ -179,6 +235,9 @@ impl Driver<'_> {
             }
             if !was_alive && conn.poll_was_quiet() {
                 conn.settle();
+                if handover::may_go(conn) {
+                    return Poll::Ready(Turn::Leaves);
+                }
                 if conn.is_ahead() {
                     return self.watch(cx, Standing::Head);
                 }
@@ -199,11 +258,13 @@ impl Driver<'_> {
 }
 
 /// Takes the io out of hyper, right after a quiet poll.
-fn take(http: Connection, conn: &Conn) -> http1::Parts<Io, Http> {
+///
+/// `before` is how many requests the connection had carried when this hyper connection began.
+fn take(http: Connection, conn: &Conn, before: u64) -> http1::Parts<Io, Http> {
     #[cfg(debug_assertions)]
-    let http = oracle(http, conn);
+    let http = if conn.calls() > before { oracle(http, conn) } else { http };
     #[cfg(not(debug_assertions))]
-    let _ = conn;
+    let _ = (conn, before);
     http.into_parts()
 }
 
@@ -211,14 +272,12 @@ fn take(http: Connection, conn: &Conn) -> http1::Parts<Io, Http> {
 /// all flushed. Only asked where the io is taken out anyway.
 #[cfg(debug_assertions)]
 fn oracle(mut http: Connection, conn: &Conn) -> Connection {
-    if conn.calls() > 0 {
-        conn.begin_poll();
-        Pin::new(&mut http).graceful_shutdown();
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        let done = http.poll_without_shutdown(&mut cx);
-        assert!(matches!(done, Poll::Ready(Ok(()))), "the quiet poll was not: hyper says {done:?}");
-        assert!(conn.poll_was_flushed(), "the quiet poll left bytes unwritten");
-    }
+    conn.begin_poll();
+    Pin::new(&mut http).graceful_shutdown();
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let done = http.poll_without_shutdown(&mut cx);
+    assert!(matches!(done, Poll::Ready(Ok(()))), "the quiet poll was not: hyper says {done:?}");
+    assert!(conn.poll_was_flushed(), "the quiet poll left bytes unwritten");
     http
 }
 
@@ -238,8 +297,9 @@ enum Standing {
 }
 
 impl Standing {
-    fn of_fresh(conn: &Conn) -> Standing {
-        if conn.moved() == 0 { Standing::Idle } else { Standing::Head }
+    /// Of a connection that has not served, with so many bytes read.
+    fn of(len: usize) -> Standing {
+        if len == 0 { Standing::Idle } else { Standing::Head }
     }
 }
 
@@ -265,8 +325,10 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(conn: &Conn) -> Watch {
-        Watch { timer: None, head_since: None, moved: conn.moved(), progress: None }
+    /// `head` is how long ago a head began that is not whole.
+    fn new(conn: &Conn, head: Option<Duration>) -> Watch {
+        let head_since = head.and_then(|ago| Instant::now().checked_sub(ago));
+        Watch { timer: None, head_since, moved: conn.moved(), progress: None }
     }
 
     /// The same limits for a connection that goes on in another form.
@@ -370,6 +432,21 @@ fn cut(conn: &Conn, http: Connection, end: End) -> End {
     conn.set_reset();
     drop(http);
     end
+}
+
+/// Packs a connection up to be handed over.
+fn leave(conn: &Conn, io: Io, read: Bytes, http1: bool, watch: &Watch) -> Outcome {
+    let (stream, rest) = match io.into_parts() {
+        Ok(parts) => parts,
+        Err(error) => {
+            tracing::warn!(%error, "failed to take a connection out of the runtime");
+            return End::Finished.into();
+        }
+    };
+    // hyper read its part first.
+    let carried = if rest.is_empty() { read } else { Bytes::from([&read[..], &rest[..]].concat()) };
+    let head = (!carried.is_empty()).then(|| watch.head_since.map_or(Duration::ZERO, |since| since.elapsed()));
+    Outcome::Leaves(stream, Start { carried, http1, pipelined: conn.is_pipelined(), head })
 }
 
 /// Answers what hyper is not asked to, and closes.

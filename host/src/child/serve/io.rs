@@ -45,8 +45,18 @@ impl Io {
 
     /// Puts bytes before what comes next.
     pub fn rewind(&mut self, prefix: Bytes) {
-        debug_assert!(self.prefix.is_empty());
-        self.prefix = prefix;
+        self.prefix = if self.prefix.is_empty() { prefix } else { [&prefix[..], &self.prefix[..]].concat().into() };
+    }
+
+    /// How much was put back and not read yet.
+    pub fn left_over(&self) -> usize {
+        self.prefix.len()
+    }
+
+    /// The bare stream, out of the runtime: nothing of it is registered any more. And what was put before and not read.
+    pub fn into_parts(mut self) -> io::Result<(std::net::TcpStream, Bytes)> {
+        let prefix = std::mem::take(&mut self.prefix);
+        Ok((self.stream.into_std()?, prefix))
     }
 
     /// Reads a few bytes, outside hyper.
@@ -116,6 +126,9 @@ impl Read for Io {
         mut cursor: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.conn.is_gated() {
+            return Poll::Pending;
+        }
         if !this.prefix.is_empty() {
             let len = this.prefix.len().min(cursor.remaining());
             cursor.put_slice(&this.prefix[..len]);
@@ -183,15 +196,5 @@ impl Write for Io {
         let len = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, parts))?;
         self.conn.note_write(len);
         Poll::Ready(Ok(len))
-    }
-}
-
-impl Drop for Io {
-    fn drop(&mut self) {
-        if self.conn.is_reset() {
-            // A reset, not a regular end: the client can tell that the response is not whole. It fails only on a socket
-            // that is closed already.
-            let _ = self.stream.set_zero_linger();
-        }
     }
 }

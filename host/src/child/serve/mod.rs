@@ -10,13 +10,16 @@ mod sniff;
 #[cfg(test)]
 mod tests;
 
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use self::conn::Conn;
+use self::conn::{Conn, Origin};
 use super::drain::Drain;
+use super::handover::{Handover, Start};
 use super::plugin::Plugin;
 use super::route::Routes;
 use crate::metrics::Metrics;
@@ -25,13 +28,33 @@ pub struct Server {
     pub routes: Routes<&'static Plugin>,
     pub metrics: Metrics,
     pub drain: Drain,
+    pub handover: Handover,
     pub connections: Connections,
 }
 
 impl Server {
     /// One per worker.
     pub fn new(routes: Routes<&'static Plugin>, metrics: Metrics) -> &'static Server {
-        Box::leak(Box::new(Server { routes, metrics, drain: Drain::default(), connections: Connections::default() }))
+        let (drain, handover, connections) = (Drain::default(), Handover::default(), Connections::default());
+        Box::leak(Box::new(Server { routes, metrics, drain, handover, connections }))
+    }
+
+    /// Neither retiring nor handing over: nobody asks a connection for anything.
+    #[inline]
+    pub fn is_calm(&self) -> bool {
+        self.drain.is_serving() && !self.handover.is_open()
+    }
+
+    /// Serves a connection, within the runtime that serves.
+    pub fn begin(&'static self, origin: Origin, stream: std::net::TcpStream, start: Start) {
+        let raw = stream.as_raw_fd();
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => return tracing::error!(%error, "failed to register a connection"),
+        };
+        // From here on it counts, before any task has seen it.
+        let entry = self.connections.enter(Conn::new(self, origin, raw));
+        tokio::spawn(h1::serve(entry, stream, start));
     }
 }
 

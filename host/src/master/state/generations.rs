@@ -8,7 +8,7 @@ use super::{Action, HISTORY, Note, Respawn, SetInfo, State, Time};
 use crate::control::{ControlVerb, EXIT_TIMEOUT, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT, ToChild, ToMaster};
 use crate::master::handle::OpOptions;
 use crate::report::{
-    Cause, DrainReport, Failure, Generation, GenerationState, GenerationStatus, Load, OpId, OpResult, Stage, Verb,
+    Cause, DrainReport, Failure, Generation, GenerationState, GenerationStatus, Load, OpId, OpResult, Stage,
 };
 use crate::sys::process::ExitKind;
 
@@ -236,6 +236,7 @@ impl State {
             self.settings = entry.set.settings.clone();
             self.set = Some(entry.set.clone());
         }
+        self.hand_over_to(generation);
         if let Some(old) = from {
             self.pause(old);
         }
@@ -245,6 +246,21 @@ impl State {
             let cause = self.generations[&generation].cause.clone();
             let total_ms = ms(self.now - self.generations[&generation].spawned_at);
             self.note(Note::Committed { generation, from, total_ms, cause });
+        }
+    }
+
+    /// Every generation that still has connections gives the idle ones to the newest: none lives on to pass others through.
+    fn hand_over_to(&mut self, to: Generation) {
+        if !self.settings.drain.handover || self.stopping.is_some() {
+            return;
+        }
+        let holders = self
+            .generations
+            .values()
+            .filter(|entry| matches!(entry.phase, Phase::Serving | Phase::Resuming | Phase::Pausing | Phase::Retiring));
+        let holders: Vec<Generation> = holders.map(|entry| entry.number).filter(|number| *number != to).collect();
+        for from in holders {
+            self.act(Action::Handover { from, to });
         }
     }
 
@@ -387,11 +403,13 @@ impl State {
             return;
         }
         let Some(set) = self.set.clone() else { return };
-        let respawn = self.respawn.get_or_insert(Respawn { at: self.now, of: Generation(self.next_generation - 1) });
+        let at_once = Respawn { at: self.now, of: Generation(self.next_generation - 1) };
+        let respawn = self.respawn.get_or_insert(at_once);
         if self.now < respawn.at {
             return;
         }
-        let cause = Cause::Crash { of: respawn.of };
+        // Before the first commit there was nothing to crash: the set without plugins that a bad start is served with.
+        let cause = if self.switches > 0 { Cause::Crash { of: respawn.of } } else { Cause::Start };
         self.respawn = None;
         self.spawn(set, cause);
     }

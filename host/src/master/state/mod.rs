@@ -137,6 +137,11 @@ pub enum Action {
         generation: Generation,
         message: ToChild,
     },
+    /// Connect two children, so that the one's idle connections can move to the other.
+    Handover {
+        from: Generation,
+        to: Generation,
+    },
     /// SIGKILL.
     Kill {
         generation: Generation,
@@ -437,10 +442,6 @@ impl State {
         self.reports.iter().rev()
     }
 
-    pub fn committed(&self) -> Option<Generation> {
-        self.committed
-    }
-
     /// A generation serves and no shutdown was asked for.
     pub fn is_ready(&self) -> bool {
         self.stopping.is_none() && self.serving().is_some()
@@ -512,7 +513,7 @@ impl State {
             return Err("nothing serves and nothing is on its way".into());
         }
         if let Some(candidate) = self.candidate
-            && !self.generations.get(&candidate).is_some_and(|generation| generation.phase <= Phase::Committing)
+            && self.generations.get(&candidate).is_none_or(|generation| generation.phase > Phase::Committing)
         {
             return Err("the candidate is none".into());
         }

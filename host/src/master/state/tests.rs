@@ -696,6 +696,9 @@ impl World {
                     ToChild::Cut | ToChild::DoneAck => {}
                     other => panic!("the loop sends {other:?} by itself"),
                 },
+                Action::Handover { from, to } => {
+                    assert!(self.children.contains_key(&from) && self.children.contains_key(&to));
+                }
                 Action::Kill { generation } => {
                     assert!(self.children.contains_key(&generation), "killed what is not there");
                     self.killed.insert(generation);

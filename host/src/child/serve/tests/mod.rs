@@ -35,7 +35,7 @@ fn site(mounts: Vec<(&str, &'static Plugin)>) -> Site {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let entered = runtime.enter();
-    let listener = Listener::new(listener.into(), "web", addr.to_string()).unwrap();
+    let listener = Listener::new(listener.into(), 1, "web", addr.to_string()).unwrap();
     let acceptors = Some(Acceptors::start(server, vec![listener]).unwrap());
     drop(entered);
     Site { runtime, server, addr, acceptors }

@@ -1,0 +1,214 @@
+//! The giving end: batches of connections, at most [`WINDOW`] of them unacknowledged, our copies kept until ACK.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+use super::wire::{self, Entry as WireEntry, MAX_CONNECTIONS, Message, VERSION, WireError};
+use super::{Leaving, Server};
+use crate::report::Generation;
+use crate::sys::seqpacket;
+
+/// Batches under way. The kernel bounds descriptors in flight per user by RLIMIT_NOFILE (unix(7), ETOOMANYREFS).
+const WINDOW: usize = 4;
+/// After ETOOMANYREFS: it frees as soon as the peer receives, which has no event on this side.
+const TOO_MANY_REFS: Duration = Duration::from_millis(1);
+/// Replies are short.
+const REPLY: usize = 64;
+
+#[derive(Debug, thiserror::Error)]
+enum LendError {
+    #[error("failed to hand over: the new child has ended")]
+    Gone,
+    #[error("failed to hand over: {0}")]
+    Io(#[from] io::Error),
+    #[error("failed to hand over: {0}")]
+    Wire(#[from] WireError),
+    #[error("failed to hand over: the new child speaks version {0} of the handover, this one {VERSION}")]
+    Version(u8),
+    #[error("failed to hand over: the new child has no room")]
+    Refused,
+    #[error("failed to hand over: the new child answered out of turn ({0:?})")]
+    Unexpected(Message),
+}
+
+struct Lender {
+    socket: AsyncFd<OwnedFd>,
+    queue: mpsc::UnboundedReceiver<Leaving>,
+    server: &'static Server,
+    /// Taken from the queue.
+    pending: VecDeque<Leaving>,
+    outstanding: VecDeque<(u32, Vec<Leaving>)>,
+    /// Of a batch that was refused.
+    returned: Vec<Leaving>,
+    next_batch: u32,
+}
+
+/// Until the queue is closed and all is acknowledged, or the peer is lost: then all that is still ours is served here.
+pub async fn run(
+    server: &'static Server,
+    socket: AsyncFd<OwnedFd>,
+    queue: mpsc::UnboundedReceiver<Leaving>,
+    to: Generation,
+) {
+    let mut lender = Lender {
+        socket,
+        queue,
+        server,
+        pending: VecDeque::new(),
+        outstanding: VecDeque::new(),
+        returned: Vec::new(),
+        next_batch: 1,
+    };
+    match lender.run().await {
+        Ok(()) => tracing::debug!(to = to.0, moved = server.handover.moved(), "connections handed over"),
+        Err(error) => {
+            tracing::warn!(to = to.0, "{error}; the connections stay here");
+            server.handover.close(to);
+            lender.take_back();
+            // Their tasks wait behind a gate that is open now.
+            server.connections.wake_all();
+        }
+    }
+}
+
+impl Lender {
+    async fn run(&mut self) -> Result<(), LendError> {
+        send(&self.socket, &Message::Hello { version: VERSION }, &[]).await?;
+        match self.receive().await? {
+            Message::Hello { version: VERSION } => {}
+            Message::Hello { version } => return Err(LendError::Version(version)),
+            other => return Err(LendError::Unexpected(other)),
+        }
+        let mut closed = false;
+        loop {
+            while !self.pending.is_empty() && self.outstanding.len() < WINDOW {
+                self.send_batch().await?;
+            }
+            if closed && self.pending.is_empty() && self.outstanding.is_empty() {
+                send(&self.socket, &Message::Fin, &[]).await?;
+                return Ok(());
+            }
+            let room = self.outstanding.len() < WINDOW && !closed;
+            let mut taken = Vec::new();
+            tokio::select! {
+                biased;
+                message = receive(&self.socket) => self.answered(message?).await?,
+                count = self.queue.recv_many(&mut taken, MAX_CONNECTIONS), if room => closed = count == 0,
+            }
+            self.pending.extend(taken);
+        }
+    }
+
+    async fn receive(&self) -> Result<Message, LendError> {
+        receive(&self.socket).await
+    }
+
+    async fn answered(&mut self, message: Message) -> Result<(), LendError> {
+        match message {
+            Message::Ack { batch } => {
+                let leaving = self.forget(batch)?;
+                // Our copies close here; the connections are the other's.
+                self.server.handover.note_moved(leaving.len());
+                Ok(())
+            }
+            Message::Nak { batch } => {
+                let mut leaving = self.forget(batch)?;
+                self.returned.append(&mut leaving);
+                // Who owns the other batches is known only once they are answered.
+                while !self.outstanding.is_empty() {
+                    match self.receive().await? {
+                        Message::Ack { batch } => {
+                            let leaving = self.forget(batch)?;
+                            self.server.handover.note_moved(leaving.len());
+                        }
+                        Message::Nak { batch } => {
+                            let mut leaving = self.forget(batch)?;
+                            self.returned.append(&mut leaving);
+                        }
+                        other => return Err(LendError::Unexpected(other)),
+                    }
+                }
+                Err(LendError::Refused)
+            }
+            other => Err(LendError::Unexpected(other)),
+        }
+    }
+
+    fn forget(&mut self, batch: u32) -> Result<Vec<Leaving>, LendError> {
+        let at = self.outstanding.iter().position(|(number, _)| *number == batch);
+        let found = at.and_then(|at| self.outstanding.remove(at));
+        found.map(|(_, leaving)| leaving).ok_or(LendError::Unexpected(Message::Ack { batch }))
+    }
+
+    async fn send_batch(&mut self) -> Result<(), LendError> {
+        let batch = self.next_batch;
+        self.next_batch = self.next_batch.wrapping_add(1);
+        let (mut entries, mut used): (Vec<WireEntry>, usize) = (Vec::new(), 0);
+        let mut leaving: Vec<Leaving> = Vec::new();
+        while let Some(next) = self.pending.front() {
+            let entry = next.describe();
+            if !wire::fits(used, entries.len(), &entry) {
+                break;
+            }
+            used += entry.len();
+            entries.push(entry);
+            leaving.extend(self.pending.pop_front());
+        }
+        let message = Message::Offer { batch, entries };
+        self.outstanding.push_back((batch, leaving));
+        let Some((_, leaving)) = self.outstanding.back() else { return Ok(()) };
+        let fds: Vec<BorrowedFd> = leaving.iter().map(|leaving| leaving.stream.as_fd()).collect();
+        send(&self.socket, &message, &fds).await
+    }
+
+    fn take_back(mut self) {
+        self.queue.close();
+        while let Ok(leaving) = self.queue.try_recv() {
+            self.pending.push_back(leaving);
+        }
+        let outstanding = self.outstanding.into_iter().flat_map(|(_, leaving)| leaving);
+        for leaving in outstanding.chain(self.returned).chain(self.pending) {
+            leaving.stay(self.server);
+        }
+    }
+}
+
+impl Leaving {
+    fn describe(&self) -> WireEntry {
+        WireEntry {
+            listener: self.origin.listener,
+            http1: self.start.http1,
+            pipelined: self.start.pipelined,
+            head_ms: self.start.head.map_or(0, |head| u32::try_from(head.as_millis()).unwrap_or(u32::MAX).max(1)),
+            carried: self.start.carried.clone(),
+        }
+    }
+}
+
+async fn receive(socket: &AsyncFd<OwnedFd>) -> Result<Message, LendError> {
+    let mut buffer = [0; REPLY];
+    let received = socket.async_io(Interest::READABLE, |fd| seqpacket::recv(fd.as_fd(), &mut buffer)).await?;
+    if received.len == 0 {
+        return Err(LendError::Gone);
+    }
+    Ok(Message::decode(&buffer[..received.len])?)
+}
+
+/// Sends one message, whole.
+async fn send(socket: &AsyncFd<OwnedFd>, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), LendError> {
+    let bytes = message.encode();
+    loop {
+        let sent = socket.async_io(Interest::WRITABLE, |fd| seqpacket::send(fd.as_fd(), &bytes, fds)).await;
+        match sent {
+            Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => tokio::time::sleep(TOO_MANY_REFS).await,
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(LendError::Gone),
+            other => return Ok(other?),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Moving live connections to another generation: clear HTTP/1 connections that are idle, or become so, travel open to the
+//! newest child over a pair that the master made. Their clients never notice.
+//!
+//! Who owns a connection: the old child until it hears ACK, the new one from the moment its ACK is queued, which is before it
+//! reads a first byte. Nobody takes back on a timer: a pair ends by FIN or by its peer's death, and then what was not
+//! acknowledged is served here as before.
+//!
+//! Whether connections are being handed over is state, read by each connection's task; `serve::h1` decides when one may go.
+
+mod adopt;
+mod lend;
+mod wire;
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc};
+
+use super::serve::conn::{Conn, Origin};
+use super::serve::{Entry, Server};
+use crate::metrics::Slot;
+use crate::report::Generation;
+
+pub use wire::MAX_CARRIED;
+
+/// How long [`Handover::settled`] waits at most: whoever is left then moves when it can.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// A connection as it goes from one task, or one process, to another.
+#[derive(Debug, Default)]
+pub struct Start {
+    /// Read and not served.
+    pub carried: Bytes,
+    /// It has served requests: it speaks HTTP/1.
+    pub http1: bool,
+    /// Its client once sent requests ahead of their answers.
+    pub pipelined: bool,
+    /// How long ago the head began that lies in `carried`.
+    pub head: Option<Duration>,
+}
+
+/// A connection on its way out, still ours.
+struct Leaving {
+    /// Its place in the register: it counts as open until it is acknowledged.
+    entry: Entry,
+    origin: Origin,
+    stream: std::net::TcpStream,
+    start: Start,
+}
+
+impl std::fmt::Debug for Leaving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Leaving").field("origin", &self.origin).field("start", &self.start).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Target {
+    to: Generation,
+    /// Those it can serve.
+    listeners: Vec<u32>,
+    queue: mpsc::UnboundedSender<Leaving>,
+}
+
+/// Where connections go, if anywhere.
+#[derive(Debug, Default)]
+pub struct Handover {
+    /// Whether there is a target: looked at on every poll of every connection.
+    open: AtomicBool,
+    target: Mutex<Option<Target>>,
+    moved: AtomicU64,
+    /// Told when a batch was acknowledged, or the target lost.
+    changed: Notify,
+}
+
+impl Handover {
+    /// Whether connections are being handed over.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// Whether a connection from `origin` can go.
+    pub fn takes(&self, origin: &Origin) -> bool {
+        self.is_open() && self.with_target(|target| target.listeners.contains(&origin.listener)).unwrap_or(false)
+    }
+
+    /// How many have gone.
+    pub fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Gives a connection away; if there is nobody to take it any more, it is served on here.
+    pub fn give(&self, entry: Entry, stream: std::net::TcpStream, start: Start) {
+        let server = entry.conn().server;
+        let leaving = Leaving { origin: entry.conn().origin.clone(), entry, stream, start };
+        let refused = match self.with_target(|target| target.queue.clone()) {
+            Some(queue) => queue.send(leaving).err().map(|error| error.0),
+            None => Some(leaving),
+        };
+        if let Some(leaving) = refused {
+            leaving.stay(server);
+        }
+    }
+
+    /// Until every connection that was idle has gone, or nobody takes them.
+    pub async fn settled(&self, server: &Server) {
+        let settled = async {
+            while self.is_open() && server.metrics.get(Slot::Idle) > 0 {
+                self.changed.notified().await;
+            }
+        };
+        // Not a failure: those left are busy again, or came on an address that the target does not have.
+        let _ = tokio::time::timeout(SETTLE, settled).await;
+    }
+
+    fn with_target<T>(&self, look: impl FnOnce(&Target) -> T) -> Option<T> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(look)
+    }
+
+    fn set(&self, target: Target) {
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(target);
+        self.open.store(true, Ordering::Release);
+    }
+
+    /// Nothing goes to `to` any more; a newer target stays.
+    fn close(&self, to: Generation) {
+        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        if target.as_ref().is_some_and(|target| target.to == to) {
+            *target = None;
+            self.open.store(false, Ordering::Release);
+        }
+        drop(target);
+        self.changed.notify_one();
+    }
+
+    fn note_moved(&self, count: usize) {
+        self.moved.fetch_add(count as u64, Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+}
+
+impl Leaving {
+    /// Serves it on in this process.
+    fn stay(self, server: &'static Server) {
+        let Leaving { entry, origin, stream, start } = self;
+        // The new place is taken before the old one is left, so that the drain does not see none in between.
+        server.begin(origin, stream, start);
+        drop(entry);
+    }
+}
+
+/// Gives idle connections to generation `to` over `socket`, from now on. Within the runtime that serves.
+pub fn lend(server: &'static Server, socket: OwnedFd, to: Generation, listeners: Vec<u32>) {
+    let (queue, waiting) = mpsc::unbounded_channel();
+    match crate::sys::readiness::register(socket, tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE) {
+        Ok(socket) => {
+            server.handover.set(Target { to, listeners, queue });
+            tokio::spawn(lend::run(server, socket, waiting, to));
+            server.connections.wake_all();
+        }
+        Err(error) => tracing::warn!(to = to.0, "failed to hand connections over: {error}"),
+    }
+}
+
+/// Takes connections from generation `from` over `socket`, until it has given all. Within the runtime that serves.
+pub fn adopt(server: &'static Server, socket: OwnedFd, from: Generation, names: Vec<(u32, &'static str)>) {
+    match crate::sys::readiness::register(socket, tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE) {
+        Ok(socket) => drop(tokio::spawn(adopt::run(server, socket, from, names))),
+        Err(error) => tracing::warn!(from = from.0, "failed to take connections over: {error}"),
+    }
+}
+
+/// Whether `conn` may go at all: what it has read ahead must fit into a message.
+pub fn may_go(conn: &Conn) -> bool {
+    !conn.is_overfull() && conn.server.handover.takes(&conn.origin)
+}
