@@ -74,6 +74,7 @@ struct Birth {
 fn prepare() -> Result<Birth, WorkerError> {
     let master = worker::take_env(ROLE).and_then(|pid| pid.parse().ok()).ok_or(WorkerError::NoMaster)?;
     let control = worker::inherited(CONTROL)?.ok_or(WorkerError::NoMaster)?;
+    worker::set_nonblocking(&control)?;
     let handover = worker::inherited(HANDOVER)?;
     let stderr = worker::inherited(STDERR)?;
     worker::set_name(c"baton-worker")?;
