@@ -48,14 +48,16 @@ impl Head {
         {
             head.target = Some(format!("/{query}").into());
         }
+        let data = Box::into_raw(head);
+        // SAFETY: just made, and ours until it is handed out below; from here on it neither moves nor changes, so that
+        // what is lent of it stays where it is.
+        let head = unsafe { &*data };
         let target = match &head.target {
             Some(target) => target,
             None => match route::strip(route::target(&head.parts.uri), prefix) {
                 Stripped::Part(target) | Stripped::Query(target) => target,
             },
         };
-        let (method, target) = (Slice::new(head.parts.method.as_str().as_bytes()), Slice::new(target.as_bytes()));
-        let header_count = u32::try_from(head.parts.headers.len()).unwrap_or(u32::MAX);
         let version = match head.parts.version {
             Version::HTTP_09 => 9,
             Version::HTTP_10 => 10,
@@ -63,14 +65,13 @@ impl Head {
             Version::HTTP_3 => 30,
             _ => 11,
         };
-        let request_id = request_id();
         RequestHead {
-            data: Box::into_raw(head).cast(),
+            data: data.cast(),
             vtable: &HEAD,
-            method,
-            target,
-            request_id,
-            header_count,
+            method: Slice::new(head.parts.method.as_str().as_bytes()),
+            target: Slice::new(target.as_bytes()),
+            request_id: request_id(),
+            header_count: u32::try_from(head.parts.headers.len()).unwrap_or(u32::MAX),
             version,
         }
     }
