@@ -2,6 +2,7 @@
 
 mod drain;
 mod fake;
+mod handover;
 mod http;
 
 use std::io::{Read, Write};
