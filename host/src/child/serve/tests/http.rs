@@ -344,3 +344,29 @@ fn connections_come_and_go_in_the_numbers() {
     eventually(|| site.metric(Slot::Connections) == 0);
     assert_eq!(site.metric(Slot::Idle), 0);
 }
+
+#[test]
+fn a_head_that_is_never_whole_is_answered_and_closed() {
+    let site = serve(mirror);
+    let (mut fresh, mut used) = (site.connect(), site.connect());
+    fresh.send("GET /x HTTP/1.1\r\nho");
+    used.get("/");
+    used.send("GET /y HTTP/1.1\r\nho");
+    for client in [&mut fresh, &mut used] {
+        let answer = client.answer();
+        assert_eq!((answer.status(), answer.closes()), (408, true));
+        client.is_closed();
+    }
+}
+
+#[test]
+fn white_space_in_a_head_is_no_part_of_a_next_one() {
+    let site = serve(mirror);
+    let mut client = site.connect();
+    // hyper trims it, so that the head seems to end too early: looked into at the end of its time, and found harmless.
+    client.send("GET /x HTTP/1.1\r\nhost: a  \r\n\r\n");
+    assert_eq!(client.answer().text(), "/x");
+    eventually(|| site.metric(Slot::Idle) == 1);
+    assert_eq!(client.get("/y").text(), "/y");
+    assert_eq!(site.metric(Slot::Connections), 1);
+}
