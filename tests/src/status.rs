@@ -125,6 +125,7 @@ pub struct Changes {
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct Drain {
+    pub handed_over: u64,
     pub finished: u64,
     pub lingered: u64,
     pub cut: Cut,

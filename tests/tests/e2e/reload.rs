@@ -107,9 +107,21 @@ fn a_slow_request_ends_in_the_old_process_while_new_ones_reach_the_new() {
     let response = slow.receive().expect("the slow request was cut");
     assert_eq!(answered_by(&response), ("v1".into(), old));
     assert_eq!(response.text(), format!("v1 {old} -\n"));
-    assert!(response.close, "the old process must say that it closes");
+    assert!(!response.close, "the connection lives on");
     server.wait_drained();
     assert!(!process::is_alive(old));
+    slow.send("GET", "/", &[], b"").expect("the connection was closed");
+    let response = slow.receive().expect("the connection was closed");
+    assert_eq!(answered_by(&response), ("v2".into(), new));
+}
+
+#[test]
+fn without_handover_the_old_process_says_that_it_closes() {
+    let server = Setup::probe("v1").set("drain.handover", "false").start();
+    let mut slow = slow_request(&server, 500);
+    switch_to(&server, "v2");
+    let response = slow.receive().expect("the slow request was cut");
+    assert!(response.close && answered_by(&response).0 == "v1");
 }
 
 #[test]

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use baton_tests::artifacts;
 use baton_tests::chaos::{Chaos, Misdeed};
-use baton_tests::load::{Class, Load, Plan};
+use baton_tests::load::{Class, Load, Plan, Tally};
 use baton_tests::server::{Server, Setup};
+use baton_tests::status::Status;
 use baton_tests::wait;
 use nix::sys::signal::Signal;
 
@@ -34,9 +35,9 @@ fn lost_by_report(server: &Server) -> u64 {
     server.status().operations.iter().filter_map(|op| op.drain.as_ref()).map(|drain| drain.lost).sum()
 }
 
-#[test]
-fn a_hundred_reloads_under_load_lose_nothing() {
-    let server = Setup::probe("v1").start();
+/// The reference load through many reloads, and what the server and the client say of it.
+fn reloads_under_load(setup: Setup) -> (Tally, Status) {
+    let server = setup.start();
     let versions = [artifacts::probe("v2"), artifacts::probe("v1")];
     let load = Load::start(Plan::reference(server.addr()));
     load.wait_for_requests(500);
@@ -56,6 +57,25 @@ fn a_hundred_reloads_under_load_lose_nothing() {
     assert_eq!((status.crashes, lost_by_report(&server)), (0, 0), "{status:#?}");
     let refused: Vec<_> = status.operations.iter().filter(|op| op.result != "switched").collect();
     assert!(refused.is_empty(), "{refused:#?}");
+    (tally, status)
+}
+
+#[test]
+fn a_hundred_reloads_under_load_lose_nothing_and_close_nothing() {
+    let (tally, status) = reloads_under_load(Setup::probe("v1"));
+    for class in [Class::Keepalive, Class::Slow] {
+        let counts = tally.of(class);
+        assert_eq!((counts.closed_announced, counts.closed_unannounced), (0, 0), "{class:?}: {tally}");
+    }
+    let moved: u64 = status.operations.iter().filter_map(|op| op.drain.as_ref()).map(|drain| drain.handed_over).sum();
+    assert!(moved > 64 * 10, "only {moved} connections moved: this run proves nothing");
+}
+
+#[test]
+fn a_hundred_reloads_without_handover_lose_nothing_either() {
+    let (tally, _) = reloads_under_load(Setup::probe("v1").set("drain.handover", "false"));
+    assert!(tally.of(Class::Keepalive).closed_announced > 64, "{tally}");
+    assert_eq!(tally.of(Class::Keepalive).closed_unannounced, 0, "{tally}");
 }
 
 #[test]
