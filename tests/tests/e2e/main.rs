@@ -7,6 +7,7 @@ mod command_line;
 mod crash;
 mod dev;
 mod growth;
+mod handover;
 mod http;
 mod reload;
 mod shutdown;
