@@ -1,10 +1,5 @@
 //! Entry: one binary, two roles. `baton ...` is the command line; a process started with `BATON_WORKER` set is a child.
 
-#[cfg(not(target_os = "linux"))]
-compile_error!(
-    "baton-host runs on Linux only (>= 5.10): it relies on pidfds, execveat and descriptor passing. baton-plugin-api builds anywhere."
-);
-
 // Floors, lowest last: see ARCHITECTURE.md. A file uses its own folder and lower floors only.
 mod child;
 mod cli;
