@@ -427,7 +427,7 @@ impl Master {
             Note::Reloading { op, cause } => tracing::info!(op = op.0, %cause, "server reloading"),
             Note::Committed { generation, from, total_ms, cause } => self.announce(generation, from, total_ms, &cause),
             Note::Refused { op, failure, serving } => {
-                let serving = serving.map_or_else(|| "none".into(), |generation| generation.to_string());
+                let serving = serving.map(|generation| generation.0);
                 let hint = failure.hint.as_deref().unwrap_or("");
                 tracing::error!(op = op.0, serving, hint, "failed to {}", failure.error);
                 // What a compiler said stands on the terminal already.
