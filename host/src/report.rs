@@ -289,6 +289,32 @@ pub struct Report {
     pub drain: Option<DrainReport>,
 }
 
+impl Report {
+    /// Of an operation that has only been asked for.
+    pub fn new(op: OpId, verb: Verb, cause: Cause) -> Report {
+        Report {
+            op,
+            verb,
+            result: OpResult::Queued,
+            cause,
+            generation: None,
+            from: None,
+            pid: None,
+            ms: None,
+            plugins: None,
+            stage: None,
+            plugin: None,
+            error: None,
+            hint: None,
+            detail: None,
+            serving: None,
+            superseded_by: None,
+            queued: None,
+            drain: None,
+        }
+    }
+}
+
 /// Life of a generation, as operators see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

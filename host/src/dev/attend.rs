@@ -313,24 +313,12 @@ mod tests {
     #[test]
     fn the_time_is_told_from_save_to_answer() {
         let report = Report {
-            op: OpId(2),
-            verb: Verb::Reload,
             result: OpResult::Switched,
-            cause: Cause::Start,
             generation: Some(Generation(2)),
             from: Some(Generation(1)),
             pid: Some(2),
             ms: Some(Timings { snapshot: 791.1, load: 4.0, prove: 0.0, switch: 1.1, total: 5000.0 }),
-            plugins: None,
-            stage: None,
-            plugin: None,
-            error: None,
-            hint: None,
-            detail: None,
-            serving: None,
-            superseded_by: None,
-            queued: None,
-            drain: None,
+            ..Report::new(OpId(2), Verb::Reload, Cause::Start)
         };
         let build = Duration::from_millis(790);
         let line = switched(&report, &status("x"), "save", Ok(Duration::from_millis(812)), build);

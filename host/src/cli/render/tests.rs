@@ -7,24 +7,9 @@ const PLAIN: Paint = Paint(false);
 
 fn reload(result: OpResult) -> Report {
     Report {
-        op: OpId(12),
-        verb: Verb::Reload,
         result,
-        cause: Cause::Signal { signal: "HUP".into(), sender: 1 },
-        generation: None,
         from: Some(Generation(7)),
-        pid: None,
-        ms: None,
-        plugins: None,
-        stage: None,
-        plugin: None,
-        error: None,
-        hint: None,
-        detail: None,
-        serving: None,
-        superseded_by: None,
-        queued: None,
-        drain: None,
+        ..Report::new(OpId(12), Verb::Reload, Cause::Signal { signal: "HUP".into(), sender: 1 })
     }
 }
 

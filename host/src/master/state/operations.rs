@@ -58,26 +58,7 @@ impl State {
     ) -> Operation {
         let id = OpId(self.next_op);
         self.next_op += 1;
-        self.reports.push_back(Report {
-            op: id,
-            verb,
-            result: OpResult::Queued,
-            cause: cause.clone(),
-            generation: None,
-            from: None,
-            pid: None,
-            ms: None,
-            plugins: None,
-            stage: None,
-            plugin: None,
-            error: None,
-            hint: None,
-            detail: None,
-            serving: None,
-            superseded_by: None,
-            queued: None,
-            drain: None,
-        });
+        self.reports.push_back(Report::new(id, verb, cause.clone()));
         self.forget_reports();
         Operation { id, cause, options, callers: caller.into_iter().collect(), asked: self.now }
     }

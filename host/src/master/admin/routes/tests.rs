@@ -14,24 +14,13 @@ use crate::report::{Failure, Generation, PluginChanges, Stage, Status, Timings};
 
 pub fn switched(verb: Verb, cause: &Cause) -> Report {
     Report {
-        op: OpId(12),
-        verb,
         result: OpResult::Switched,
-        cause: cause.clone(),
         generation: Some(Generation(8)),
         from: Some(Generation(7)),
         pid: Some(123),
         ms: Some(Timings { total: 5.8, ..Timings::default() }),
         plugins: Some(PluginChanges { changed: vec!["hello".into()], ..PluginChanges::default() }),
-        stage: None,
-        plugin: None,
-        error: None,
-        hint: None,
-        detail: None,
-        serving: None,
-        superseded_by: None,
-        queued: None,
-        drain: None,
+        ..Report::new(OpId(12), verb, cause.clone())
     }
 }
 

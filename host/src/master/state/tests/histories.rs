@@ -1,0 +1,273 @@
+//! Random histories against all invariants at once: every child is reaped, every caller answered once, and something serves
+//! again in the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// One random thing that may happen. Numbers choose among what is possible at the moment.
+#[derive(Clone, Debug)]
+enum Chance {
+    Reload,
+    Shutdown {
+        signal: bool,
+    },
+    Prepare {
+        ok: bool,
+        empty: bool,
+        at: usize,
+    },
+    Spawn {
+        ok: bool,
+    },
+    /// The child does what it is asked to.
+    Obey {
+        at: usize,
+    },
+    /// The child says something out of turn.
+    Babble {
+        at: usize,
+        what: usize,
+    },
+    Die {
+        at: usize,
+    },
+    Wait {
+        ms: u64,
+    },
+}
+
+fn chance() -> impl Strategy<Value = Chance> {
+    prop_oneof![
+        4 => Just(Chance::Reload),
+        1 => any::<bool>().prop_map(|signal| Chance::Shutdown { signal }),
+        6 => (0..10_usize, any::<bool>(), any::<usize>())
+            .prop_map(|(ok, empty, at)| Chance::Prepare { ok: ok != 0, empty: empty && ok == 1, at }),
+        6 => (0..10_usize).prop_map(|ok| Chance::Spawn { ok: ok != 0 }),
+        30 => any::<usize>().prop_map(|at| Chance::Obey { at }),
+        2 => (any::<usize>(), 0..8_usize).prop_map(|(at, what)| Chance::Babble { at, what }),
+        2 => any::<usize>().prop_map(|at| Chance::Die { at }),
+        4 => (0..40_000_u64).prop_map(|ms| Chance::Wait { ms }),
+    ]
+}
+
+/// Plays the world around the state and keeps count.
+struct World {
+    state: State,
+    now: Time,
+    next_set: u64,
+    next_caller: u64,
+    preparing: Vec<OpId>,
+    spawning: Vec<Generation>,
+    /// What each living child would say next, in order.
+    children: BTreeMap<Generation, Vec<ToMaster>>,
+    killed: BTreeSet<Generation>,
+    asked: BTreeSet<Caller>,
+    answered: BTreeSet<Caller>,
+    finished: bool,
+}
+
+impl World {
+    fn new() -> World {
+        let mut world = World {
+            state: State::new(settings(), BadStart::Exit),
+            now: Time::ZERO,
+            next_set: 1,
+            next_caller: 1,
+            preparing: Vec::new(),
+            spawning: Vec::new(),
+            children: BTreeMap::new(),
+            killed: BTreeSet::new(),
+            asked: BTreeSet::new(),
+            answered: BTreeSet::new(),
+            finished: false,
+        };
+        world.ask(Verb::Reload, Cause::Start);
+        world
+    }
+
+    fn ask(&mut self, verb: Verb, cause: Cause) {
+        if self.finished {
+            return;
+        }
+        let caller = Caller(self.next_caller);
+        self.next_caller += 1;
+        self.asked.insert(caller);
+        self.event(Event::Asked { verb, cause, options: OpOptions::default(), caller: Some(caller) });
+    }
+
+    fn event(&mut self, event: Event) {
+        if self.finished {
+            return;
+        }
+        for action in self.state.step(event, self.now) {
+            assert!(!self.finished, "{action:?} after the last action");
+            match action {
+                Action::Prepare { op, .. } => self.preparing.push(op),
+                Action::Spawn { generation, .. } => self.spawning.push(generation),
+                Action::Load { generation } => self.will_say(generation, &[ToMaster::Ready]),
+                Action::Send { generation, message } => match message {
+                    ToChild::Go | ToChild::Resume => self.will_say(generation, &[ToMaster::Serving]),
+                    ToChild::Pause => self.will_say(generation, &[ToMaster::Paused]),
+                    ToChild::Retire(_) => self.will_say(generation, &[ToMaster::Done(DrainReport::default())]),
+                    ToChild::Cut | ToChild::DoneAck => {}
+                    other => panic!("the loop sends {other:?} by itself"),
+                },
+                Action::Handover { from, to } => {
+                    assert!(self.children.contains_key(&from) && self.children.contains_key(&to));
+                }
+                Action::Kill { generation } => {
+                    assert!(self.children.contains_key(&generation), "killed what is not there");
+                    self.killed.insert(generation);
+                }
+                Action::Answer { caller, .. } => assert!(self.answered.insert(caller), "{caller:?} answered twice"),
+                Action::Note(_) => {}
+                Action::Finish(_) => self.finished = true,
+            }
+        }
+    }
+
+    fn will_say(&mut self, generation: Generation, messages: &[ToMaster]) {
+        if let Some(queue) = self.children.get_mut(&generation) {
+            queue.extend_from_slice(messages);
+        }
+    }
+
+    fn pick(&self, at: usize) -> Option<Generation> {
+        let keys: Vec<_> = self.children.keys().copied().collect();
+        (!keys.is_empty()).then(|| keys[at % keys.len()])
+    }
+
+    fn happen(&mut self, chance: Chance) {
+        match chance {
+            Chance::Reload => self.ask(Verb::Reload, Cause::Admin { peer: String::new() }),
+            Chance::Shutdown { signal: true } => {
+                self.ask(Verb::Shutdown, Cause::Signal { signal: "SIGTERM".into(), sender: 1 });
+            }
+            Chance::Shutdown { signal: false } => self.ask(Verb::Shutdown, Cause::Admin { peer: String::new() }),
+            Chance::Prepare { ok, empty, at } => {
+                if self.preparing.is_empty() {
+                    return;
+                }
+                let op = self.preparing.remove(at % self.preparing.len());
+                let names: &[&str] = if empty { &[] } else { &["hello"] };
+                let result = if ok { Ok(info(self.next_set, names)) } else { Err(Failure::new(Stage::Snapshot, "x")) };
+                self.next_set += 1;
+                self.event(Event::Prepared { op, result });
+            }
+            Chance::Spawn { ok } => {
+                let Some(generation) = self.spawning.pop() else { return };
+                let result = if ok {
+                    self.children.insert(generation, vec![hello()]);
+                    Ok(generation.0 as i32)
+                } else {
+                    Err(Failure::new(Stage::Spawn, "x"))
+                };
+                self.event(Event::Spawned { generation, result });
+            }
+            Chance::Obey { at } => {
+                let Some(generation) = self.pick(at) else { return };
+                let queue = self.children.get_mut(&generation).unwrap();
+                if self.killed.contains(&generation) {
+                    self.reap(generation, ExitKind::Signal(9));
+                } else if !queue.is_empty() {
+                    let message = queue.remove(0);
+                    let done = matches!(message, ToMaster::Done(_));
+                    self.event(Event::Message { generation, message });
+                    if done {
+                        self.reap(generation, ExitKind::Code(0));
+                    }
+                }
+            }
+            Chance::Babble { at, what } => {
+                let Some(generation) = self.pick(at) else { return };
+                let plugin = "hello".to_string();
+                let message = match what {
+                    0 => hello(),
+                    1 => ToMaster::Ready,
+                    2 => ToMaster::Serving,
+                    3 => ToMaster::Paused,
+                    4 => ToMaster::ReplaceMe,
+                    5 => ToMaster::Failed(Failure::new(Stage::Load, "x")),
+                    6 => ToMaster::Loading { plugin },
+                    _ => ToMaster::Control { plugin, verb: ControlVerb::Reload },
+                };
+                self.event(Event::Message { generation, message });
+            }
+            Chance::Die { at } => {
+                if let Some(generation) = self.pick(at) {
+                    self.reap(generation, ExitKind::Signal(11));
+                }
+            }
+            Chance::Wait { ms } => {
+                self.now += Duration::from_millis(ms);
+                self.event(Event::Tick);
+            }
+        }
+    }
+
+    fn reap(&mut self, generation: Generation, exit: ExitKind) {
+        self.children.remove(&generation);
+        self.killed.remove(&generation);
+        self.event(Event::Exited { generation, exit, output: String::new() });
+    }
+
+    /// Whatever the history was, a shutdown now ends the master, with all children reaped and all callers answered.
+    fn end(&mut self) {
+        self.happen(Chance::Shutdown { signal: true });
+        self.happen(Chance::Shutdown { signal: true });
+        for round in 0..10_000 {
+            if self.finished {
+                break;
+            }
+            self.happen(Chance::Spawn { ok: true });
+            self.happen(Chance::Prepare { ok: true, empty: false, at: 0 });
+            self.happen(Chance::Obey { at: round });
+            if let Some(deadline) = self.state.next_deadline() {
+                self.now = self.now.max(deadline);
+                self.event(Event::Tick);
+            }
+        }
+        assert!(self.finished, "it never ends: {:#?}", self.state);
+        assert!(self.children.is_empty(), "not reaped: {:?}", self.children.keys());
+        assert_eq!(self.asked, self.answered, "every caller is answered");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_history_breaks_an_invariant_or_forgets_a_caller_or_a_child(
+        chances in proptest::collection::vec(chance(), 0..120),
+    ) {
+        let mut world = World::new();
+        for chance in chances {
+            world.happen(chance);
+        }
+        world.end();
+    }
+
+    #[test]
+    fn left_alone_after_any_history_something_serves_again(
+        chances in proptest::collection::vec(
+            chance().prop_filter("no shutdown", |chance| !matches!(chance, Chance::Shutdown { .. })), 0..80),
+    ) {
+        let mut world = World::new();
+        for chance in chances {
+            world.happen(chance);
+        }
+        for round in 0..2_000 {
+            world.happen(Chance::Spawn { ok: true });
+            world.happen(Chance::Prepare { ok: true, empty: false, at: 0 });
+            world.happen(Chance::Obey { at: round });
+            if round % 50 == 0 {
+                world.happen(Chance::Wait { ms: 11_000 });
+            }
+        }
+        prop_assert!(world.finished || world.state.serving().is_some(), "{:#?}", world.state);
+        world.end();
+    }
+}
