@@ -77,7 +77,7 @@ fn errors_end_with_their_own_code() {
     let no_master = ClientError::NoMaster { socket: "/x".into(), source: std::io::ErrorKind::NotFound.into() };
     let broken_pipe = std::io::ErrorKind::BrokenPipe.into();
     for (error, code) in [
-        (CliError::Config(ConfigError::Invalid("x".into())), 78),
+        (CliError::Config(ConfigError::at_key("x", "y".into())), 78),
         (CliError::Client(no_master), 69),
         (CliError::Client(ClientError::Timeout(Duration::from_secs(1))), 1),
         (CliError::Several(vec!["a".into()]), 2),

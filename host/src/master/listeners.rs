@@ -113,7 +113,7 @@ impl Listeners {
 }
 
 fn bind(requested: &str) -> Result<(OwnedFd, SocketAddr), Failure> {
-    let address = parse_listen(requested).map_err(|error| Failure::new(Stage::Listen, error.to_string()))?;
+    let address = parse_listen(requested).map_err(|why| Failure::new(Stage::Listen, why))?;
     let attempt = || -> std::io::Result<(OwnedFd, SocketAddr)> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;

@@ -30,7 +30,7 @@ use self::access::{Access, Denied, Policy};
 use self::socket::SocketFile;
 use self::token::Token;
 use super::handle::Handle;
-use crate::config;
+use crate::config::{self, ConfigError};
 use crate::dirs::Dirs;
 
 /// Connections at once, on each side.
@@ -53,7 +53,7 @@ pub enum AdminError {
     #[error("failed to listen on the admin address {address}: {source}{}", in_use(source))]
     Listen { address: SocketAddr, source: io::Error },
     #[error(transparent)]
-    Address(#[from] config::ConfigError),
+    Address(#[from] ConfigError),
     #[error(transparent)]
     Token(#[from] token::TokenError),
 }
@@ -115,7 +115,7 @@ pub fn start(options: AdminOptions<'_>, handle: Handle) -> Result<Admin, AdminEr
     let tcp = match options.config.listen.as_str() {
         "off" => None,
         text => {
-            let address = config::parse_listen(text)?;
+            let address = config::parse_listen(text).map_err(|why| ConfigError::at_key("admin.listen", why))?;
             Some(listen(address, options.asked).map_err(|source| AdminError::Listen { address, source })?)
         }
     };

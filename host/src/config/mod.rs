@@ -1,0 +1,327 @@
+//! The configuration: what an operator may set, with its defaults. Read whole and validated before anything is touched.
+//!
+//! Owns the shape, the defaults and the rules between keys. It opens one file (the one it is told) and nothing else: whether
+//! an address can be bound or a directory written is found out by who needs it. `default.toml`, beside this file, is the
+//! commented reference; a test holds it equal to the defaults here.
+
+mod limit;
+mod load;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use limit::Limit;
+use limit::finite;
+pub use rules::{check_mount, parse_listen};
+
+/// The commented reference, as `baton run --print-config=reference` and the documents show it.
+pub const REFERENCE: &str = include_str!("default.toml");
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("failed to read {}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    /// The text shows the line, as toml does.
+    #[error("failed to understand {}: {}", path.display(), text.trim_end())]
+    Syntax { path: PathBuf, text: String },
+    /// It can be read, and what it says cannot be.
+    #[error("failed to accept {}: {}", of(path.as_deref()), listed(problems))]
+    Refused { path: Option<PathBuf>, problems: Vec<Problem> },
+}
+
+impl ConfigError {
+    /// The value of `key` does not hold.
+    pub fn at_key(key: &str, why: String) -> ConfigError {
+        ConfigError::Refused { path: None, problems: vec![Problem::at_key(key, why)] }
+    }
+
+    fn unless_empty(path: Option<&Path>, mut problems: Vec<Problem>) -> Result<(), ConfigError> {
+        if problems.is_empty() {
+            return Ok(());
+        }
+        problems.sort_by_key(|problem| match problem.place {
+            Some(Place::Line(line)) => line,
+            _ => usize::MAX,
+        });
+        Err(ConfigError::Refused { path: path.map(Path::to_owned), problems })
+    }
+}
+
+fn of(path: Option<&Path>) -> String {
+    path.map_or_else(|| "the configuration".into(), |path| path.display().to_string())
+}
+
+/// One in the same line, several below each other.
+fn listed(problems: &[Problem]) -> String {
+    match problems {
+        [one] => one.to_string(),
+        several => several.iter().fold(format!("{} problems", several.len()), |text, one| format!("{text}\n  {one}")),
+    }
+}
+
+/// Where a key was set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    Line(usize),
+    Setting(String),
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    place: Option<Place>,
+    key: Option<String>,
+    why: String,
+}
+
+impl Problem {
+    fn at_key(key: &str, why: String) -> Problem {
+        Problem { place: None, key: Some(key.into()), why }
+    }
+
+    fn moved_to(self, place: &Place) -> Problem {
+        Problem { place: Some(place.clone()), ..self }
+    }
+
+    /// With the place of its key, or of what the key is in.
+    fn found_in(self, places: &BTreeMap<String, Place>) -> Problem {
+        let mut key = self.key.as_deref().unwrap_or_default();
+        loop {
+            if let Some(place) = places.get(key) {
+                let place = Some(place.clone());
+                return Problem { place, ..self };
+            }
+            match key.rfind(['.', '[']) {
+                Some(end) => key = &key[..end],
+                None => return self,
+            }
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Some(Place::Line(line)) => write!(f, "line {line}: ")?,
+            Some(Place::Setting(setting)) => write!(f, "--set {setting}: ")?,
+            None => {}
+        }
+        match &self.key {
+            Some(key) => write!(f, "{key}: {}", self.why),
+            None => f.write_str(&self.why),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Names the instance: its directories, its lock, `--name`.
+    pub name: String,
+    pub runtime_dir: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
+    /// The drop folder.
+    pub plugin_dir: PathBuf,
+    /// Threads that serve, per child; 0 for one per core.
+    pub workers: usize,
+    /// From the start of a child to its READY.
+    #[serde(with = "finite")]
+    pub start_timeout: Duration,
+    /// Retiring generations at once; the next switch waits.
+    pub max_draining: usize,
+    pub drain: Drain,
+    pub shutdown: Shutdown,
+    pub crash: Crash,
+    pub store: Store,
+    pub admin: Admin,
+    pub log: Log,
+    pub server: Vec<Server>,
+    pub plugins: BTreeMap<String, Plugin>,
+}
+
+/// How a retiring generation ends its connections.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drain {
+    /// Hand idle clear HTTP/1 connections to the new generation instead of closing them.
+    pub handover: bool,
+    /// An idle connection that stays is closed after this long without a request.
+    pub keepalive: Limit,
+    /// A request in flight may go on for this long without progress.
+    pub timeout: Limit,
+    /// All in all, from RETIRE.
+    pub max: Limit,
+    /// All in all, if the master died.
+    #[serde(with = "finite")]
+    pub orphan: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shutdown {
+    /// Serve on for this long with `/readyz` at 503, so that balancers look away first.
+    #[serde(with = "finite")]
+    pub delay: Duration,
+    pub timeout: Limit,
+}
+
+/// What follows the death of a child that serves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Crash {
+    /// Wait before the second respawn in a row; doubles up to `backoff_max`. The first is at once.
+    #[serde(with = "finite")]
+    pub backoff: Duration,
+    #[serde(with = "finite")]
+    pub backoff_max: Duration,
+    /// A generation that lived this long ends the row.
+    #[serde(with = "finite")]
+    pub window: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// Snapshots kept beside those in use.
+    pub keep: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Address of the admin page; "off" for the Unix socket alone.
+    pub listen: String,
+    /// Host names besides the address itself that a browser may use to reach it.
+    pub hosts: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Auto,
+    Pretty,
+    Compact,
+    Json,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub format: LogFormat,
+    /// A filter as `RUST_LOG` takes it, such as "info" or "info,hello=debug". `RUST_LOG` wins.
+    pub level: String,
+}
+
+/// A group of addresses with the same routes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    #[serde(default = "default_name")]
+    pub name: String,
+    /// `IP:PORT` each; port 0 lets the kernel choose.
+    pub listen: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Plugin {
+    /// Where its paths begin; else the plugin's own word, else `/`.
+    pub mount: Option<String>,
+    /// Threads of the plugin's own runtime; 0 for its own choice.
+    pub workers: u32,
+    /// Handed to the plugin as it is.
+    pub config: toml::Table,
+}
+
+fn default_name() -> String {
+    "default".into()
+}
+
+const fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            name: default_name(),
+            runtime_dir: None,
+            state_dir: None,
+            plugin_dir: "plugins".into(),
+            workers: 0,
+            start_timeout: seconds(30),
+            max_draining: 8,
+            drain: Drain::default(),
+            shutdown: Shutdown::default(),
+            crash: Crash::default(),
+            store: Store::default(),
+            admin: Admin::default(),
+            log: Log::default(),
+            server: vec![Server { name: default_name(), listen: vec!["127.0.0.1:8080".into()] }],
+            plugins: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Drain {
+        Drain {
+            handover: true,
+            keepalive: Limit::After(seconds(5)),
+            timeout: Limit::After(seconds(60)),
+            max: Limit::After(seconds(600)),
+            orphan: seconds(5),
+        }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Shutdown {
+        Shutdown { delay: Duration::ZERO, timeout: Limit::After(seconds(30)) }
+    }
+}
+
+impl Default for Crash {
+    fn default() -> Crash {
+        Crash { backoff: Duration::from_millis(200), backoff_max: seconds(10), window: seconds(60) }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Store {
+        Store { keep: 4 }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Admin {
+        Admin { listen: "127.0.0.1:9700".into(), hosts: Vec::new() }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { format: LogFormat::Auto, level: "info".into() }
+    }
+}
+
+impl Config {
+    /// The section of the plugin `name`, where `-` and `_` are alike.
+    pub fn plugin(&self, name: &str) -> Option<&Plugin> {
+        self.plugins.iter().find(|(key, _)| same_plugin(key, name)).map(|(_, plugin)| plugin)
+    }
+}
+
+/// Whether two plugin names mean the same plugin: `-` and `_` are alike.
+pub fn same_plugin(left: &str, right: &str) -> bool {
+    let fold = |byte: u8| if byte == b'-' { b'_' } else { byte };
+    left.len() == right.len() && left.bytes().zip(right.bytes()).all(|(l, r)| fold(l) == fold(r))
+}

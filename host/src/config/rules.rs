@@ -1,0 +1,90 @@
+//! The rules that a value's type does not hold: what a name, an address or a mount may be, and what must not be said twice.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use super::{Config, ConfigError, Problem, same_plugin};
+
+impl Config {
+    /// Holds every rule, and names all that are broken.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::unless_empty(None, self.problems())
+    }
+
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let mut found = Vec::new();
+        let mut problem = |key: &str, why: String| found.push(Problem::at_key(key, why));
+        if !is_name(&self.name) {
+            problem("name", format!("`{}` may hold letters, digits, `.`, `_` and `-` only", self.name));
+        }
+        if self.max_draining == 0 {
+            problem("max_draining", "must be at least 1: every switch leaves one generation draining".into());
+        }
+        if self.server.is_empty() {
+            problem("server", "at least one [[server]] is needed".into());
+        }
+        let mut names = BTreeSet::new();
+        let mut taken = BTreeSet::new();
+        for (index, server) in self.server.iter().enumerate() {
+            let key = format!("server[{index}]");
+            if !names.insert(&server.name) {
+                problem(&key, format!("two [[server]] are named `{}`; give each a `name`", server.name));
+            }
+            let key = format!("{key}.listen");
+            if server.listen.is_empty() {
+                problem(&key, format!("[[server]] `{}` has no address", server.name));
+            }
+            for text in &server.listen {
+                match parse_listen(text) {
+                    Err(why) => problem(&key, why),
+                    Ok(address) if address.port() != 0 && !taken.insert(address) => {
+                        problem(&key, format!("{address} is listed twice"));
+                    }
+                    Ok(_) => {}
+                }
+            }
+        }
+        if self.admin.listen != "off"
+            && let Err(why) = parse_listen(&self.admin.listen)
+        {
+            problem("admin.listen", format!("{why}, or \"off\""));
+        }
+        for (name, plugin) in &self.plugins {
+            let key = format!("plugins.{name}");
+            if let Some(twin) = self.plugins.keys().find(|key| *key < name && same_plugin(key, name)) {
+                problem(&key, format!("this is the same plugin as `{twin}`: `-` and `_` are alike"));
+            }
+            if let Some(mount) = &plugin.mount
+                && let Err(why) = check_mount(mount)
+            {
+                problem(&format!("{key}.mount"), why);
+            }
+        }
+        found
+    }
+}
+
+/// A mount begins with `/` and does not end with one, except `/` itself.
+pub fn check_mount(mount: &str) -> Result<(), String> {
+    if !mount.starts_with('/') {
+        return Err(format!("`{mount}` must begin with `/`"));
+    }
+    if mount.len() > 1 && mount.ends_with('/') {
+        return Err(format!("`{mount}` must not end with `/`; write `/{}`", mount.trim_matches('/')));
+    }
+    if mount.bytes().any(|byte| byte <= b' ' || matches!(byte, b'?' | b'#' | 0x7f)) {
+        return Err(format!("`{mount}` holds a character that no path has"));
+    }
+    Ok(())
+}
+
+/// `IP:PORT`.
+pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("`{text}` is no address; write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080"))
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && !text.starts_with('.')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}

@@ -1,0 +1,228 @@
+//! What is accepted and what is refused, with the words that say so.
+
+use super::*;
+
+fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("baton.toml");
+    std::fs::write(&path, text).unwrap();
+    (dir, path)
+}
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    let (_dir, path) = file(text);
+    Config::load(Some(&path), &[])
+}
+
+/// The lines of the refusal, without the file's name.
+#[track_caller]
+fn refused(text: &str, settings: &[&str]) -> Vec<String> {
+    let (_dir, path) = file(text);
+    let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+    match Config::load(Some(&path), &settings).unwrap_err() {
+        ConfigError::Refused { path: named, problems } => {
+            assert_eq!(named, Some(path));
+            problems.iter().map(ToString::to_string).collect()
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn the_reference_file_says_what_the_defaults_are() {
+    assert_eq!(toml::from_str::<Config>(REFERENCE).unwrap(), Config::default());
+}
+
+#[test]
+fn an_empty_file_is_the_default() {
+    assert_eq!(parse("").unwrap(), Config::default());
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_line_and_what_was_meant() {
+    for (text, says) in [
+        (
+            "name = \"x\"\n[drain]\ntimout = \"5s\"\n",
+            "line 3: drain.timout: there is no such key; did you mean `timeout`?",
+        ),
+        ("[drian]\ntimeout = \"5s\"\n", "line 1: drian: there is no such key; did you mean `drain`?"),
+        ("drain.timout = \"5s\"\n", "line 1: drain.timout: there is no such key; did you mean `timeout`?"),
+        ("[store]\nsize = 3\n", "line 2: store.size: there is no such key; there are `keep`"),
+        (
+            "[[server]]\nlisten = [\"127.0.0.1:1\"]\nnane = \"x\"\n",
+            "line 3: server[0].nane: there is no such key; did you mean `name`?",
+        ),
+        ("[plugins.a]\nmonut = \"/\"\n", "line 2: plugins.a.monut: there is no such key; did you mean `mount`?"),
+    ] {
+        assert_eq!(refused(text, &[]), [says], "{text}");
+    }
+}
+
+#[test]
+fn every_table_of_the_shape_knows_its_keys() {
+    fn assert_known(table: &toml::Table, path: &mut Vec<String>) {
+        let keys = super::load::known(path).unwrap_or_else(|| panic!("no keys are known for {path:?}"));
+        for (key, value) in table {
+            assert!(keys.contains(&key.as_str()), "{path:?} {key}");
+            path.push(key.clone());
+            match value {
+                toml::Value::Table(table) if path[..] != ["plugins"] => assert_known(table, path),
+                toml::Value::Array(array) => {
+                    array.iter().filter_map(toml::Value::as_table).for_each(|table| assert_known(table, path));
+                }
+                _ => {}
+            }
+            path.pop();
+        }
+    }
+    assert_known(&toml::Table::try_from(Config::default()).unwrap(), &mut Vec::new());
+    // What a plugin is given is its own affair.
+    assert_eq!(parse("[plugins.a.config.any]\nthing = 1\n").unwrap().plugin("a").unwrap().config.len(), 1);
+}
+
+#[test]
+fn all_that_is_wrong_is_told_at_once_in_the_order_of_its_lines() {
+    let text = r#"start_timeout = "soon"
+workers = -1
+nam = "x"
+[drain]
+timeout = "${NOWHERE_SET}"
+max = 5
+[[server]]
+name = "a"
+[plugins.a]
+config = { key = "${" }
+"#;
+    let lines = refused(text, &["drain.timout=5s", "workers=many"]);
+    let starts =
+        ["line 1: start_timeout", "line 2: workers", "line 3: nam", "line 5: drain.timeout", "line 6: drain.max"];
+    let rest = ["line 7: server[0]", "line 10: plugins.a.config.key", "--set drain.timout=5s", "--set workers=many"];
+    let all: Vec<&str> = starts.into_iter().chain(rest).collect();
+    for start in &all {
+        assert!(lines.iter().any(|line| line.starts_with(start)), "{start}: {lines:#?}");
+    }
+    let order: Vec<&str> =
+        lines.iter().filter_map(|line| all.iter().find(|s| line.starts_with(**s)).copied()).collect();
+    assert!(order.is_sorted_by_key(|start| all.iter().position(|one| one == start)), "{lines:#?}");
+    let error = Config::load(Some(&file(text).1), &[]).unwrap_err().to_string();
+    assert!(error.contains(" problems\n  line 1"), "{error}");
+}
+
+#[test]
+fn broken_rules_name_their_lines_too() {
+    let text =
+        "max_draining = 0\n[[server]]\nlisten = [\"127.0.0.1:1\",\n  \"localhost\"]\n[plugins.a]\nmount = \"x\"\n";
+    let lines = refused(text, &[]);
+    let keys = ["line 1: max_draining: ", "line 3: server[0].listen: ", "line 6: plugins.a.mount: "];
+    assert_eq!(lines.len(), keys.len(), "{lines:#?}");
+    for (line, key) in lines.iter().zip(keys) {
+        assert!(line.starts_with(key), "{line}");
+    }
+    let lines = refused("name = \"x\"\n", &["name=a/b"]);
+    assert!(lines[0].starts_with("--set name=a/b: name: "), "{lines:?}");
+}
+
+#[test]
+fn what_is_no_toml_is_shown_with_its_line() {
+    let error = parse("name = \"x\"\nworkers = \n").unwrap_err().to_string();
+    assert!(error.contains("baton.toml") && error.contains("line 2"), "{error}");
+}
+
+#[test]
+fn variables_stand_for_the_environment_in_any_string() {
+    let variables = |name: &str| (name == "PORT").then(|| "81${PORT}".to_owned());
+    let (_dir, path) = file(
+        "[[server]]\nlisten = [\"127.0.0.1:8080\"]\n[plugins.a.config]\ntext = [\"a${PORT}b${PORT}\", \"$${PORT} $5 $$ $\"]\n",
+    );
+    let config = Config::load_with(Some(&path), &[], &variables).unwrap();
+    let text = config.plugin("a").unwrap().config["text"].as_array().unwrap().clone();
+    // What a variable holds is not looked into again.
+    assert_eq!(text[0].as_str(), Some("a81${PORT}b81${PORT}"));
+    assert_eq!(text[1].as_str(), Some("${PORT} $5 $$ $"));
+    let config = Config::load_with(None, &["plugins.a.config.x=${PORT}".into()], &variables).unwrap();
+    assert_eq!(config.plugin("a").unwrap().config["x"].as_str(), Some("${PORT}"), "the shell has seen it");
+}
+
+#[test]
+fn a_variable_that_is_not_set_is_refused_with_key_line_and_name() {
+    for (value, says) in [
+        ("${BATON_NOT_SET}", "the environment variable `BATON_NOT_SET` is not set"),
+        ("${}", "`${}` names no variable; write `$${` for a plain `${`"),
+        ("${1A}", "`${1A}` names no variable; write `$${` for a plain `${`"),
+        ("a ${HOME", "a `${` has no `}`; write `$${` for a plain `${`"),
+    ] {
+        let lines = refused(&format!("name = \"x\"\n[log]\nlevel = \"{value}\"\n"), &[]);
+        assert_eq!(lines, [format!("line 3: log.level: {says}")]);
+    }
+}
+
+#[test]
+fn paths_in_a_file_are_relative_to_the_file() {
+    let (dir, path) = file("plugin_dir = \"p\"\nstate_dir = \"../s\"\nruntime_dir = \"/run/x\"\n");
+    let config = Config::load(Some(&path), &[]).unwrap();
+    assert_eq!(config.plugin_dir, dir.path().join("p"));
+    assert_eq!(config.state_dir, Some(dir.path().join("../s")));
+    assert_eq!(config.runtime_dir, Some("/run/x".into()));
+    // Those of a setting are the shell's.
+    let config = Config::load(Some(&path), &["plugin_dir=q".into()]).unwrap();
+    assert_eq!(config.plugin_dir, Path::new("q"));
+    assert_eq!(parse("").unwrap().plugin_dir, Path::new("plugins"));
+}
+
+#[test]
+fn bad_values_are_refused_and_say_what_to_write() {
+    for (text, hint) in [
+        ("[drain]\ntimeout = \"soon\"", "never"),
+        ("start_timeout = \"never\"", "cannot be"),
+        ("[[server]]\nlisten = [\"localhost\"]", "IP:PORT"),
+        ("[[server]]\nlisten = [\"127.0.0.1:1\"]\n[[server]]\nlisten = [\"127.0.0.1:2\"]", "name"),
+        ("[plugins.a]\nmount = \"/x/\"", "`/x`"),
+        ("name = \"a/b\"", "letters"),
+    ] {
+        let error = parse(text).unwrap_err().to_string();
+        assert!(error.contains(hint), "{text}: {error}");
+    }
+}
+
+#[test]
+fn settings_are_laid_over_the_file() {
+    let config =
+        Config::load(None, &["drain.timeout=7s".into(), "workers=3".into(), "plugins.a.config.x=1".into()]).unwrap();
+    assert_eq!(config.drain.timeout, Limit::After(seconds(7)));
+    assert_eq!(config.workers, 3);
+    assert_eq!(config.plugin("a").unwrap().config["x"].as_integer(), Some(1));
+    let config =
+        Config::load(Some(&file("[drain]\ntimeout = \"1s\"\nmax = \"2s\"\n").1), &["drain.max=3s".into()]).unwrap();
+    assert_eq!((config.drain.timeout, config.drain.max), (Limit::After(seconds(1)), Limit::After(seconds(3))));
+}
+
+#[test]
+fn a_setting_that_cannot_be_is_refused_by_name() {
+    for (setting, says) in [
+        ("nonsense", "KEY=VALUE"),
+        ("=5", "`` is no key"),
+        ("drain..max=5", "`drain..max` is no key"),
+        ("drain.timout=5s", "drain.timout: there is no such key; did you mean `timeout`?"),
+        ("workers=many", "workers: invalid type"),
+        ("server.name=x", "server: invalid type"),
+        ("name=a\nworkers = 3", "name: `a\nworkers = 3` may hold"),
+    ] {
+        let error = Config::load(None, &[setting.into()]).unwrap_err().to_string();
+        assert!(error.contains(&format!("--set {setting}: ")) && error.contains(says), "{setting}: {error}");
+    }
+}
+
+#[test]
+fn a_plugin_is_found_whichever_dash_is_written() {
+    let config = Config::load(None, &["plugins.axum-app.mount=/x".into()]).unwrap();
+    assert_eq!(config.plugin("axum_app").unwrap().mount.as_deref(), Some("/x"));
+    assert!(config.plugin("axum").is_none());
+}
+
+#[test]
+fn the_effective_configuration_crosses_as_json() {
+    let config = Config::load(None, &["plugins.a.config.when=1979-05-27".into(), "drain.max=never".into()]).unwrap();
+    let json = serde_json::to_string(&config).unwrap();
+    let back: Config = serde_json::from_str(&json).unwrap();
+    assert_eq!(back.drain, config.drain);
+}
