@@ -4,12 +4,14 @@
 //!     cargo run --release -p baton-tests --bin bench -- swap [--reloads N]
 //!     cargo run --release -p baton-tests --bin bench -- growth [--reloads N]
 //!     cargo run --release -p baton-tests --bin bench -- soak [--seconds N]
+//!     cargo run --release -p baton-tests --bin bench -- idle [--connections N]
 //!
 //! Each prints a table, or JSON with `--json`. Exit code 0: every limit held; 1: one was broken; 3: the machine was too noisy to tell.
 
 mod client;
 mod cpu;
 mod growth;
+mod idle;
 mod report;
 mod soak;
 mod swap;
@@ -20,7 +22,8 @@ use baton_tests::artifacts::{self, Profile};
 
 use report::Report;
 
-const USAGE: &str = "usage: bench cpu|swap|growth|soak [--rounds N] [--seconds N] [--reloads N] [--json]";
+const USAGE: &str =
+    "usage: bench cpu|swap|growth|soak|idle [--rounds N] [--seconds N] [--reloads N] [--connections N] [--json]";
 
 /// What was asked for; each bench has its own defaults.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +31,7 @@ struct Options {
     rounds: Option<u64>,
     seconds: Option<u64>,
     reloads: Option<u64>,
+    connections: Option<u64>,
     json: bool,
 }
 
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
         "cpu" => cpu::run(&options),
         "swap" => swap::run(&options),
         "growth" => growth::run(&options),
+        "idle" => idle::run(&options),
         _ => soak::run(&options),
     };
     report.command = format!("cargo run --release -p baton-tests --bin bench -- {}", args.join(" "));
@@ -60,7 +65,7 @@ fn finish(report: &Report, json: bool) -> ExitCode {
 /// The bench and its options; nothing if they make no sense.
 fn parse(args: &[String]) -> Option<(&str, Options)> {
     let (bench, rest) = args.split_first()?;
-    if !["cpu", "swap", "growth", "soak"].contains(&bench.as_str()) {
+    if !["cpu", "swap", "growth", "soak", "idle"].contains(&bench.as_str()) {
         return None;
     }
     let (mut options, mut rest) = (Options::default(), rest.iter());
@@ -69,6 +74,7 @@ fn parse(args: &[String]) -> Option<(&str, Options)> {
             "--rounds" => &mut options.rounds,
             "--seconds" => &mut options.seconds,
             "--reloads" => &mut options.reloads,
+            "--connections" => &mut options.connections,
             "--json" => {
                 options.json = true;
                 continue;
