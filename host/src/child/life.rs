@@ -15,10 +15,11 @@ use tokio::time::Instant;
 use super::handover;
 use super::plugin::host::Asked;
 use super::plugin::{self, Host, Plugin};
-use super::route::Routes;
+use super::route::Sites;
 use super::serve::Server;
 use super::serve::accept::{Acceptors, Listener};
 use super::state::{Action, Event, State};
+use crate::config::same_plugin;
 use crate::control::{
     ChannelError, Deadlines, ListenerInfo, LoadSet, MAX_MESSAGE, PROTOCOL, ToChild, ToMaster, WorkerEnd,
 };
@@ -186,8 +187,11 @@ impl Worker {
             .build()
             .map_err(|error| Failure::new(Stage::Load, format!("failed to start the threads that serve: {error}")))?;
         let runtime = Box::leak(Box::new(runtime));
-        let routes = Routes::new(plugins.iter().map(|plugin| (plugin.mount().to_owned(), *plugin)));
-        self.service = Some(Service { server: Server::new(routes, set.metrics), plugins, runtime });
+        let mounts = plugins.iter().map(|plugin| (plugin.mount(), *plugin));
+        let sites = Sites::new(&set.load.config.server, mounts, |name| {
+            plugins.iter().find(|plugin| same_plugin(plugin.name(), name)).copied()
+        });
+        self.service = Some(Service { server: Server::new(sites, set.metrics), plugins, runtime });
         Ok(())
     }
 

@@ -235,6 +235,7 @@ pub(super) fn known(path: &[String]) -> Option<&'static [&'static str]> {
         ["admin"] => Some(keys::<Admin>()),
         ["log"] => Some(keys::<Log>()),
         ["server"] => Some(keys::<Server>()),
+        ["server", "route"] => Some(keys::<Route>()),
         ["plugins", _] => Some(keys::<Plugin>()),
         _ => None,
     }

@@ -228,6 +228,24 @@ pub struct Server {
     pub name: String,
     /// `IP:PORT` each; port 0 lets the kernel choose.
     pub listen: Vec<String>,
+    /// If there are any, only these are served here; else every plugin at its mount.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub route: Vec<Route>,
+    /// A path that is answered `200 ok` without any plugin.
+    #[serde(default)]
+    pub health: Option<String>,
+}
+
+/// Requests for `host` below `prefix` go to `plugin`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// `a.example`, or `*.example` for all below it; absent for any.
+    #[serde(default)]
+    pub host: Option<String>,
+    #[serde(default = "root")]
+    pub prefix: String,
+    pub plugin: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -239,6 +257,10 @@ pub struct Plugin {
     pub workers: u32,
     /// Handed to the plugin as it is.
     pub config: toml::Table,
+}
+
+fn root() -> String {
+    "/".into()
 }
 
 fn default_name() -> String {
@@ -265,7 +287,7 @@ impl Default for Config {
             store: Store::default(),
             admin: Admin::default(),
             log: Log::default(),
-            server: vec![Server { name: default_name(), listen: vec!["127.0.0.1:8080".into()] }],
+            server: vec![Server::new(&default_name(), &["127.0.0.1:8080"])],
             plugins: BTreeMap::new(),
         }
     }
@@ -310,6 +332,20 @@ impl Default for Admin {
 impl Default for Log {
     fn default() -> Log {
         Log { format: LogFormat::Auto, level: "info".into() }
+    }
+}
+
+impl Server {
+    /// Every plugin at its mount.
+    pub fn new(name: &str, listen: &[&str]) -> Server {
+        let listen = listen.iter().map(ToString::to_string).collect();
+        Server { name: name.into(), listen, route: Vec::new(), health: None }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.host.as_deref().unwrap_or("*"), self.prefix)
     }
 }
 

@@ -44,6 +44,26 @@ impl Config {
                 }
             }
         }
+        for (index, server) in self.server.iter().enumerate() {
+            let mut taken = BTreeSet::new();
+            for (number, route) in server.route.iter().enumerate() {
+                let key = format!("server[{index}].route[{number}]");
+                if let Some(Err(why)) = route.host.as_deref().map(check_host) {
+                    problem(&format!("{key}.host"), why);
+                }
+                if let Err(why) = check_mount(&route.prefix) {
+                    problem(&format!("{key}.prefix"), why);
+                }
+                if !taken.insert((route.host.as_deref().map(str::to_ascii_lowercase), &route.prefix)) {
+                    problem(&key, format!("there are two routes for {route}"));
+                }
+            }
+            if let Some(health) = &server.health
+                && let Err(why) = check_mount(health)
+            {
+                problem(&format!("server[{index}].health"), why);
+            }
+        }
         if self.admin.listen != "off"
             && let Err(why) = parse_listen(&self.admin.listen)
         {
@@ -76,6 +96,25 @@ pub fn check_mount(mount: &str) -> Result<(), String> {
         return Err(format!("`{mount}` holds a character that no path has"));
     }
     Ok(())
+}
+
+/// A name or an address, or `*.` and a name for all below it.
+fn check_host(host: &str) -> Result<(), String> {
+    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    if address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok()) {
+        return Ok(());
+    }
+    if host.contains(':') {
+        return Err(format!("`{host}` must be a host alone: a route is for all ports of its server"));
+    }
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if name.split('.').all(|label| !label.is_empty() && label.bytes().all(allowed)) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{host}` is no host; write `a.example`, or `*.example` for all below it (letters beyond ASCII as xn--)"
+    ))
 }
 
 /// `IP:PORT`.

@@ -157,6 +157,27 @@ fn a_variable_that_is_not_set_is_refused_with_key_line_and_name() {
 }
 
 #[test]
+fn routes_are_taken_inline_and_as_tables() {
+    let text = r#"[[server]]
+listen = ["127.0.0.1:1"]
+health = "/healthz"
+[[server.route]]
+host = "*.A.example"
+prefix = "/x"
+plugin = "hello"
+[[server.route]]
+host = "[::1]"
+plugin = "hello"
+"#;
+    let config = parse(text).unwrap();
+    let routes: Vec<String> = config.server[0].route.iter().map(ToString::to_string).collect();
+    assert_eq!(routes, ["*.A.example/x", "[::1]/"]);
+    assert_eq!(config.server[0].health.as_deref(), Some("/healthz"));
+    let lines = refused(&text.replace("prefix", "prefx"), &[]);
+    assert_eq!(lines, ["line 6: server[0].route[0].prefx: there is no such key; did you mean `prefix`?"]);
+}
+
+#[test]
 fn paths_in_a_file_are_relative_to_the_file() {
     let (dir, path) = file("plugin_dir = \"p\"\nstate_dir = \"../s\"\nruntime_dir = \"/run/x\"\n");
     let config = Config::load(Some(&path), &[]).unwrap();
@@ -177,6 +198,15 @@ fn bad_values_are_refused_and_say_what_to_write() {
         ("[[server]]\nlisten = [\"localhost\"]", "IP:PORT"),
         ("[[server]]\nlisten = [\"127.0.0.1:1\"]\n[[server]]\nlisten = [\"127.0.0.1:2\"]", "name"),
         ("[plugins.a]\nmount = \"/x/\"", "`/x`"),
+        (
+            "[[server]]\nlisten = [\"127.0.0.1:1\"]\nroute = [{ plugin = \"a\" }, { prefix = \"/\", plugin = \"b\" }]",
+            "two routes for */",
+        ),
+        ("[[server]]\nlisten = [\"127.0.0.1:1\"]\nroute = [{ host = \"a:80\", plugin = \"a\" }]", "all ports"),
+        ("[[server]]\nlisten = [\"127.0.0.1:1\"]\nroute = [{ host = \"*\", plugin = \"a\" }]", "`*` is no host"),
+        ("[[server]]\nlisten = [\"127.0.0.1:1\"]\nroute = [{ host = \"a\" }]", "missing field `plugin`"),
+        ("[[server]]\nlisten = [\"127.0.0.1:1\"]\nroute = [{ prefix = \"x\", plugin = \"a\" }]", "begin with `/`"),
+        ("[[server]]\nlisten = [\"127.0.0.1:1\"]\nhealth = \"up\"", "begin with `/`"),
         ("name = \"a/b\"", "letters"),
     ] {
         let error = parse(text).unwrap_err().to_string();

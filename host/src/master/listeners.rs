@@ -147,8 +147,7 @@ mod tests {
     use crate::config::Server;
 
     fn config(listen: &[&str]) -> Config {
-        let listen = listen.iter().map(ToString::to_string).collect();
-        Config { server: vec![Server { name: "a".into(), listen }], ..Config::default() }
+        Config { server: vec![Server::new("a", listen)], ..Config::default() }
     }
 
     fn address(listeners: &Listeners) -> String {

@@ -16,6 +16,8 @@ use http::HeaderMap;
 
 use super::Server;
 use crate::child::handover;
+use crate::child::plugin::Plugin;
+use crate::child::route::Site;
 use crate::metrics::Slot;
 
 /// [`Conn::ahead`] while a body of unknown length is being received: far below zero.
@@ -37,6 +39,8 @@ pub struct Origin {
 pub struct Conn {
     pub server: &'static Server,
     pub origin: Origin,
+    /// What its `[[server]]` serves.
+    pub site: &'static Site<&'static Plugin>,
     pub peer: FfiAddr,
     pub local: FfiAddr,
     socket: RawFd,
@@ -91,6 +95,7 @@ impl Conn {
         server.metrics.add(Slot::Idle);
         Conn {
             server,
+            site: server.sites.of(origin.name),
             peer: origin.peer.map_or(NONE, FfiAddr::from),
             local: origin.local.map_or(NONE, FfiAddr::from),
             origin,

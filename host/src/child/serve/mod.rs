@@ -21,11 +21,11 @@ use self::conn::{Conn, Origin};
 use super::drain::Drain;
 use super::handover::{Handover, Start};
 use super::plugin::Plugin;
-use super::route::Routes;
+use super::route::Sites;
 use crate::metrics::Metrics;
 
 pub struct Server {
-    pub routes: Routes<&'static Plugin>,
+    pub sites: Sites<&'static Plugin>,
     pub metrics: Metrics,
     pub drain: Drain,
     pub handover: Handover,
@@ -34,9 +34,9 @@ pub struct Server {
 
 impl Server {
     /// One per worker.
-    pub fn new(routes: Routes<&'static Plugin>, metrics: Metrics) -> &'static Server {
+    pub fn new(sites: Sites<&'static Plugin>, metrics: Metrics) -> &'static Server {
         let (drain, handover, connections) = (Drain::default(), Handover::default(), Connections::default());
-        Box::leak(Box::new(Server { routes, metrics, drain, handover, connections }))
+        Box::leak(Box::new(Server { sites, metrics, drain, handover, connections }))
     }
 
     /// Neither retiring nor handing over: nobody asks a connection for anything.

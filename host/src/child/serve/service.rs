@@ -36,10 +36,12 @@ impl Service<Request<Incoming>> for Http {
         let conn = &self.conn;
         let len = if request.body().is_end_stream() { Some(0) } else { request.body().size_hint().exact() };
         conn.note_call(request.headers(), len);
-        let routes = &conn.server.routes;
-        let source = match routes.find(route::target(request.uri()).split('?').next().unwrap_or("/")) {
+        let site = conn.site;
+        let path = route::target(request.uri()).split('?').next().unwrap_or("/");
+        let source = match site.routes.find(path, || route::host(&request)) {
+            _ if site.is_health(path) => Source::Own(StatusCode::OK),
             Some(found) => Source::Plugin(Call::begin(found.to, found.prefix, request, conn)),
-            None if routes.is_empty() => Source::Own(StatusCode::SERVICE_UNAVAILABLE),
+            None if site.routes.is_empty() => Source::Own(StatusCode::SERVICE_UNAVAILABLE),
             None => Source::Own(StatusCode::NOT_FOUND),
         };
         Answer { source, answering: Some(Answering::new(conn.clone())) }
@@ -83,6 +85,8 @@ impl Future for Answer {
 #[cold]
 fn own(status: StatusCode) -> Response<Body> {
     let text = match status {
+        // The server's health: it lives, whatever its plugins do, and also while it drains.
+        StatusCode::OK => "ok\n",
         StatusCode::NOT_FOUND => "no plugin is mounted here\n",
         _ => "no plugin is loaded\n",
     };

@@ -274,8 +274,21 @@ fn names(path: &Path) -> (String, String) {
     (file, name)
 }
 
-/// `[plugins.NAME] mount`, else the plugin's own word, else `/`; no two alike.
+/// `[plugins.NAME] mount`, else the plugin's own word, else `/`; no two alike, unless all servers have their own routes. These
+/// lead to plugins that are there.
 fn mount(snapshots: Vec<Arc<Snapshot>>, config: &Config) -> Result<Vec<Mounted>, Failure> {
+    for (server, route) in config.server.iter().flat_map(|server| server.route.iter().map(move |route| (server, route)))
+    {
+        if !snapshots.iter().any(|snapshot| same_plugin(&snapshot.name, &route.plugin)) {
+            let names: Vec<&str> = snapshots.iter().map(|snapshot| snapshot.name.as_str()).collect();
+            let there = if names.is_empty() { "no plugin at all".into() } else { names.join(", ") };
+            let text = format!("route {route} of [[server]] `{}`: there is no plugin `{}`", server.name, route.plugin);
+            return Err(Failure::new(Stage::Snapshot, text)
+                .of_plugin(&route.plugin)
+                .hint(format!("in {} there is {there}", config.plugin_dir.display())));
+        }
+    }
+    let mounts_count = config.server.iter().any(|server| server.route.is_empty());
     let mut taken: BTreeMap<String, String> = BTreeMap::new();
     let mut mounted = Vec::new();
     for snapshot in snapshots {
@@ -288,7 +301,7 @@ fn mount(snapshots: Vec<Arc<Snapshot>>, config: &Config) -> Result<Vec<Mounted>,
         };
         check_mount(&mount)
             .map_err(|why| Failure::new(Stage::Snapshot, format!("mount {name}: {why}")).of_plugin(&name))?;
-        if let Some(other) = taken.insert(mount.clone(), name.clone()) {
+        if let Some(other) = taken.insert(mount.clone(), name.clone()).filter(|_| mounts_count) {
             return Err(Failure::new(Stage::Snapshot, format!("mount {name} at `{mount}`: {other} is there already"))
                 .of_plugin(&name)
                 .hint(format!("add to the configuration:  [plugins.{name}]  mount = \"/{name}\"")));
@@ -371,6 +384,22 @@ mod tests {
         let mounted = mount(vec![snapshot("a", "/own"), snapshot("b", "/own"), snapshot("c", "")], &config).unwrap();
         let mounts: Vec<&str> = mounted.iter().map(|plugin| plugin.mount.as_str()).collect();
         assert_eq!(mounts, ["/x", "/own", "/"]);
+    }
+
+    #[test]
+    fn routes_make_mounts_unimportant_and_lead_to_plugins_that_are_there() {
+        let route =
+            |plugin: &str| crate::config::Route { host: None, prefix: format!("/{plugin}"), plugin: plugin.into() };
+        let mut config = Config::default();
+        config.server[0].route = vec![route("a-b"), route("c")];
+        let both = || vec![snapshot("a_b", ""), snapshot("c", "")];
+        assert_eq!(mount(both(), &config).unwrap().len(), 2);
+        // A server without routes has them all at their mounts again.
+        config.server.push(crate::config::Server::new("other", &["127.0.0.1:1"]));
+        assert!(mount(both(), &config).is_err());
+        let failure = mount(vec![snapshot("a_b", "")], &config).unwrap_err();
+        assert!(failure.error.contains("`c`") && failure.hint.as_ref().unwrap().contains("a_b"), "{failure}");
+        assert!(mount(vec![], &config).unwrap_err().hint.unwrap().contains("no plugin at all"));
     }
 
     #[test]

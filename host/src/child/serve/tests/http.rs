@@ -49,6 +49,57 @@ fn paths_without_a_plugin_are_not_found_and_no_plugins_are_unavailable() {
 }
 
 #[test]
+fn a_server_with_routes_serves_by_host_and_prefix_and_nothing_else() {
+    let route = |host: &str, prefix: &str, plugin: &str| config::Route {
+        host: (!host.is_empty()).then(|| host.into()),
+        prefix: prefix.into(),
+        plugin: plugin.into(),
+    };
+    let web = config::Server {
+        name: "web".into(),
+        listen: Vec::new(),
+        route: vec![route("a.example", "/", "/one"), route("", "/x", "/two")],
+        health: None,
+    };
+    let named = |name: &'static str| {
+        fake::plugin(move |asked: Asked| async move { reply(200, format!("{name} {}", asked.target())) })
+    };
+    let site = site_of(&[web], vec![("/one", named("one")), ("/two", named("two"))]);
+    let mut client = site.connect();
+    // Each request of a connection goes its own way.
+    for (target, host, status, text) in [
+        ("/one?q", "a.example:80", 200, "one /one?q"),
+        ("/x/y", "A.EXAMPLE", 200, "one /x/y"),
+        ("/x/y", "b.example", 200, "two /y"),
+        ("http://a.example/z", "b.example", 200, "one /z"),
+        ("/one", "b.example", 404, "no plugin is mounted here\n"),
+        ("/two", "", 404, "no plugin is mounted here\n"),
+    ] {
+        let answer = client.send(format!("GET {target} HTTP/1.1\r\nhost: {host}\r\n\r\n")).answer();
+        assert_eq!((answer.status(), answer.text()), (status, text), "{target} at {host}");
+    }
+}
+
+#[test]
+fn the_health_of_a_server_is_answered_before_all_plugins_and_while_it_drains() {
+    let web = config::Server { name: "web".into(), listen: Vec::new(), route: Vec::new(), health: Some("/up".into()) };
+    for plugins in [vec![("/", fake::plugin(mirror))], vec![]] {
+        let none = plugins.is_empty();
+        let mut site = site_of(std::slice::from_ref(&web), plugins);
+        let mut client = site.connect();
+        let answer = client.get("/up?now");
+        assert_eq!((answer.status(), answer.text(), answer.header("retry-after")), (200, "ok\n", None));
+        // Only that path.
+        assert_eq!(client.get("/up/").status(), if none { 503 } else { 200 });
+        site.retire(NEVER);
+        let answer = client.get("/up");
+        assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
+        drop(client);
+        site.drained();
+    }
+}
+
+#[test]
 fn a_panic_is_a_500_and_the_next_request_works() {
     let site = serve(|asked: Asked| async move {
         if asked.target() == "/panic" {

@@ -13,7 +13,8 @@ use self::fake::{Asked, Reply, reply};
 use super::Server;
 use super::accept::{Acceptors, Listener};
 use crate::child::plugin::Plugin;
-use crate::child::route::Routes;
+use crate::child::route::Sites;
+use crate::config;
 use crate::control::Deadlines;
 use crate::metrics::{Metrics, Slot};
 use crate::report::DrainReport;
@@ -30,9 +31,16 @@ struct Site {
 }
 
 fn site(mounts: Vec<(&str, &'static Plugin)>) -> Site {
+    site_of(&[], mounts)
+}
+
+/// With what the configuration says of its server, which is named `web`.
+fn site_of(servers: &[config::Server], mounts: Vec<(&str, &'static Plugin)>) -> Site {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let routes = Routes::new(mounts.into_iter().map(|(mount, plugin)| (mount.to_owned(), plugin)));
-    let server = Server::new(routes, Metrics::local());
+    // A route names a plugin by its mount, as all plugins of these tests have the same name.
+    let find = |name: &str| mounts.iter().find(|(mount, _)| *mount == name).map(|(_, plugin)| *plugin);
+    let sites = Sites::new(servers, mounts.iter().copied(), find);
+    let server = Server::new(sites, Metrics::local());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let entered = runtime.enter();
