@@ -319,7 +319,12 @@ impl Connection {
             {
                 return Ok(response);
             }
-            match self.stream.read(&mut bytes)? {
+            let read = match self.stream.read(&mut bytes) {
+                // A read with a time limit ends so when the process was stopped and goes on (signal(7)); nothing was read.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                read => read?,
+            };
+            match read {
                 0 => {
                     let partly = if self.parser.is_mid_response() { "in the middle of" } else { "before" };
                     return self.parser.end().ok_or_else(|| {

@@ -132,7 +132,8 @@ pub fn run(options: &Options) -> Report {
             ..ratio_row(&format!("static hyper / itself, {kind}"), &noise)
         });
         // Both runs of the yardstick together are a better one.
-        let hyper: Vec<f64> = costs[HYPER].iter().zip(&costs[HYPER_AGAIN]).map(|(one, two)| (one + two) / 2.0).collect();
+        let hyper: Vec<f64> =
+            costs[HYPER].iter().zip(&costs[HYPER_AGAIN]).map(|(one, two)| (one + two) / 2.0).collect();
         for (name, plugin, fixed, limit) in [
             ("native / static hyper", NATIVE, &hyper, native),
             ("axum in a plugin / static axum", PLUGIN_AXUM, &costs[AXUM], axum),
