@@ -19,7 +19,7 @@
 //! | `Adopt` (+ socket) | master | serving | - | - | its connections stay with the old one |
 //! | `Handover` (+ socket) | master | serving to retiring, at each commit of another | - | - | - |
 //! | `Resume` | master | pausing or paused | `Serving` | [`SWITCH_TIMEOUT`] | respawn of its set |
-//! | `Retire` | master | paused | `Done`, in the end | its deadlines, then SIGKILL | reaped; a crash |
+//! | `Retire` | master | paused; or serving, at a shutdown | `Done`, in the end | its deadlines, then SIGKILL | reaped; a crash |
 //! | `Done` | child | retired, nothing left | `DoneAck` | [`EXIT_TIMEOUT`] | - |
 //! | `DoneAck` | master | after `Done` | exit 0 | [`EXIT_TIMEOUT`], then SIGKILL | - |
 //! | `Cut` | master | retiring | `Done` | [`EXIT_TIMEOUT`], then SIGKILL | - |

@@ -196,6 +196,7 @@ impl Master {
             Action::Load { generation } => self.load(generation),
             Action::Send { generation, message } => self.send(generation, message, Vec::new()),
             Action::Handover { from, to } => self.connect(from, to),
+            Action::CloseListeners => drop(self.listeners.retain(&BTreeSet::new())),
             Action::Kill { generation } => self.kill_child(generation),
             Action::Answer { caller, report } => {
                 if let Some(reply) = self.callers.remove(&caller) {

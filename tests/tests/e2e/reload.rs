@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use baton_tests::load::{Load, Plan};
 use baton_tests::server::{Setup, answered_by};
 use baton_tests::status::Report;
 use baton_tests::{artifacts, process};
@@ -113,6 +114,18 @@ fn a_slow_request_ends_in_the_old_process_while_new_ones_reach_the_new() {
     slow.send("GET", "/", &[], b"").expect("the connection was closed");
     let response = slow.receive().expect("the connection was closed");
     assert_eq!(answered_by(&response), ("v2".into(), new));
+}
+
+#[test]
+fn whoever_was_told_of_the_switch_reaches_the_new_code() {
+    let server = Setup::probe("v1").start();
+    let busy = Load::start(Plan { keepalive: 32, fresh: 2, ..Plan::against(server.addr()) });
+    for _ in 0..20 {
+        let (code, report) = server.reload();
+        assert_eq!(code, 200, "{report:#?}");
+        assert_eq!(Some(server.probe().1), report.pid, "a new connection after the answer");
+    }
+    busy.stop().assert_nothing_lost();
 }
 
 #[test]

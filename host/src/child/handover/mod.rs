@@ -27,7 +27,7 @@ use crate::report::Generation;
 pub use wire::MAX_CARRIED;
 
 /// How long [`Handover::settled`] waits at most: whoever is left then moves when it can.
-const SETTLE: Duration = Duration::from_secs(1);
+const SETTLE: Duration = Duration::from_millis(250);
 
 /// A connection as it goes from one task, or one process, to another.
 #[derive(Debug, Default)]

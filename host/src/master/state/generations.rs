@@ -34,7 +34,7 @@ pub enum Phase {
 
 #[derive(Clone, Debug)]
 pub(super) struct Gen {
-    number: Generation,
+    pub number: Generation,
     pub phase: Phase,
     pub set: Arc<SetInfo>,
     cause: Cause,
@@ -465,7 +465,9 @@ impl State {
         for (generation, phase) in all {
             match phase {
                 Phase::Starting | Phase::Loading => self.kill(generation, "the server shuts down".into()),
-                Phase::Serving => self.pause(generation),
+                // It is the last that accepts: it empties the queue once more and closes the sockets, without a pause between
+                // in which a client would be let in by the kernel and served by nobody.
+                Phase::Serving => self.retire(generation),
                 Phase::Pausing if cut => self.retire(generation),
                 Phase::Retiring if cut_now => {
                     self.enter(generation, Phase::Retiring, Some(EXIT_TIMEOUT));

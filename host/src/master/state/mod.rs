@@ -142,6 +142,8 @@ pub enum Action {
         from: Generation,
         to: Generation,
     },
+    /// Close the master's copies of all listening sockets: the children's are the last.
+    CloseListeners,
     /// SIGKILL.
     Kill {
         generation: Generation,
@@ -394,6 +396,7 @@ impl State {
                 return;
             }
             stopping.begun = true;
+            self.actions.push(Action::CloseListeners);
             self.any_cut = false;
             let timeout = self.settings.shutdown.timeout.duration().map(|timeout| self.now + timeout);
             stopping.cut = stopping.cut.or(timeout);

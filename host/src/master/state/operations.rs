@@ -34,7 +34,7 @@ pub(super) enum RunStage {
     Prepared { set: Arc<SetInfo>, snapshot_ms: f64 },
     /// `generation` is the candidate.
     Starting { generation: Generation, snapshot_ms: f64 },
-    /// Committed and answered; `old` is asked to pause and may still be asked to resume.
+    /// Committed; `old` is asked to pause and may still be asked to resume. Answered when that is over.
     Standby { old: Generation },
 }
 
@@ -191,7 +191,7 @@ impl State {
         }
     }
 
-    /// The running operation's generation serves: its callers have their answer.
+    /// The running operation's generation serves.
     pub(super) fn switched(&mut self, generation: Generation, from: Option<Generation>) {
         let Some(Running { op, stage: RunStage::Starting { snapshot_ms, .. } }) = self.running.take() else { return };
         let new = &self.generations[&generation];
@@ -214,20 +214,22 @@ impl State {
             report.plugins = Some(plugins);
         });
         self.note(Note::Committed { generation, from, total_ms: timings.total, cause });
-        let id = op.id;
-        let op = self.answer_all(op);
-        if let Some(old) = from {
-            if let Some(old) = self.generations.get_mut(&old) {
-                old.replaced_by = Some(id);
+        match from.and_then(|old| self.generations.get_mut(&old)) {
+            // Until PAUSED a new connection may still be the old one's: whoever was told before would see the old code.
+            Some(old) => {
+                old.replaced_by = Some(op.id);
+                let old = old.number;
+                self.running = Some(Running { op, stage: RunStage::Standby { old } });
             }
-            self.running = Some(Running { op, stage: RunStage::Standby { old } });
+            None => drop(self.answer_all(op)),
         }
     }
 
-    /// A switch is over once the old generation retires or is gone.
+    /// A switch is over once the old generation retires or is gone: its callers have their answer.
     pub(super) fn end_standby(&mut self, generation: Generation) {
-        if matches!(&self.running, Some(Running { stage: RunStage::Standby { old }, .. }) if *old == generation) {
-            self.running = None;
+        let over = |running: &mut Running| matches!(running.stage, RunStage::Standby { old } if old == generation);
+        if let Some(Running { op, .. }) = self.running.take_if(over) {
+            self.answer_all(op);
         }
     }
 

@@ -123,7 +123,7 @@ impl World {
                     self.killed.insert(generation);
                 }
                 Action::Answer { caller, .. } => assert!(self.answered.insert(caller), "{caller:?} answered twice"),
-                Action::Note(_) => {}
+                Action::Note(_) | Action::CloseListeners => {}
                 Action::Finish(_) => self.finished = true,
             }
         }

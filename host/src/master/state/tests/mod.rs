@@ -152,7 +152,7 @@ fn spawns(actions: &[Action]) -> Vec<(u64, u64)> {
 }
 
 #[test]
-fn a_switch_goes_through_every_step_and_answers_at_the_commit() {
+fn a_switch_goes_through_every_step_and_answers_when_the_old_one_accepts_no_more() {
     let mut story = Story::serving();
     story.reload(7);
     assert_eq!(spawns(&story.prepared(2, Ok(info(2, &["hello", "new"])))), [(2, 2)]);
@@ -160,6 +160,8 @@ fn a_switch_goes_through_every_step_and_answers_at_the_commit() {
     assert!(story.answers.is_empty(), "not before SERVING");
     let committed = story.says(2, ToMaster::Serving);
     assert_eq!(sends(&committed, 1), [&ToChild::Pause]);
+    assert!(story.answers.is_empty(), "a new connection may still be the old one's");
+    assert!(matches!(sends(&story.says(1, ToMaster::Paused), 1)[..], [ToChild::Retire(_)]));
     let report = story.answer(7);
     assert_eq!(
         (report.result, report.generation, report.from),
@@ -167,7 +169,6 @@ fn a_switch_goes_through_every_step_and_answers_at_the_commit() {
     );
     let plugins = report.plugins.as_ref().unwrap();
     assert_eq!((&plugins.changed[..], &plugins.added[..]), (&["hello".to_string()][..], &["new".to_string()][..]));
-    assert!(matches!(sends(&story.says(1, ToMaster::Paused), 1)[..], [ToChild::Retire(_)]));
     let done = story.says(1, ToMaster::Done(DrainReport { finished: 3, ..DrainReport::default() }));
     assert_eq!(sends(&done, 1), [&ToChild::DoneAck]);
     story.dies(1, ExitKind::Code(0));
@@ -300,6 +301,7 @@ fn three_failing_reloads_do_not_hinder_a_good_one() {
     story.reload(9);
     story.prepared(5, Ok(info(5, &["hello"])));
     story.up(5);
+    story.says(1, ToMaster::Paused);
     assert_eq!(story.answer(9).result, OpResult::Switched);
 }
 
@@ -311,11 +313,12 @@ fn requests_during_an_operation_share_the_next_one_and_all_are_answered() {
     story.reload(3);
     story.prepared(2, Ok(info(2, &["hello"])));
     story.up(2);
-    assert_eq!(story.answers.len(), 1, "the others asked after the first snapshot began");
     let next = story.says(1, ToMaster::Paused);
+    assert_eq!(story.answers.len(), 1, "the others asked after the first snapshot began");
     assert!(matches!(next[..], [.., Action::Prepare { op: OpId(3), .. }]), "{next:?}");
     story.prepared(3, Ok(info(3, &["hello"])));
     story.up(3);
+    story.says(2, ToMaster::Paused);
     assert_eq!((story.answer(2).op, story.answer(3).op), (OpId(3), OpId(3)));
 }
 
@@ -377,6 +380,7 @@ fn a_reload_during_a_respawn_waits_for_it() {
     assert_eq!(spawns(&story.prepared(2, Ok(info(2, &["hello"])))), [], "one candidate at a time");
     assert_eq!(spawns(&story.up(2)), [(3, 2)]);
     story.up(3);
+    story.says(2, ToMaster::Paused);
     assert_eq!(story.answer(1).result, OpResult::Switched);
 }
 
@@ -442,8 +446,8 @@ fn one_that_does_not_resume_is_replaced() {
 #[test]
 fn a_shutdown_drains_and_a_second_signal_cuts() {
     let mut story = Story::serving();
-    assert_eq!(sends(&story.term(), 1), [&ToChild::Pause]);
-    let retire = story.says(1, ToMaster::Paused);
+    let retire = story.term();
+    assert_eq!(retire.iter().filter(|action| **action == Action::CloseListeners).count(), 1);
     let [ToChild::Retire(deadlines)] = sends(&retire, 1)[..] else { panic!("{retire:?}") };
     assert_eq!(deadlines.max_ms, Some(30_000), "shutdown.timeout");
     assert_eq!(sends(&story.term(), 1), [&ToChild::Cut]);
@@ -459,13 +463,11 @@ fn a_shutdown_drains_and_a_second_signal_cuts() {
 fn a_shutdown_without_loss_says_so_and_one_that_hangs_is_cut_then_killed() {
     let mut story = Story::serving();
     story.term();
-    story.says(1, ToMaster::Paused);
     story.leaves(1);
     assert_eq!(story.finished(), Some(&Exit::Drained));
 
     let mut story = Story::serving();
     story.term();
-    story.says(1, ToMaster::Paused);
     assert_eq!(sends(&story.wait(Duration::from_secs(30)), 1), [&ToChild::Cut]);
     assert!(kills(&story.wait(EXIT_TIMEOUT), 1));
     story.dies(1, ExitKind::Signal(9));
@@ -481,7 +483,6 @@ fn an_old_cut_does_not_colour_a_clean_shutdown() {
     story.says(1, ToMaster::Paused);
     story.dies(1, ExitKind::Signal(9));
     story.term();
-    story.says(2, ToMaster::Paused);
     story.leaves(2);
     assert_eq!(story.finished(), Some(&Exit::Drained));
 }
@@ -498,7 +499,6 @@ fn a_shutdown_supersedes_whatever_is_not_committed() {
     story.reload(3);
     assert_eq!(story.answer(3).result, OpResult::Superseded);
     story.dies(2, ExitKind::Signal(9));
-    story.says(1, ToMaster::Paused);
     story.leaves(1);
     assert_eq!(story.finished(), Some(&Exit::Drained));
 }
@@ -511,11 +511,10 @@ fn a_switch_that_is_committing_is_let_through_before_a_shutdown() {
     story.ready(2);
     assert!(!kills(&story.term(), 2), "it may have accepted already");
     story.says(2, ToMaster::Serving);
+    story.says(1, ToMaster::Paused);
     assert_eq!(story.answer(1).result, OpResult::Switched);
-    for generation in [1, 2] {
-        story.says(generation, ToMaster::Paused);
-        story.leaves(generation);
-    }
+    story.leaves(1);
+    story.leaves(2);
     assert_eq!(story.finished(), Some(&Exit::Drained));
 }
 
@@ -528,7 +527,7 @@ fn during_the_delay_of_a_shutdown_all_goes_on_but_nothing_is_ready() {
     assert!(!story.state.is_ready());
     assert_eq!(spawns(&story.dies(1, ExitKind::Signal(9))), [(2, 1)]);
     story.up(2);
-    assert_eq!(sends(&story.wait(Duration::from_secs(5)), 2), [&ToChild::Pause]);
+    assert!(matches!(sends(&story.wait(Duration::from_secs(5)), 2)[..], [ToChild::Retire(_)]));
 }
 
 #[test]
@@ -557,6 +556,7 @@ fn a_reload_to_nothing_is_refused_unless_it_was_meant() {
     story.event(Event::Asked { verb: Verb::Reload, cause, options, caller: Some(Caller(2)) });
     story.prepared(3, Ok(info(3, &[])));
     story.up(2);
+    story.says(1, ToMaster::Paused);
     assert_eq!(story.answer(2).result, OpResult::Switched);
 }
 
