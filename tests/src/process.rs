@@ -1,7 +1,8 @@
 //! What the kernel says of a process, from `/proc`. Absent processes answer nothing, never an old truth.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
@@ -97,6 +98,29 @@ pub fn memory(pid: i32) -> Option<Memory> {
 pub fn cpu_time(pid: i32) -> Option<Duration> {
     let clock = nix::time::clock_getcpuclockid(Pid::from_raw(pid)).ok()?;
     nix::time::clock_gettime(clock).ok().map(Duration::from)
+}
+
+/// The TCP sockets (IPv4) on which `pid` listens, with their inodes, as the kernel has it.
+#[track_caller]
+pub fn listening(pid: i32) -> BTreeMap<SocketAddr, u64> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).expect("failed to read the descriptors of a process");
+    let held: BTreeSet<u64> = links
+        .filter_map(|link| {
+            let target = fs::read_link(link.ok()?.path()).ok()?;
+            target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+        })
+        .collect();
+    let table = fs::read_to_string("/proc/net/tcp").expect("failed to read the sockets of this machine");
+    let listener = |line: &str| {
+        // Number, local address, remote address, state; the inode is the tenth.
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (ip, port) = fields.get(1)?.split_once(':')?;
+        let ip = Ipv4Addr::from(u32::from_str_radix(ip, 16).ok()?.to_ne_bytes());
+        let inode: u64 = fields.get(9)?.parse().ok()?;
+        let listens = fields[3] == "0A" && held.contains(&inode);
+        listens.then_some((SocketAddr::from((ip, u16::from_str_radix(port, 16).ok()?)), inode))
+    };
+    table.lines().filter_map(listener).collect()
 }
 
 #[cfg(test)]

@@ -90,6 +90,11 @@ impl Workbench {
         assert_eq!(inode(&target), before, "this was to write in place");
     }
 
+    /// Writes the configuration file that an instance here reads by itself.
+    pub fn configure(&self, text: &str) {
+        fs::write(self.path().join("baton.toml"), text).expect("failed to write the configuration");
+    }
+
     pub fn remove(&self, name: &str) {
         fs::remove_file(self.plugin_file(name)).expect("failed to remove a plugin");
     }
@@ -150,6 +155,7 @@ pub struct Setup {
     listen: Vec<String>,
     args: Vec<String>,
     core: Option<usize>,
+    passed: Vec<String>,
     verb: Vec<String>,
     env: Vec<(String, String)>,
 }
@@ -170,6 +176,7 @@ impl Setup {
             listen: vec!["127.0.0.1:0".into()],
             args: Vec::new(),
             core: None,
+            passed: Vec::new(),
             verb: vec!["run".into()],
             env: Vec::new(),
         }
@@ -228,6 +235,18 @@ impl Setup {
         self
     }
 
+    /// With listening sockets of these names, passed as systemd does.
+    pub fn passed(mut self, names: &[&str]) -> Setup {
+        self.passed = names.iter().map(|name| name.to_string()).collect();
+        self
+    }
+
+    /// With that configuration file, and no address but its own.
+    pub fn config(self, text: &str) -> Setup {
+        self.bench.configure(text);
+        self.listen(&[])
+    }
+
     pub fn bench(&self) -> &Workbench {
         &self.bench
     }
@@ -241,6 +260,9 @@ impl Setup {
         self.bench.adopt(&mut command);
         if let Some(core) = self.core {
             command.args(["--core", &core.to_string()]);
+        }
+        for name in &self.passed {
+            command.args(["--pass", name]);
         }
         command.arg(artifacts::baton()).args(&self.verb);
         command.args(["--name", &self.name]);

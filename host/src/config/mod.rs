@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use limit::Limit;
 use limit::finite;
-pub use rules::{check_mount, parse_listen};
+pub use rules::{Listen, check_mount, parse_listen};
 
 /// The commented reference, as `baton run --print-config=reference` and the documents show it.
 pub const REFERENCE: &str = include_str!("default.toml");
@@ -226,7 +226,7 @@ pub struct Log {
 pub struct Server {
     #[serde(default = "default_name")]
     pub name: String,
-    /// `IP:PORT` each; port 0 lets the kernel choose.
+    /// `IP:PORT` (port 0 lets the kernel choose) or `systemd:NAME` each.
     pub listen: Vec<String>,
     /// If there are any, only these are served here; else every plugin at its mount.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

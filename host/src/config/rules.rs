@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::str::FromStr;
 
 use super::{Config, ConfigError, Problem, same_plugin};
 
@@ -35,12 +36,15 @@ impl Config {
                 problem(&key, format!("[[server]] `{}` has no address", server.name));
             }
             for text in &server.listen {
-                match parse_listen(text) {
+                match text.parse() {
                     Err(why) => problem(&key, why),
-                    Ok(address) if address.port() != 0 && !taken.insert(address) => {
-                        problem(&key, format!("{address} is listed twice"));
+                    // Of ports that the kernel chooses there may be many.
+                    Ok(Listen::Address(address)) if address.port() == 0 => {}
+                    Ok(listen) => {
+                        if !taken.insert(listen) {
+                            problem(&key, format!("{text} is listed twice"));
+                        }
                     }
-                    Ok(_) => {}
                 }
             }
         }
@@ -115,6 +119,26 @@ fn check_host(host: &str) -> Result<(), String> {
     Err(format!(
         "`{host}` is no host; write `a.example`, or `*.example` for all below it (letters beyond ASCII as xn--)"
     ))
+}
+
+/// What a server listens on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Listen {
+    Address(SocketAddr),
+    /// The sockets that systemd passed under this name.
+    Systemd(String),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Listen, String> {
+        match text.strip_prefix("systemd:") {
+            Some("") => Err("`systemd:` lacks the socket's name (FileDescriptorName= of its unit)".into()),
+            Some(name) => Ok(Listen::Systemd(name.into())),
+            None => parse_listen(text).map(Listen::Address).map_err(|why| format!("{why}, or systemd:NAME")),
+        }
+    }
 }
 
 /// `IP:PORT`.

@@ -197,6 +197,12 @@ fn bad_values_are_refused_and_say_what_to_write() {
         ("start_timeout = \"never\"", "cannot be"),
         ("[[server]]\nlisten = [\"localhost\"]", "IP:PORT"),
         ("[[server]]\nlisten = [\"127.0.0.1:1\"]\n[[server]]\nlisten = [\"127.0.0.1:2\"]", "name"),
+        ("[[server]]\nlisten = [\"systemd:\"]", "FileDescriptorName"),
+        ("[[server]]\nlisten = [\"systemd:web\", \"systemd:web\"]", "listed twice"),
+        (
+            "[[server]]\nlisten = [\"127.0.0.1:1\", \"127.0.0.1:0\", \"127.0.0.1:0\", \"127.0.0.1:1\"]",
+            "127.0.0.1:1 is listed twice",
+        ),
         ("[plugins.a]\nmount = \"/x/\"", "`/x`"),
         (
             "[[server]]\nlisten = [\"127.0.0.1:1\"]\nroute = [{ plugin = \"a\" }, { prefix = \"/\", plugin = \"b\" }]",

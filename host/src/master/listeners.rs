@@ -1,6 +1,6 @@
-//! The listening sockets: bound once, kept open for the master's life, lent to children. No child ever binds; an address that
-//! a reload adds is bound before its child starts, one that it removes is closed after the old generation has stopped
-//! accepting (so what waited in its queue was served).
+//! The listening sockets: bound once (or taken over from systemd), kept open for the master's life, lent to children. No child
+//! ever binds; an address that a reload adds is bound before its child starts, one that it removes is closed after the old
+//! generation has stopped accepting (so what waited in its queue was served).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -9,18 +9,39 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::config::{Config, parse_listen};
+use crate::config::{Config, Listen};
 use crate::control::ListenerInfo;
 use crate::report::{Failure, ListenerStatus, Stage};
+use crate::sys::{socket, worker};
 
 /// What the kernel cuts down to net.core.somaxconn (listen(2)).
 const BACKLOG: i32 = 65_535;
 
-/// Names an address as the configuration writes it; port 0 stays the port that the kernel chose once.
+/// The first descriptor that systemd passes (sd_listen_fds(3)).
+const FIRST_PASSED: i32 = 3;
+
+/// What makes an open socket the same one at the next reload.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
+pub enum Key {
+    /// Whichever server it belongs to.
+    Fixed(SocketAddr),
+    /// The port that the kernel chose once stays, for the same server and place in its list.
+    Chosen { server: String, address: SocketAddr, nth: usize },
+    /// A name may have several sockets.
+    Systemd { name: String, nth: usize },
+}
+
+impl Key {
+    fn is_systemd(&self, wanted: &str) -> bool {
+        matches!(self, Key::Systemd { name, .. } if name == wanted)
+    }
+}
+
+/// A socket in a set, with the server that it serves there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    pub key: Key,
     server: String,
-    requested: String,
 }
 
 #[derive(Debug)]
@@ -33,35 +54,131 @@ struct Listener {
 #[derive(Debug, Default)]
 pub struct Listeners {
     open: BTreeMap<Key, Listener>,
+    /// What systemd passed and nobody has claimed yet.
+    passed: BTreeMap<Key, (OwnedFd, SocketAddr)>,
     next_id: u32,
 }
 
 impl Listeners {
-    /// Opens what `config` names and is not open yet: all of it, or nothing.
-    pub fn open(&mut self, config: &Config) -> Result<Vec<Key>, Failure> {
-        let mut keys = Vec::new();
-        let mut opened = Vec::new();
-        for server in &config.server {
-            for requested in &server.listen {
-                let key = Key { server: server.name.clone(), requested: requested.clone() };
-                if !self.open.contains_key(&key) {
-                    match bind(requested) {
-                        Ok((socket, address)) => {
-                            let listener = Listener { id: self.next_id, address, socket };
-                            self.next_id += 1;
-                            self.open.insert(key.clone(), listener);
-                            opened.push(key.clone());
-                        }
-                        Err(failure) => {
-                            self.open.retain(|key, _| !opened.contains(key));
-                            return Err(failure);
-                        }
-                    }
-                }
-                keys.push(key);
+    /// Takes over what systemd passed to this process, if anything. Once, before the process has a second thread.
+    pub fn adopt_passed() -> Listeners {
+        let take = |name| worker::take_env(name).unwrap_or_default();
+        let (pid, count, names) = (take("LISTEN_PID"), take("LISTEN_FDS"), take("LISTEN_FDNAMES"));
+        let mut listeners = Listeners::default();
+        // Meant for another process, which has passed its environment on to us.
+        if pid.parse() != Ok(std::process::id()) {
+            return listeners;
+        }
+        let mut names = names.split(':');
+        let Ok(count) = count.parse::<u16>() else {
+            tracing::warn!("LISTEN_FDS is `{count}`, which is no number: nothing is taken over from systemd");
+            return listeners;
+        };
+        for number in (FIRST_PASSED..).take(count.into()) {
+            // The name that systemd gives to what has none.
+            let name = names.next().filter(|name| !name.is_empty()).unwrap_or("unknown");
+            match passed(number) {
+                Ok((socket, address)) => listeners.offer(name, socket, address),
+                Err(error) => tracing::warn!("descriptor {number} (`{name}`) from systemd cannot be used: {error}"),
             }
         }
-        Ok(keys)
+        listeners
+    }
+
+    fn offer(&mut self, name: &str, socket: OwnedFd, address: SocketAddr) {
+        let nth = self.passed.keys().filter(|key| key.is_systemd(name)).count();
+        self.passed.insert(Key::Systemd { name: name.into(), nth }, (socket, address));
+    }
+
+    /// Opens what `config` names and is not open yet: all of it, or nothing.
+    pub fn open(&mut self, config: &Config) -> Result<Vec<Claim>, Failure> {
+        let mut claims = Vec::new();
+        let mut opened = Vec::new();
+        for server in &config.server {
+            for (nth, requested) in server.listen.iter().enumerate() {
+                match self.open_one(&server.name, nth, requested, &mut opened) {
+                    Ok(keys) => claims.extend(keys.into_iter().map(|key| Claim { key, server: server.name.clone() })),
+                    Err(failure) => {
+                        opened.into_iter().for_each(|key| self.take_back(key));
+                        return Err(failure);
+                    }
+                }
+            }
+        }
+        Ok(claims)
+    }
+
+    fn open_one(
+        &mut self,
+        server: &str,
+        nth: usize,
+        requested: &str,
+        opened: &mut Vec<Key>,
+    ) -> Result<Vec<Key>, Failure> {
+        let listen: Listen = requested.parse().map_err(|why: String| Failure::new(Stage::Listen, why))?;
+        let key = match listen {
+            Listen::Systemd(name) => return self.claim_passed(&name, opened),
+            Listen::Address(address) if address.port() == 0 => Key::Chosen { server: server.into(), address, nth },
+            Listen::Address(address) => Key::Fixed(address),
+        };
+        if !self.open.contains_key(&key) {
+            let (Key::Fixed(address) | Key::Chosen { address, .. }) = key else { return Ok(Vec::new()) };
+            let (socket, address) = bind(address)?;
+            self.insert(key.clone(), socket, address);
+            opened.push(key.clone());
+        }
+        Ok(vec![key])
+    }
+
+    /// All sockets of that name.
+    fn claim_passed(&mut self, name: &str, opened: &mut Vec<Key>) -> Result<Vec<Key>, Failure> {
+        let waiting: Vec<Key> = self.passed.keys().filter(|key| key.is_systemd(name)).cloned().collect();
+        for key in waiting {
+            if let Some((socket, address)) = self.passed.remove(&key) {
+                self.insert(key.clone(), socket, address);
+                opened.push(key);
+            }
+        }
+        let keys: Vec<Key> = self.open.keys().filter(|key| key.is_systemd(name)).cloned().collect();
+        if !keys.is_empty() {
+            return Ok(keys);
+        }
+        let names: BTreeSet<&str> = (self.open.keys().chain(self.passed.keys()))
+            .filter_map(|key| match key {
+                Key::Systemd { name, .. } => Some(name.as_str()),
+                _ => None,
+            })
+            .collect();
+        let hint = match names.into_iter().collect::<Vec<_>>().join(", ") {
+            none if none.is_empty() => "it has passed none; sockets come from a .socket unit, at the start".into(),
+            names => format!("it has passed {names}; FileDescriptorName= in the .socket unit names a socket"),
+        };
+        Err(Failure::new(Stage::Listen, format!("listen on systemd:{name}: systemd has passed no such socket"))
+            .hint(hint))
+    }
+
+    fn insert(&mut self, key: Key, socket: OwnedFd, address: SocketAddr) {
+        self.open.insert(key, Listener { id: self.next_id, address, socket });
+        self.next_id += 1;
+    }
+
+    /// What was opened for nothing: closed, or offered again.
+    fn take_back(&mut self, key: Key) {
+        if let Some(Listener { socket, address, .. }) = self.open.remove(&key)
+            && matches!(key, Key::Systemd { .. })
+        {
+            self.passed.insert(key, (socket, address));
+        }
+    }
+
+    /// Closes what systemd passed and the first set that is served does not name: on a socket that nobody accepts from,
+    /// clients would wait for ever. Answers names and addresses.
+    pub fn close_unclaimed(&mut self) -> Vec<(String, SocketAddr)> {
+        let name = |key| match key {
+            Key::Systemd { name, .. } => name,
+            Key::Fixed(address) | Key::Chosen { address, .. } => address.to_string(),
+        };
+        std::mem::take(&mut self.passed).into_iter().map(|(key, (_, address))| (name(key), address)).collect()
     }
 
     /// Closes all but `keys`; answers the addresses that are gone.
@@ -72,21 +189,21 @@ impl Listeners {
         gone
     }
 
-    /// What a child is told of `keys`, and copies of their sockets.
-    pub fn lend(&self, keys: &[Key]) -> std::io::Result<Vec<(ListenerInfo, OwnedFd)>> {
+    /// What a child is told of `claims`, and copies of their sockets.
+    pub fn lend(&self, claims: &[Claim]) -> std::io::Result<Vec<(ListenerInfo, OwnedFd)>> {
         let mut lent = Vec::new();
-        for key in keys {
+        for Claim { key, server } in claims {
             if let Some(listener) = self.open.get(key) {
                 let info =
-                    ListenerInfo { id: listener.id, server: key.server.clone(), address: listener.address.to_string() };
+                    ListenerInfo { id: listener.id, server: server.clone(), address: listener.address.to_string() };
                 lent.push((info, listener.socket.try_clone()?));
             }
         }
         Ok(lent)
     }
 
-    pub fn ids(&self, keys: &[Key]) -> Vec<u32> {
-        keys.iter().filter_map(|key| self.open.get(key)).map(|listener| listener.id).collect()
+    pub fn ids(&self, claims: &[Claim]) -> Vec<u32> {
+        claims.iter().filter_map(|claim| self.open.get(&claim.key)).map(|listener| listener.id).collect()
     }
 
     /// Somebody called shutdown(2) on a shared socket (plugin code: Baton's child has no such call): it no longer listens,
@@ -103,17 +220,25 @@ impl Listeners {
         mended
     }
 
-    pub fn status(&self) -> Vec<ListenerStatus> {
-        let status = |(key, listener): (&Key, &Listener)| ListenerStatus {
-            server: key.server.clone(),
-            address: listener.address.to_string(),
+    /// Those that `claims` names.
+    pub fn status(&self, claims: &[Claim]) -> Vec<ListenerStatus> {
+        let status = |claim: &Claim| {
+            let address = self.open.get(&claim.key)?.address.to_string();
+            Some(ListenerStatus { server: claim.server.clone(), address })
         };
-        self.open.iter().map(status).collect()
+        claims.iter().filter_map(status).collect()
     }
 }
 
-fn bind(requested: &str) -> Result<(OwnedFd, SocketAddr), Failure> {
-    let address = parse_listen(requested).map_err(|why| Failure::new(Stage::Listen, why))?;
+/// A listening socket at that number, which cannot block.
+fn passed(number: i32) -> std::io::Result<(OwnedFd, SocketAddr)> {
+    let socket = worker::inherited(number)?.ok_or_else(|| std::io::Error::other("it is not open"))?;
+    socket::adopt_listener(&socket)?;
+    let address = socket::local_addr(socket.as_fd())?.ok_or_else(|| std::io::Error::other("it is no TCP socket"))?;
+    Ok((socket, address))
+}
+
+fn bind(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), Failure> {
     let attempt = || -> std::io::Result<(OwnedFd, SocketAddr)> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
@@ -150,30 +275,102 @@ mod tests {
         Config { server: vec![Server::new("a", listen)], ..Config::default() }
     }
 
-    fn address(listeners: &Listeners) -> String {
-        listeners.status()[0].address.clone()
+    fn addresses(listeners: &Listeners, claims: &[Claim]) -> Vec<String> {
+        listeners.status(claims).into_iter().map(|status| status.address).collect()
+    }
+
+    fn inodes(listeners: &Listeners) -> Vec<u64> {
+        let inode = |listener: &Listener| nix::sys::stat::fstat(&listener.socket).unwrap().st_ino;
+        listeners.open.values().map(inode).collect()
+    }
+
+    fn keys(claims: &[Claim]) -> BTreeSet<Key> {
+        claims.iter().map(|claim| claim.key.clone()).collect()
+    }
+
+    /// As if systemd had passed them.
+    fn passed_by_systemd(names: &[&str]) -> Listeners {
+        let mut listeners = Listeners::default();
+        for name in names {
+            let (socket, address) = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            listeners.offer(name, socket, address);
+        }
+        listeners
     }
 
     #[test]
     fn an_address_stays_what_it_is_across_reloads() {
         let mut listeners = Listeners::default();
-        listeners.open(&config(&["127.0.0.1:0"])).unwrap();
-        let before = address(&listeners);
-        let keys = listeners.open(&config(&["127.0.0.1:0", "[::1]:0"])).unwrap();
-        assert_eq!((listeners.status().len(), address(&listeners)), (2, before.clone()));
-        let gone = listeners.retain(&keys[..1].iter().cloned().collect());
-        assert_eq!((gone.len(), address(&listeners)), (1, before));
+        let first = listeners.open(&config(&["127.0.0.1:0"])).unwrap();
+        let before = (addresses(&listeners, &first), inodes(&listeners));
+        let both = listeners.open(&config(&["127.0.0.1:0", "[::1]:0"])).unwrap();
+        assert_eq!(addresses(&listeners, &both).len(), 2);
+        assert_eq!(listeners.retain(&keys(&both[..1])).len(), 1);
+        assert_eq!((addresses(&listeners, &first), inodes(&listeners)), before);
+    }
+
+    #[test]
+    fn ports_that_the_kernel_chooses_are_as_many_as_are_asked_for() {
+        let mut listeners = Listeners::default();
+        let mut config = config(&["127.0.0.1:0", "127.0.0.1:0"]);
+        config.server.push(Server::new("b", &["127.0.0.1:0"]));
+        let claims = listeners.open(&config).unwrap();
+        let all: BTreeSet<String> = addresses(&listeners, &claims).into_iter().collect();
+        assert_eq!((claims.len(), all.len()), (3, 3));
+        assert_eq!(listeners.open(&config).unwrap(), claims);
+    }
+
+    #[test]
+    fn an_address_may_go_to_another_server_and_stays_open() {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let mut listeners = Listeners::default();
+        let before = listeners.open(&config(&[&free])).unwrap();
+        let inode = inodes(&listeners);
+        let after = Config { server: vec![Server::new("b", &[&free])], ..Config::default() };
+        let after = listeners.open(&after).unwrap();
+        assert!(listeners.retain(&keys(&after)).is_empty());
+        assert_eq!(inodes(&listeners), inode);
+        assert_eq!(
+            (listeners.status(&before)[0].server.as_str(), listeners.status(&after)[0].server.as_str()),
+            ("a", "b")
+        );
+        assert_eq!(listeners.lend(&after).unwrap()[0].0.server, "b");
     }
 
     #[test]
     fn one_address_that_is_taken_opens_none() {
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = other.local_addr().unwrap().to_string();
-        let mut listeners = Listeners::default();
-        let failure = listeners.open(&config(&["127.0.0.1:0", &taken])).unwrap_err();
+        let mut listeners = passed_by_systemd(&["web"]);
+        let failure = listeners.open(&config(&["127.0.0.1:0", "systemd:web", &taken])).unwrap_err();
         assert_eq!(failure.stage, Stage::Listen);
         assert!(failure.error.contains(&taken), "{failure}");
-        assert!(listeners.status().is_empty());
+        assert!(listeners.open.is_empty());
+        // What systemd passed is not to be had again: it is still there.
+        assert_eq!(listeners.open(&config(&["systemd:web"])).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn all_sockets_of_a_name_are_claimed_and_those_of_no_server_closed() {
+        let mut listeners = passed_by_systemd(&["web", "other", "web"]);
+        let claims = listeners.open(&config(&["systemd:web"])).unwrap();
+        assert_eq!(addresses(&listeners, &claims).len(), 2);
+        let closed = listeners.close_unclaimed();
+        assert_eq!((closed.len(), closed[0].0.as_str()), (1, "other"));
+        assert!(TcpStream::connect(closed[0].1).is_err());
+        assert_eq!(listeners.open(&config(&["systemd:web"])).unwrap(), claims);
+        assert_eq!(
+            addresses(&listeners, &claims).iter().filter(|address| TcpStream::connect(address).is_ok()).count(),
+            2
+        );
+    }
+
+    #[test]
+    fn a_name_that_systemd_did_not_pass_is_refused_with_those_that_it_did() {
+        let refused = |mut listeners: Listeners| listeners.open(&config(&["systemd:wbe"])).unwrap_err();
+        let failure = refused(passed_by_systemd(&["web", "admin"]));
+        assert!(failure.error.contains("wbe") && failure.hint.unwrap().contains("admin, web"));
+        assert!(refused(Listeners::default()).hint.unwrap().contains("passed none"));
     }
 
     #[test]
@@ -181,12 +378,12 @@ mod tests {
         // A port that was asked for by number: one that the kernel chose is given up by shutdown(2) and chosen anew.
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let mut listeners = Listeners::default();
-        let keys = listeners.open(&config(&[&free])).unwrap();
-        let (_, copy) = listeners.lend(&keys).unwrap().remove(0);
+        let claims = listeners.open(&config(&[&free])).unwrap();
+        let (_, copy) = listeners.lend(&claims).unwrap().remove(0);
         assert!(listeners.mend().is_empty());
         Socket::from(copy).shutdown(std::net::Shutdown::Both).unwrap();
-        assert!(TcpStream::connect(address(&listeners)).is_err());
+        assert!(TcpStream::connect(&free).is_err());
         assert_eq!(listeners.mend().len(), 1);
-        TcpStream::connect(address(&listeners)).unwrap();
+        TcpStream::connect(&free).unwrap();
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::admin::{self, AdminOptions};
 use super::handle::{Handle, OpOptions, Request};
-use super::listeners::{Key, Listeners};
+use super::listeners::{Claim, Key, Listeners};
 use super::spawn::Child;
 use super::state::{Action, Caller, Event, Exit, Note, SetId, SetInfo, Settings, State};
 use super::store::{Mounted, Store};
@@ -35,7 +35,7 @@ const SIGNALS: [Signal; 6] =
 struct Set {
     config: Config,
     plugins: Vec<Mounted>,
-    listeners: Vec<Key>,
+    listeners: Vec<Claim>,
 }
 
 /// What the blocking pool brought.
@@ -77,16 +77,21 @@ pub fn run(options: Options) -> Result<Exit, StartError> {
     // Before any thread exists, so that all inherit the mask.
     let signals = process::watch_signals(&SIGNALS).map_err(system("take over signals"))?;
     process::raise_open_files().map_err(system("raise the limit of open files"))?;
+    let listeners = Listeners::adopt_passed();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the runtime"))?;
     let local = tokio::task::LocalSet::new();
-    let result = local.block_on(&runtime, serve(options, signals));
+    let result = local.block_on(&runtime, serve(options, signals, listeners));
     // A copy on the blocking pool need not be waited for: its temporary name means nothing to the next master.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(options: Options, signals: nix::sys::signalfd::SignalFd) -> Result<Exit, StartError> {
+async fn serve(
+    options: Options,
+    signals: nix::sys::signalfd::SignalFd,
+    listeners: Listeners,
+) -> Result<Exit, StartError> {
     let system = |what| move |source| StartError::System { what, source };
     let Options { config, reread, pid_file, admin_asked, hup_shuts_down, bad_start, prepare, companion } = options;
     let dirs = Dirs::of(&config).map_err(system("find the instance's directories"))?;
@@ -120,7 +125,7 @@ async fn serve(options: Options, signals: nix::sys::signalfd::SignalFd) -> Resul
         dirs,
         started: Instant::now(),
         image: Image::of_self().map_err(system("open its own binary"))?,
-        listeners: Listeners::default(),
+        listeners,
         store: Arc::new(Mutex::new(store)),
         sets: BTreeMap::new(),
         next_set: 1,
@@ -367,6 +372,9 @@ impl Master {
                 status.load = child.load();
             }
         }
+        // While nothing serves, the ports are bound for whoever is respawned.
+        let shown = self.state.serving().and_then(|one| self.state.set_of(one));
+        let shown = shown.or_else(|| self.state.sets_accepting().last());
         Status {
             name: self.source.config.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -375,7 +383,7 @@ impl Master {
             ready: self.state.is_ready(),
             serving: self.state.serving(),
             shutting_down: self.state.is_shutting_down(),
-            listeners: self.listeners.status(),
+            listeners: self.listeners.status(self.claims(shown)),
             admin: self.admin_url.clone(),
             plugin_dir: self.source.config.plugin_dir.display().to_string(),
             generations,
@@ -384,6 +392,10 @@ impl Master {
             crashes: self.state.crashes(),
             master_fds: process::open_files().unwrap_or(0),
         }
+    }
+
+    fn claims(&self, set: Option<SetId>) -> &[Claim] {
+        set.and_then(|id| self.sets.get(&id)).map_or(&[], |set| &set.listeners)
     }
 
     fn mend(&self) {
@@ -398,7 +410,10 @@ impl Master {
         let before = self.sets.len();
         self.sets.retain(|id, _| used.contains(id));
         let accepting: BTreeSet<SetId> = self.state.sets_accepting().collect();
-        let keys = accepting.iter().filter_map(|id| self.sets.get(id)).flat_map(|set| set.listeners.iter().cloned());
+        let keys = accepting
+            .iter()
+            .filter_map(|id| self.sets.get(id))
+            .flat_map(|set| set.listeners.iter().map(|claim| claim.key.clone()));
         let keys: BTreeSet<Key> = keys.collect();
         for address in self.listeners.retain(&keys) {
             tracing::info!(%address, "address closed");
@@ -465,7 +480,10 @@ impl Master {
     fn announce(&mut self, generation: Generation, from: Option<Generation>, total_ms: f64, cause: &Cause) {
         let pid = self.children.get(&generation).map_or(0, Child::pid);
         let verb = if self.announced { "reloaded" } else { "started" };
-        for listener in self.listeners.status() {
+        for (name, address) in self.listeners.close_unclaimed() {
+            tracing::warn!(%address, "closed the socket `{name}` that systemd passed: no `listen` names it");
+        }
+        for listener in self.listeners.status(self.claims(self.state.set_of(generation))) {
             tracing::info!(
                 generation = generation.0,
                 child = pid,

@@ -1,11 +1,15 @@
-//! Starts a program that dies with who started it: `tether [--core N] PROGRAM ARGS...`.
+//! Starts a program that dies with who started it: `tether [--core N] [--pass NAME]... PROGRAM ARGS...`.
 //!
-//! The harness starts every server through this, so that none is left when a test process is killed. It only sets two
-//! facts of its own process and becomes the program: the pid stays.
+//! The harness starts every server through this, so that none is left when a test process is killed. It only sets
+//! facts of its own process and becomes the program: the pid stays. `--pass` opens a listening socket on a port that the kernel
+//! chooses and passes it under that name, as systemd does.
 
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, parent_id};
 use std::process::{Command, ExitCode};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
@@ -29,9 +33,36 @@ fn main() -> ExitCode {
             return fail(&format!("failed to take core {core}: {error}"));
         }
     }
-    let Some(program) = args.next() else { return fail("usage: tether [--core N] PROGRAM ARGS...") };
-    let error = Command::new(&program).args(args).exec();
+    let mut passed: Vec<(String, TcpListener)> = Vec::new();
+    while args.next_if(|arg| arg == "--pass").is_some() {
+        let name = args.next().and_then(|name| name.into_string().ok());
+        let Some(name) = name else { return fail("--pass needs a name") };
+        match pass(3 + passed.len()) {
+            Ok(listener) => passed.push((name, listener)),
+            Err(error) => return fail(&format!("failed to pass {name}: {error}")),
+        }
+    }
+    let Some(program) = args.next() else { return fail("usage: tether [--core N] [--pass NAME]... PROGRAM ARGS...") };
+    let mut command = Command::new(&program);
+    if !passed.is_empty() {
+        let names: Vec<&str> = passed.iter().map(|(name, _)| name.as_str()).collect();
+        command
+            .env("LISTEN_PID", std::process::id().to_string())
+            .env("LISTEN_FDS", names.len().to_string())
+            .env("LISTEN_FDNAMES", names.join(":"));
+    }
+    let error = command.args(args).exec();
     fail(&format!("failed to run {}: {error}", program.display()))
+}
+
+/// A listening socket that the program inherits at `number`: this process has no other descriptors but the standard ones.
+fn pass(number: usize) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    if usize::try_from(listener.as_raw_fd()) != Ok(number) {
+        return Err(std::io::Error::other(format!("descriptor {number} is taken")));
+    }
+    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(listener)
 }
 
 fn fail(why: &str) -> ExitCode {

@@ -10,6 +10,7 @@ mod growth;
 mod handover;
 mod http;
 mod reload;
+mod servers;
 mod shutdown;
 mod under_load;
 
