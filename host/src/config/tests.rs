@@ -33,6 +33,72 @@ fn the_reference_file_says_what_the_defaults_are() {
     assert_eq!(toml::from_str::<Config>(REFERENCE).unwrap(), Config::default());
 }
 
+/// Every key that there is, as the documentation writes it, with its default if it has one.
+fn documented_keys() -> BTreeMap<String, Option<String>> {
+    fn collect(
+        path: &[String],
+        shown: &str,
+        default: Option<&toml::Table>,
+        found: &mut BTreeMap<String, Option<String>>,
+    ) {
+        for key in super::load::known(path).unwrap() {
+            let below: Vec<String> = path.iter().cloned().chain([key.to_string()]).collect();
+            let shown = if shown.is_empty() { key.to_string() } else { format!("{shown}.{key}") };
+            let value = default.and_then(|table| table.get(*key));
+            let within = match value {
+                Some(toml::Value::Array(tables)) => tables.first().and_then(toml::Value::as_table),
+                other => other.and_then(toml::Value::as_table),
+            };
+            match key {
+                // Told by what is in it.
+                &"plugins" => {
+                    let plugin = toml::Table::try_from(Plugin::default()).unwrap();
+                    let below = ["plugins".to_owned(), "NAME".to_owned()];
+                    collect(&below, "plugins.NAME", Some(&plugin), found);
+                }
+                _ if super::load::known(&below).is_some() => {
+                    if *key == "route" {
+                        let route = Route { host: None, prefix: super::root(), plugin: String::new() };
+                        let mut route = toml::Table::try_from(route).unwrap();
+                        route.remove("plugin");
+                        found.insert(shown.clone(), Some("[]".into()));
+                        collect(&below, &shown, Some(&route), found);
+                    } else {
+                        collect(&below, &shown, within, found);
+                    }
+                }
+                _ => drop(found.insert(shown, value.map(ToString::to_string))),
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    collect(&[], "", Some(&toml::Table::try_from(Config::default()).unwrap()), &mut found);
+    found
+}
+
+#[test]
+fn the_documentation_has_every_key_with_its_default_and_no_other() {
+    let text = include_str!("../../../docs/CONFIGURATION.md");
+    let cell = |cell: &str| cell.trim().strip_prefix('`')?.strip_suffix('`').map(str::to_owned);
+    let rows = text.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| `").and(line.strip_prefix('|'))?.split('|');
+        Some((cell(cells.next()?)?, cell(cells.next()?)))
+    });
+    let rows: BTreeMap<String, Option<String>> = rows.collect();
+    let keys = documented_keys();
+    assert!(keys.len() > 30, "{keys:#?}");
+    assert_eq!(rows, keys);
+}
+
+#[test]
+fn the_reference_file_shows_every_key() {
+    for key in documented_keys().keys().filter_map(|key| key.rsplit('.').next()) {
+        let shown = |line: &str| line.trim_start_matches('#').split('=').next().is_some_and(|name| name.trim() == key);
+        let inline = format!(" {key} = ");
+        assert!(REFERENCE.lines().any(|line| shown(line) || line.contains(&inline)), "{key}");
+    }
+}
+
 #[test]
 fn an_empty_file_is_the_default() {
     assert_eq!(parse("").unwrap(), Config::default());
