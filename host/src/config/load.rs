@@ -333,6 +333,10 @@ fn from_folder(table: &mut toml::Table, folder: &Path) {
             join(value);
         }
     });
+    let plugins = table.get_mut("plugins").and_then(toml::Value::as_table_mut);
+    let files =
+        plugins.into_iter().flat_map(|plugins| plugins.iter_mut()).filter_map(|(_, plugin)| plugin.get_mut("file"));
+    files.for_each(join);
 }
 
 /// The key of a setting, and the document that it stands for.

@@ -251,6 +251,8 @@ pub struct Route {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plugin {
+    /// A library outside of the drop folder.
+    pub file: Option<PathBuf>,
     /// Where its paths begin; else the plugin's own word, else `/`.
     pub mount: Option<String>,
     /// Threads of the plugin's own runtime; 0 for its own choice.

@@ -78,6 +78,9 @@ impl Config {
             if let Some(twin) = self.plugins.keys().find(|key| *key < name && same_plugin(key, name)) {
                 problem(&key, format!("this is the same plugin as `{twin}`: `-` and `_` are alike"));
             }
+            if plugin.file.is_some() && !is_name(name) {
+                problem(&key, format!("`{name}` may hold letters, digits, `.`, `_` and `-` only"));
+            }
             if let Some(mount) = &plugin.mount
                 && let Err(why) = check_mount(mount)
             {

@@ -245,8 +245,10 @@ plugin = "hello"
 
 #[test]
 fn paths_in_a_file_are_relative_to_the_file() {
-    let (dir, path) = file("plugin_dir = \"p\"\nstate_dir = \"../s\"\nruntime_dir = \"/run/x\"\n");
+    let (dir, path) =
+        file("plugin_dir = \"p\"\nstate_dir = \"../s\"\nruntime_dir = \"/run/x\"\n[plugins.a]\nfile = \"a.so\"\n");
     let config = Config::load(Some(&path), &[]).unwrap();
+    assert_eq!(config.plugin("a").unwrap().file, Some(dir.path().join("a.so")));
     assert_eq!(config.plugin_dir, dir.path().join("p"));
     assert_eq!(config.state_dir, Some(dir.path().join("../s")));
     assert_eq!(config.runtime_dir, Some("/run/x".into()));
@@ -270,6 +272,7 @@ fn bad_values_are_refused_and_say_what_to_write() {
             "127.0.0.1:1 is listed twice",
         ),
         ("[plugins.a]\nmount = \"/x/\"", "`/x`"),
+        ("[plugins.\"../a\"]\nfile = \"a.so\"", "letters"),
         (
             "[[server]]\nlisten = [\"127.0.0.1:1\"]\nroute = [{ plugin = \"a\" }, { prefix = \"/\", plugin = \"b\" }]",
             "two routes for */",

@@ -1,4 +1,5 @@
-//! Several servers with several addresses each, and what a reload may do to them: add, remove, route anew, or nothing at all.
+//! What a configuration file may change at a reload: servers and addresses come and go, are routed anew, or stay as they are;
+//! plugins may lie elsewhere.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -220,4 +221,33 @@ fn sockets_meant_for_another_process_are_left_alone() {
     let mut server = setup.config(&one_server("a", &["systemd:web"])).spawn();
     assert_eq!(server.wait_end(wait::LONG).code(), Some(1));
     assert!(server.log().contains("it has passed none"), "{}", server.log());
+}
+
+#[test]
+fn a_plugin_may_lie_outside_of_the_folder_under_a_name_of_its_own() {
+    let setup = Setup::new();
+    let section = |file: &str| format!("[plugins.mine]\nfile = \"{file}\"\n");
+    for version in ["v1", "v2"] {
+        std::fs::copy(artifacts::probe(version), setup.bench().path().join(version)).expect("failed to copy");
+    }
+    // Relative to the configuration file.
+    setup.bench().configure(&section("v1"));
+    let server = setup.start();
+    assert_eq!((server.probe().0.as_str(), server.serving().plugins[0].name.as_str()), ("v1", "mine"));
+    server.bench.configure(&section("v2"));
+    let report = server.switch();
+    assert_eq!((server.probe().0.as_str(), report.plugins.expect("what changed").changed), ("v2", vec!["mine".into()]));
+    server.bench.configure(&section("absent"));
+    let (code, report) = server.reload();
+    assert_eq!((code, report.plugin.as_deref()), (409, Some("mine")), "{report:#?}");
+    assert_eq!(server.probe().0, "v2");
+    // A name is one plugin's.
+    server.bench.configure(&section("v1"));
+    server.bench.install("mine", &artifacts::probe("v2"));
+    let (code, report) = server.reload();
+    assert_eq!(code, 409, "{report:#?}");
+    // Named by its section, a file of the folder is there once.
+    server.bench.configure(&section("plugins/libmine.so").replace("mine]", "other]"));
+    server.switch();
+    assert_eq!(server.serving().plugins.iter().map(|plugin| plugin.name.as_str()).collect::<Vec<_>>(), ["other"]);
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use baton_plugin_api::abi::{Descriptor, FLAG_DEBUG, read_text};
 use sha2::{Digest, Sha256};
 
-use crate::config::{Config, check_mount, same_plugin};
+use crate::config::{Config, Plugin, check_mount, same_plugin};
 use crate::report::{Failure, PluginStatus, Stage};
 use crate::sys::files::{self, Identity, Lease};
 
@@ -86,12 +86,20 @@ impl Store {
         Ok(Store { dir, known: HashMap::new() })
     }
 
-    /// Copies and checks every `*.so` of the plugin folder, and gives each its mount. All of them, or the first failure.
+    /// Copies and checks every `*.so` of the plugin folder and every file that a section names, and gives each its mount. All of them, or the first failure.
     pub fn take(&mut self, config: &Config) -> Result<Vec<Mounted>, Failure> {
-        let files = list(&config.plugin_dir)?;
+        let named = |(name, plugin): (&String, &Plugin)| Some((plugin.file.clone()?, name.clone()));
+        let mut files: Vec<(PathBuf, String)> = config.plugins.iter().filter_map(named).collect();
+        for path in list(&config.plugin_dir)? {
+            // One that a section names has its name from there.
+            if !files.iter().any(|(named, _)| *named == path) {
+                let (_, name) = names(&path);
+                files.push((path, name));
+            }
+        }
         let mut snapshots: Vec<Arc<Snapshot>> = Vec::new();
-        for path in &files {
-            let snapshot = self.snapshot(path, &config.plugin_dir)?;
+        for (path, name) in &files {
+            let snapshot = self.snapshot(path, name, &config.plugin_dir)?;
             if let Some(twin) = snapshots.iter().find(|other| same_plugin(&other.name, &snapshot.name)) {
                 let text = format!("accept {}: {} has the same plugin name", snapshot.file, twin.file);
                 return Err(Failure::new(Stage::Snapshot, text).of_plugin(&snapshot.name).hint("rename one of them"));
@@ -102,14 +110,14 @@ impl Store {
             }
             snapshots.push(snapshot);
         }
-        self.known.retain(|path, _| files.contains(path));
+        self.known.retain(|path, _| files.iter().any(|(file, _)| file == path));
         mount(snapshots, config)
     }
 
-    fn snapshot(&mut self, path: &Path, plugin_dir: &Path) -> Result<Arc<Snapshot>, Failure> {
-        let (file, name) = names(path);
+    fn snapshot(&mut self, path: &Path, name: &str, plugin_dir: &Path) -> Result<Arc<Snapshot>, Failure> {
+        let (file, _) = names(path);
         let fail = |why: String, hint: Option<&str>| {
-            let failure = Failure::new(Stage::Snapshot, format!("accept {file}: {why}")).of_plugin(&name);
+            let failure = Failure::new(Stage::Snapshot, format!("accept {file}: {why}")).of_plugin(name);
             match hint {
                 Some(hint) => failure.hint(hint),
                 None => failure,
@@ -122,6 +130,7 @@ impl Store {
         }
         if let Some((identity, snapshot)) = self.known.get(path)
             && *identity == Identity::of(&metadata)
+            && snapshot.name == name
             && snapshot.path.exists()
         {
             return Ok(snapshot.clone());
@@ -148,7 +157,7 @@ impl Store {
         // Children that have mapped it keep their file.
         std::fs::rename(&temporary, &stored)
             .map_err(|error| fail(format!("the store cannot be written: {error}"), None))?;
-        let snapshot = Arc::new(Snapshot { name, file: file.clone(), path: stored, sha256, descriptor });
+        let snapshot = Arc::new(Snapshot { name: name.into(), file: file.clone(), path: stored, sha256, descriptor });
         self.known.insert(path.to_owned(), (identity, snapshot.clone()));
         Ok(snapshot)
     }
