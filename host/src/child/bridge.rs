@@ -287,7 +287,7 @@ enum BadResponse {
     #[error("the value of header `{0}` holds bytes that HTTP forbids")]
     Value(HeaderName),
     #[error("content-length {0:?} contradicts the body or another content-length")]
-    Length(HeaderValue),
+    Length(String),
     #[error("it has too many headers")]
     TooMany,
     #[error("its body is of no known kind")]
@@ -366,6 +366,11 @@ fn read_response(head: &ResponseHead, body: FfiBody, sink: &Sink) -> Result<Resp
             let value = Slice { ptr: field.value, len: (field.value_len & !SENSITIVE) as usize }.as_bytes();
             (name, value, field.value_len & SENSITIVE != 0)
         };
+        if name.eq_ignore_ascii_case(CONTENT_LENGTH.as_str().as_bytes()) {
+            let known = read_length(value).filter(|known| length.is_none_or(|before| before == *known));
+            length = Some(known.ok_or_else(|| BadResponse::Length(String::from_utf8_lossy(value).into_owned()))?);
+            continue;
+        }
         let name =
             HeaderName::from_bytes(name).map_err(|_| BadResponse::Name(String::from_utf8_lossy(name).into_owned()))?;
         let mut value = match intern(value) {
@@ -373,15 +378,6 @@ fn read_response(head: &ResponseHead, body: FfiBody, sink: &Sink) -> Result<Resp
             None => HeaderValue::from_bytes(value).map_err(|_| BadResponse::Value(name.clone()))?,
         };
         value.set_sensitive(sensitive);
-        if name == CONTENT_LENGTH {
-            let known = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
-            let Some(known) = known.filter(|known| length.is_none_or(|before| before == *known)) else {
-                return Err(BadResponse::Length(value));
-            };
-            length = Some(known);
-            headers.insert(name, value);
-            continue;
-        }
         // How a body is framed on this connection is the host's to say.
         if name == TRANSFER_ENCODING {
             continue;
@@ -389,19 +385,28 @@ fn read_response(head: &ResponseHead, body: FfiBody, sink: &Sink) -> Result<Resp
         headers.try_append(name, value).map_err(|_| BadResponse::TooMany)?;
     }
     if let Some(known) = length {
+        let bodiless = sink.is_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        match body.exact_len() {
+            // hyper says it, from the body itself.
+            Some(actual) if actual == known && !bodiless => {}
+            Some(_) if !bodiless => return Err(BadResponse::Length(known.to_string())),
+            _ => drop(headers.insert(CONTENT_LENGTH, known.into())),
+        }
         if sink.is_head {
             body = Body::EMPTY;
-        } else if let Some(actual) = body.exact_len()
-            && actual != known
-            && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        {
-            return Err(BadResponse::Length(known.into()));
         }
     }
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     Ok(response)
+}
+
+/// A length as RFC 9110 8.6 has it: digits, nothing else.
+#[inline]
+fn read_length(value: &[u8]) -> Option<u64> {
+    let digits = |value: &[u8]| !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    if digits(value) { std::str::from_utf8(value).ok()?.parse().ok() } else { None }
 }
 
 /// Values that need no copy since everybody sends them.
