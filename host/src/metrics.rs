@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::report::Load;
+use crate::report::{LimitHits, Load};
 
 /// What each slot counts. New ones go to the end.
 #[derive(Clone, Copy, Debug)]
@@ -21,10 +21,27 @@ pub enum Slot {
     Requests,
     /// Handlers that panicked.
     Panics,
+    /// Heads that were not whole in time, and new connections that sent nothing.
+    HeadTimeouts,
+    /// Connections closed since they were idle for long.
+    IdleTimeouts,
+    /// Request bodies that paused for too long.
+    BodyTimeouts,
+    /// Responses that were not taken.
+    WriteTimeouts,
+    /// Requests that took too long in all.
+    RequestTimeouts,
+    /// Heads too long, or with too many fields.
+    HeadTooLarge,
+    BodyTooLarge,
+    /// Times that accepting paused, since there were enough connections.
+    AcceptPauses,
+    /// Connections closed at once, since their peer had enough of them.
+    PeerRefusals,
 }
 
 /// How many slots there are.
-pub const SLOTS: usize = Slot::Panics as usize + 1;
+pub const SLOTS: usize = Slot::PeerRefusals as usize + 1;
 
 /// A view of the slots; cheap to copy.
 #[derive(Clone, Copy, Debug)]
@@ -66,5 +83,16 @@ pub fn load(slots: &[AtomicU64; SLOTS]) -> Load {
         requests_in_flight: get(Slot::InFlight),
         requests: get(Slot::Requests),
         panics: get(Slot::Panics),
+        limits: LimitHits {
+            head_timeouts: get(Slot::HeadTimeouts),
+            idle_timeouts: get(Slot::IdleTimeouts),
+            body_timeouts: get(Slot::BodyTimeouts),
+            write_timeouts: get(Slot::WriteTimeouts),
+            request_timeouts: get(Slot::RequestTimeouts),
+            head_too_large: get(Slot::HeadTooLarge),
+            body_too_large: get(Slot::BodyTooLarge),
+            accept_pauses: get(Slot::AcceptPauses),
+            peer_refusals: get(Slot::PeerRefusals),
+        },
     }
 }

@@ -353,6 +353,22 @@ pub struct Load {
     pub requests_in_flight: u64,
     pub requests: u64,
     pub panics: u64,
+    #[serde(default)]
+    pub limits: LimitHits,
+}
+
+/// How often each of `[limits]` was met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitHits {
+    pub head_timeouts: u64,
+    pub idle_timeouts: u64,
+    pub body_timeouts: u64,
+    pub write_timeouts: u64,
+    pub request_timeouts: u64,
+    pub head_too_large: u64,
+    pub body_too_large: u64,
+    pub accept_pauses: u64,
+    pub peer_refusals: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

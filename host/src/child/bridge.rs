@@ -174,10 +174,15 @@ fn quietly(run: impl FnOnce()) {
 
 // ---- the request's body ----
 
+/// What a handler is told of a body above `limits.body_size`.
+const TOO_LARGE: &str = "the request body is larger than allowed";
+
 /// What the plugin's [`FfiBody`] stands for. The order of the fields is the order of their drops.
 struct Upload {
     incoming: Incoming,
-    _receiving: Receiving,
+    /// How much may still come.
+    left: u64,
+    receiving: Receiving,
 }
 
 static UPLOAD: FfiBodyVtable = FfiBodyVtable { poll_frame: upload_poll, size_hint: upload_hint, drop: upload_drop };
@@ -187,7 +192,8 @@ fn lend_body(incoming: Incoming, conn: &Arc<Conn>) -> FfiBody {
     if incoming.is_end_stream() {
         return FfiBody::EMPTY;
     }
-    let upload = Box::new(Upload { incoming, _receiving: Receiving::new(conn.clone()) });
+    let receiving = Receiving::new(conn.clone());
+    let upload = Box::new(Upload { incoming, left: receiving.limit(), receiving });
     FfiBody { kind: BODY_STREAM, bytes: FfiBytes::EMPTY, data: Box::into_raw(upload).cast(), vtable: &UPLOAD }
 }
 
@@ -197,7 +203,21 @@ unsafe extern "C" fn upload_poll(data: *mut c_void, cx: *const FfiContext, out: 
         let upload = unsafe { &mut *data.cast::<Upload>() };
         // SAFETY: the context is lent for this poll.
         let cx = unsafe { &*cx };
-        cx.with_waker(|waker| Pin::new(&mut upload.incoming).poll_frame(&mut Context::from_waker(waker)))
+        let polled = cx.with_waker(|waker| Pin::new(&mut upload.incoming).poll_frame(&mut Context::from_waker(waker)));
+        upload.receiving.note_poll(polled.is_pending());
+        let Poll::Ready(Some(Ok(frame))) = &polled else { return polled.map_err(|error| error.to_string()) };
+        match upload.left.checked_sub(frame.data_ref().map_or(0, |data| data.len() as u64)) {
+            Some(left) => {
+                upload.left = left;
+                polled.map_err(|error| error.to_string())
+            }
+            None => {
+                // From now on nothing fits.
+                upload.left = 0;
+                upload.receiving.refuse();
+                Poll::Ready(Some(Err(TOO_LARGE.into())))
+            }
+        }
     }));
     let frame = match polled {
         Err(_) => return PANICKED,
@@ -206,7 +226,7 @@ unsafe extern "C" fn upload_poll(data: *mut c_void, cx: *const FfiContext, out: 
     };
     let frame = match frame {
         None => FfiFrame::END,
-        Some(Err(error)) => FfiFrame { kind: FRAME_ERROR, bytes: Bytes::from(error.to_string()).into() },
+        Some(Err(error)) => FfiFrame { kind: FRAME_ERROR, bytes: Bytes::from(error).into() },
         Some(Ok(frame)) => match frame.into_data() {
             Ok(data) => FfiFrame { kind: FRAME_DATA, bytes: data.into() },
             Err(frame) => match frame.into_trailers() {

@@ -18,6 +18,7 @@ use super::plugin::{self, Host, Plugin};
 use super::route::Sites;
 use super::serve::Server;
 use super::serve::accept::{Acceptors, Listener};
+use super::serve::limits::Limits;
 use super::state::{Action, Event, State};
 use crate::config::same_plugin;
 use crate::control::{
@@ -25,6 +26,7 @@ use crate::control::{
 };
 use crate::metrics::{Metrics, SLOTS};
 use crate::report::{DrainReport, Failure, Generation, Stage};
+use crate::sys::process;
 use crate::sys::shared::Slots;
 use crate::sys::worker;
 use crate::telemetry::{self, Role, TelemetryError};
@@ -187,11 +189,14 @@ impl Worker {
             .build()
             .map_err(|error| Failure::new(Stage::Load, format!("failed to start the threads that serve: {error}")))?;
         let runtime = Box::leak(Box::new(runtime));
+        let open_files = process::open_files_limit()
+            .map_err(|error| Failure::new(Stage::Load, format!("failed to learn the limit of open files: {error}")))?;
+        let limits = Limits::new(&set.load.config.limits, open_files);
         let mounts = plugins.iter().map(|plugin| (plugin.mount(), *plugin));
         let sites = Sites::new(&set.load.config.server, mounts, |name| {
             plugins.iter().find(|plugin| same_plugin(plugin.name(), name)).copied()
         });
-        self.service = Some(Service { server: Server::new(sites, set.metrics), plugins, runtime });
+        self.service = Some(Service { server: Server::new(sites, set.metrics, limits), plugins, runtime });
         Ok(())
     }
 

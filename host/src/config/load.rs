@@ -230,6 +230,7 @@ pub(super) fn known(path: &[String]) -> Option<&'static [&'static str]> {
         [] => Some(keys::<Config>()),
         ["drain"] => Some(keys::<Drain>()),
         ["shutdown"] => Some(keys::<Shutdown>()),
+        ["limits"] => Some(keys::<Limits>()),
         ["crash"] => Some(keys::<Crash>()),
         ["store"] => Some(keys::<Store>()),
         ["admin"] => Some(keys::<Admin>()),

@@ -7,6 +7,7 @@
 mod limit;
 mod load;
 mod rules;
+mod size;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use limit::Limit;
 use limit::finite;
 pub use rules::{Listen, check_mount, parse_listen};
+pub use size::Size;
 
 /// The commented reference, as `baton run --print-config=reference` and the documents show it.
 pub const REFERENCE: &str = include_str!("default.toml");
@@ -138,6 +140,7 @@ pub struct Config {
     pub max_draining: usize,
     pub drain: Drain,
     pub shutdown: Shutdown,
+    pub limits: Limits,
     pub crash: Crash,
     pub store: Store,
     pub admin: Admin,
@@ -170,6 +173,30 @@ pub struct Shutdown {
     #[serde(with = "finite")]
     pub delay: Duration,
     pub timeout: Limit,
+}
+
+/// What one client, and all together, may take up. docs/LIMITS.md says what each meets at a limit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// From the first byte of a request's head to its last; on a new connection from its accept.
+    pub head_timeout: Limit,
+    /// Of a connection without a request.
+    pub idle_timeout: Limit,
+    /// Of a request's body that a handler waits for, without a byte.
+    pub body_timeout: Limit,
+    /// Of a response, without a byte taken by the client.
+    pub write_timeout: Limit,
+    /// From a request's head to the end of its response.
+    pub request_timeout: Limit,
+    pub head_size: Size,
+    /// Header fields in one head.
+    pub head_fields: usize,
+    pub body_size: Size,
+    /// Open at once in one child; 0 for what RLIMIT_NOFILE allows, less a reserve.
+    pub connections: usize,
+    /// Of these, from one IPv4 address or IPv6 /64 network; 0 for no limit.
+    pub connections_per_peer: usize,
 }
 
 /// What follows the death of a child that serves.
@@ -285,6 +312,7 @@ impl Default for Config {
             max_draining: 8,
             drain: Drain::default(),
             shutdown: Shutdown::default(),
+            limits: Limits::default(),
             crash: Crash::default(),
             store: Store::default(),
             admin: Admin::default(),
@@ -310,6 +338,23 @@ impl Default for Drain {
 impl Default for Shutdown {
     fn default() -> Shutdown {
         Shutdown { delay: Duration::ZERO, timeout: Limit::After(seconds(30)) }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            head_timeout: Limit::After(seconds(30)),
+            idle_timeout: Limit::After(seconds(75)),
+            body_timeout: Limit::After(seconds(30)),
+            write_timeout: Limit::After(seconds(30)),
+            request_timeout: Limit::Never,
+            head_size: Size(64 << 10),
+            head_fields: 100,
+            body_size: Size(1 << 30),
+            connections: 0,
+            connections_per_peer: 0,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
-use super::{Config, ConfigError, Problem, same_plugin};
+use super::{Config, ConfigError, Problem, Size, same_plugin};
 
 impl Config {
     /// Holds every rule, and names all that are broken.
@@ -20,6 +20,13 @@ impl Config {
         }
         if self.max_draining == 0 {
             problem("max_draining", "must be at least 1: every switch leaves one generation draining".into());
+        }
+        // hyper keeps a head in one buffer, which begins at this size.
+        if self.limits.head_size < Size(8 << 10) || self.limits.head_size > Size(1 << 20) {
+            problem("limits.head_size", "must lie between 8 KiB and 1 MiB".into());
+        }
+        if !(1..=10_000).contains(&self.limits.head_fields) {
+            problem("limits.head_fields", "must lie between 1 and 10000".into());
         }
         if self.server.is_empty() {
             problem("server", "at least one [[server]] is needed".into());

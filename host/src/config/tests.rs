@@ -125,6 +125,20 @@ fn an_unknown_key_is_refused_with_its_line_and_what_was_meant() {
 }
 
 #[test]
+fn limits_that_cannot_hold_are_refused_with_what_to_write() {
+    let text = "[limits]\nbody_size = \"10 MB\"\n";
+    assert!(refused(text, &[])[0].contains("10 MiB"));
+    let text = "[limits]\nhead_size = \"1 KiB\"\nhead_fields = 0\nidle_timeout = \"0s\"\nconnections = 5\n";
+    assert_eq!(
+        refused(text, &[]),
+        [
+            "line 2: limits.head_size: must lie between 8 KiB and 1 MiB",
+            "line 3: limits.head_fields: must lie between 1 and 10000"
+        ]
+    );
+}
+
+#[test]
 fn every_table_of_the_shape_knows_its_keys() {
     fn assert_known(table: &toml::Table, path: &mut Vec<String>) {
         let keys = super::load::known(path).unwrap_or_else(|| panic!("no keys are known for {path:?}"));

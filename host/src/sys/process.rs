@@ -270,6 +270,11 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(hard)
 }
 
+/// How many descriptors this process may have.
+pub fn open_files_limit() -> io::Result<u64> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
+}
+
 /// How many descriptors this process has open (less the one that counts them).
 pub fn open_files() -> io::Result<u64> {
     Ok((std::fs::read_dir("/proc/self/fd")?.count() as u64).saturating_sub(1))

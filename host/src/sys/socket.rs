@@ -59,6 +59,14 @@ pub fn unread(socket: RawFd) -> usize {
     if result < 0 { 0 } else { usize::try_from(count).unwrap_or(0) }
 }
 
+/// How many bytes we sent that the peer has not acknowledged (SIOCOUTQ, tcp(7)). As [`unread`], it takes a number.
+pub fn unacknowledged(socket: RawFd) -> usize {
+    let mut count: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ, which is SIOCOUTQ, writes one int to the address given.
+    let result = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut count) };
+    if result < 0 { 0 } else { usize::try_from(count).unwrap_or(0) }
+}
+
 /// Makes the close of `socket` a reset (SO_LINGER 0, socket(7)). As [`unread`], it takes a number.
 pub fn reset_at_close(socket: RawFd) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };

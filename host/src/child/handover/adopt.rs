@@ -81,7 +81,8 @@ fn register(names: &[(u32, &'static str)], entries: Vec<Entry>, fds: Vec<OwnedFd
         // The peer may have gone; the address is then unknown, and the first read tells the rest.
         let (peer, local) = (stream.peer_addr().ok(), stream.local_addr().ok());
         let head = (entry.head_ms > 0).then(|| Duration::from_millis(entry.head_ms.into()));
-        let start = Start { carried: entry.carried, http1: entry.http1, pipelined: entry.pipelined, head };
+        let idle = Duration::from_millis(entry.idle_ms.into());
+        let start = Start { carried: entry.carried, http1: entry.http1, pipelined: entry.pipelined, head, idle };
         Some((Origin { listener: entry.listener, name, peer, local }, stream, start))
     };
     entries.into_iter().zip(fds).map(one).collect()

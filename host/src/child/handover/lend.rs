@@ -185,10 +185,15 @@ impl Leaving {
             listener: self.origin.listener,
             http1: self.start.http1,
             pipelined: self.start.pipelined,
-            head_ms: self.start.head.map_or(0, |head| u32::try_from(head.as_millis()).unwrap_or(u32::MAX).max(1)),
+            head_ms: self.start.head.map_or(0, |head| milliseconds(head).max(1)),
+            idle_ms: milliseconds(self.start.idle),
             carried: self.start.carried.clone(),
         }
     }
+}
+
+fn milliseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
 
 async fn receive(socket: &AsyncFd<OwnedFd>) -> Result<Message, LendError> {

@@ -40,6 +40,8 @@ pub struct Start {
     pub pipelined: bool,
     /// How long ago the head began that lies in `carried`.
     pub head: Option<Duration>,
+    /// For how long nothing has moved.
+    pub idle: Duration,
 }
 
 /// A connection on its way out, still ours.

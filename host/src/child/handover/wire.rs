@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 /// Revision of these layouts.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Most connections in one OFFER: SCM_MAX_FD of the kernel.
 pub const MAX_CONNECTIONS: usize = 253;
 /// Longest message. The kernel's default send buffer takes a little more than twice as much.
@@ -45,12 +45,14 @@ pub struct Entry {
     pub pipelined: bool,
     /// How long ago the head began that lies in `carried`, in milliseconds; 0 if none did.
     pub head_ms: u32,
+    /// For how long nothing has moved, in milliseconds.
+    pub idle_ms: u32,
     /// Read ahead and not served.
     pub carried: Bytes,
 }
 
 /// What an entry takes in a message, without its bytes.
-const ENTRY: usize = 4 + 1 + 4 + 4;
+const ENTRY: usize = 4 + 1 + 4 + 4 + 4;
 /// What an OFFER takes without its entries.
 const OFFER_HEAD: usize = 1 + 4 + 2;
 
@@ -96,6 +98,7 @@ impl Message {
                     out.extend(entry.listener.to_le_bytes());
                     out.push(flags);
                     out.extend(entry.head_ms.to_le_bytes());
+                    out.extend(entry.idle_ms.to_le_bytes());
                     out.extend((entry.carried.len() as u32).to_le_bytes());
                 }
                 for entry in entries {
@@ -138,6 +141,7 @@ fn entries(reader: &mut Reader) -> Result<Vec<Entry>, WireError> {
             http1: flags & FLAG_HTTP1 != 0,
             pipelined: flags & FLAG_PIPELINED != 0,
             head_ms: reader.u32()?,
+            idle_ms: reader.u32()?,
             carried: Bytes::new(),
         });
         lengths.push(reader.u32()? as usize);
@@ -193,12 +197,14 @@ mod tests {
 
     fn entry() -> impl Strategy<Value = Entry> {
         let carried = proptest::collection::vec(any::<u8>(), 0..200);
-        (any::<u32>(), any::<bool>(), any::<bool>(), any::<u32>(), carried).prop_map(
-            |(listener, http1, pipelined, head_ms, carried)| Entry {
+        let times = (any::<u32>(), any::<u32>());
+        (any::<u32>(), any::<bool>(), any::<bool>(), times, carried).prop_map(
+            |(listener, http1, pipelined, (head_ms, idle_ms), carried)| Entry {
                 listener,
                 http1,
                 pipelined,
                 head_ms,
+                idle_ms,
                 carried: carried.into(),
             },
         )
@@ -238,8 +244,14 @@ mod tests {
 
     #[test]
     fn what_fits_is_within_the_limit() {
-        let entry =
-            Entry { listener: 1, http1: true, pipelined: false, head_ms: 0, carried: Bytes::from(vec![0; 1000]) };
+        let entry = Entry {
+            listener: 1,
+            http1: true,
+            pipelined: false,
+            head_ms: 0,
+            idle_ms: 0,
+            carried: Bytes::from(vec![0; 1000]),
+        };
         let mut entries = Vec::new();
         let mut used = 0;
         while fits(used, entries.len(), &entry) {

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::Server;
 use super::conn::Origin;
 use crate::child::handover::Start;
+use crate::metrics::Slot;
 use crate::sys::{readiness, socket};
 
 /// After so many connections in a row, other tasks have their turn.
@@ -68,7 +69,7 @@ impl Acceptors {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         for (socket, facts) in registered {
-            let acceptor = Acceptor { server, facts, backoff: BACKOFF.0, logged: None };
+            let acceptor = Acceptor { server, facts, backoff: BACKOFF.0, logged: Logged::default() };
             tasks.spawn(acceptor.run(socket, stopped.clone()));
         }
         Ok(Acceptors { stop, tasks })
@@ -93,7 +94,23 @@ struct Acceptor {
     server: &'static Server,
     facts: Facts,
     backoff: Duration,
-    logged: Option<Instant>,
+    logged: Logged,
+}
+
+/// When this was last said.
+#[derive(Default)]
+struct Logged(Option<Instant>);
+
+impl Logged {
+    /// Whether it may be said again.
+    fn again(&mut self) -> bool {
+        let now = Instant::now();
+        let again = self.0.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL);
+        if again {
+            self.0 = Some(now);
+        }
+        again
+    }
 }
 
 /// What a pass over the queue ended with.
@@ -102,6 +119,8 @@ enum Pass {
     /// There may be more.
     Batch,
     Exhausted(io::Error),
+    /// There are as many connections as may be; one more waits, perhaps.
+    Full,
 }
 
 impl Acceptor {
@@ -117,6 +136,14 @@ impl Acceptor {
                     self.log(&error);
                     tokio::select! {
                         () = tokio::time::sleep(self.backoff) => self.backoff = (self.backoff * 2).min(BACKOFF.1),
+                        _ = stop.changed() => {}
+                    }
+                    continue;
+                }
+                Pass::Full => {
+                    self.pause();
+                    tokio::select! {
+                        () = self.server.connections.room(self.server.limits.connections) => {}
                         _ = stop.changed() => {}
                     }
                     continue;
@@ -150,6 +177,7 @@ impl Acceptor {
                 Pass::Batch => tokio::task::yield_now().await,
                 // What cannot be accepted now stays in the queue, for whoever serves next.
                 Pass::Exhausted(error) => return self.log(&error),
+                Pass::Full => return self.pause(),
             }
         }
     }
@@ -157,6 +185,9 @@ impl Acceptor {
     /// Accepts until nothing waits, or for one batch.
     fn pass(&mut self, socket: BorrowedFd<'_>) -> Pass {
         for _ in 0..BATCH {
+            if self.server.connections.open() >= self.server.limits.connections {
+                return Pass::Full;
+            }
             match socket::accept(socket) {
                 Ok((stream, peer)) => self.begin(stream, peer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Pass::Empty,
@@ -168,7 +199,16 @@ impl Acceptor {
         Pass::Batch
     }
 
-    fn begin(&self, stream: std::net::TcpStream, peer: Option<SocketAddr>) {
+    fn begin(&mut self, stream: std::net::TcpStream, peer: Option<SocketAddr>) {
+        let server = self.server;
+        if server.limits.per_peer > 0 && server.peers.count(peer) >= server.limits.per_peer {
+            // No word: whoever opens too many shall cost nothing.
+            server.metrics.add(Slot::PeerRefusals);
+            if self.logged.again() {
+                tracing::warn!(?peer, "a connection was closed: its peer has too many");
+            }
+            return;
+        }
         let local = self.facts.local.or_else(|| stream.local_addr().ok());
         // Responses are written whole; waiting for an acknowledgement would only delay them. It fails on a socket that is
         // dead already, and the first read will say so.
@@ -180,10 +220,16 @@ impl Acceptor {
     }
 
     fn log(&mut self, error: &io::Error) {
-        let now = Instant::now();
-        if self.logged.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL) {
-            self.logged = Some(now);
+        if self.logged.again() {
             tracing::warn!(%error, address = self.facts.address, "cannot accept for the moment");
+        }
+    }
+
+    fn pause(&mut self) {
+        self.server.metrics.add(Slot::AcceptPauses);
+        if self.logged.again() {
+            let connections = self.server.limits.connections;
+            tracing::warn!(connections, address = self.facts.address, "as many connections as may be: the others wait");
         }
     }
 }

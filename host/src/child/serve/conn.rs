@@ -7,14 +7,17 @@
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
+use std::time::Duration;
 
 use baton_plugin_api::abi::FfiAddr;
 use http::HeaderMap;
 
 use super::Server;
+use super::limits::{Activity, Counts, Overdue, Stand};
+use super::service::Own;
 use crate::child::handover;
 use crate::child::plugin::Plugin;
 use crate::child::route::Site;
@@ -48,7 +51,7 @@ pub struct Conn {
     pub waker: OnceLock<Waker>,
 
     // ---- written by the connection's task only ----
-    /// A response is being made or written: 0 or 1.
+    /// A response is being [`MAKING`] or [`WRITING`], or 0.
     answering: AtomicU32,
     /// Responses that ended since they were last counted.
     answered: AtomicU32,
@@ -82,13 +85,19 @@ pub struct Conn {
     shown_in_flight: AtomicBool,
     shown_idle: AtomicBool,
 
+    /// For the time limits.
+    pub activity: Activity,
+
     // ---- written by anybody ----
+    /// Why the request that is being answered gets an answer of ours instead: a [`Own`], or 0.
+    refusal: AtomicU8,
     /// Request bodies alive: in a handler's hands, or still to be dropped by it.
     bodies: AtomicU32,
 }
 
 impl Conn {
-    pub fn new(server: &'static Server, origin: Origin, socket: RawFd) -> Conn {
+    /// `idle` is how long nothing has moved on it, in another generation.
+    pub fn new(server: &'static Server, origin: Origin, socket: RawFd, idle: Duration) -> Conn {
         const NONE: FfiAddr =
             FfiAddr { family: baton_plugin_api::abi::ADDR_NONE, port: 0, ip: [0; 16], flow_info: 0, scope_id: 0 };
         server.metrics.add(Slot::Connections);
@@ -119,6 +128,8 @@ impl Conn {
             shut: AtomicBool::new(false),
             shown_in_flight: AtomicBool::new(false),
             shown_idle: AtomicBool::new(true),
+            activity: Activity::new(server.clock.now().saturating_sub(idle.as_millis() as u64)),
+            refusal: AtomicU8::new(0),
             bodies: AtomicU32::new(0),
         }
     }
@@ -182,6 +193,7 @@ impl Conn {
     #[inline]
     pub fn note_write(&self, len: usize) {
         self.flushed.store(false, Relaxed);
+        self.activity.write.end();
         self.written.store(self.written.load(Relaxed).wrapping_add(len as u64), Relaxed);
     }
 
@@ -217,6 +229,7 @@ impl Conn {
         self.reads.store(0, Relaxed);
         self.calls.store(self.calls.load(Relaxed) + 1, Relaxed);
         self.overfull.store(false, Relaxed);
+        self.refusal.store(0, Relaxed);
         let ahead = match body {
             None => UNKNOWN,
             Some(len) => {
@@ -308,6 +321,77 @@ impl Conn {
         self.pipelined.store(true, Relaxed);
     }
 
+    // ---- the limits ----
+
+    fn counts(&self) -> Counts {
+        let get = |count: &AtomicU64| count.load(Relaxed);
+        Counts { read: get(&self.read), written: get(&self.written), calls: get(&self.calls) }
+    }
+
+    fn stand(&self) -> Stand {
+        if self.shown_idle.load(Relaxed) {
+            Stand::Idle
+        } else if self.shown_in_flight.load(Relaxed) {
+            Stand::Answering
+        } else {
+            Stand::Other
+        }
+    }
+
+    /// The sweep's look: whether its task shall judge.
+    pub fn is_past_its_time(&self, now: u64) -> bool {
+        let counts = self.counts();
+        self.activity.observe(now, counts);
+        // All is said, and the io waits for the client's end, not for long.
+        if self.is_shut() || self.activity.overdue(now, &self.server.limits, counts, self.stand()).is_none() {
+            return false;
+        }
+        self.activity.set_due(true);
+        true
+    }
+
+    /// The task's look: which limit is met.
+    pub fn overdue(&self) -> Option<Overdue> {
+        let now = self.server.clock.now();
+        let met = self.activity.overdue(now, &self.server.limits, self.counts(), self.stand());
+        let met = met.filter(|met| match met {
+            // Something has come, and this task will be told in a moment.
+            Overdue::Idle => self.unread() == 0,
+            // What has come and is not read yet is not the client's delay; nor is a body that has come whole.
+            Overdue::Body => self.unread() == 0 && self.ahead.load(Relaxed) < 0,
+            Overdue::Write => {
+                let unacknowledged = crate::sys::socket::unacknowledged(self.socket);
+                self.activity.is_stuck(now, &self.server.limits, unacknowledged)
+            }
+            Overdue::Request => true,
+        });
+        if met.is_none() {
+            self.activity.set_due(false);
+        }
+        met
+    }
+
+    /// For how long nothing has moved.
+    pub fn quiet_time(&self) -> Duration {
+        let since = self.activity.quiet_since(self.counts());
+        since.map_or(Duration::ZERO, |since| Duration::from_millis(self.server.clock.now().saturating_sub(since)))
+    }
+
+    /// The request that is being answered gets this answer instead, if its head is not known yet. Whether that is so, for
+    /// the connection's task; and whether it was not said before.
+    pub fn refuse(&self, refusal: Own) -> bool {
+        let first = self.refusal.compare_exchange(0, refusal as u8, Relaxed, Relaxed).is_ok();
+        first && self.answering.load(Relaxed) == MAKING
+    }
+
+    #[inline]
+    pub fn refusal(&self) -> Option<Own> {
+        match self.refusal.load(Relaxed) {
+            0 => None,
+            code => Own::from_code(code),
+        }
+    }
+
     // ---- the end ----
 
     pub fn unread(&self) -> usize {
@@ -382,6 +466,10 @@ impl Conn {
     }
 }
 
+/// Values of [`Conn::answering`]: the handler has not said what to answer; the response is on its way.
+const MAKING: u32 = 1;
+const WRITING: u32 = 2;
+
 /// A request from its head to the end of its response: held by the handler's future, then by the response's body. Both live
 /// inside hyper's connection, so the connection's task is the only one to drop it.
 pub struct Answering(Arc<Conn>);
@@ -389,7 +477,7 @@ pub struct Answering(Arc<Conn>);
 impl Answering {
     #[inline]
     pub fn new(conn: Arc<Conn>) -> Answering {
-        conn.answering.store(1, Relaxed);
+        conn.answering.store(MAKING, Relaxed);
         Answering(conn)
     }
 
@@ -401,6 +489,7 @@ impl Answering {
     /// The response is known: it counts as answered.
     #[inline]
     pub fn note_answer(&self) {
+        self.0.answering.store(WRITING, Relaxed);
         self.0.answered.store(self.0.answered.load(Relaxed) + 1, Relaxed);
     }
 }
@@ -422,10 +511,32 @@ impl Receiving {
         conn.bodies.fetch_add(1, Relaxed);
         Receiving(conn)
     }
+
+    /// The handler waits for more of it, or does not.
+    #[inline]
+    pub fn note_poll(&self, waits: bool) {
+        if waits { self.0.activity.body.begin() } else { self.0.activity.body.end() }
+    }
+
+    /// More has come than may be.
+    #[cold]
+    pub fn refuse(&self) {
+        self.0.server.metrics.add(Slot::BodyTooLarge);
+        self.0.refuse(Own::BodyTooLarge);
+        // The body may be read by another task than the one that answers.
+        if let Some(waker) = self.0.waker.get() {
+            waker.wake_by_ref();
+        }
+    }
+
+    pub fn limit(&self) -> u64 {
+        self.0.server.limits.body_size
+    }
 }
 
 impl Drop for Receiving {
     fn drop(&mut self) {
+        self.0.activity.body.end();
         self.0.bodies.fetch_sub(1, Release);
         // hyper does not wake for a body that it has given out whole; a drain waits for just this.
         if !self.0.server.is_calm()

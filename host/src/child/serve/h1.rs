@@ -20,16 +20,19 @@ use tokio::time::{Instant, Sleep};
 
 use super::Entry;
 use super::conn::Conn;
-use super::io::{Io, begins_request};
-use super::service::Http;
+use super::io::{Io, LINGER_TIME, begins_request};
+use super::limits::{Limits, Overdue};
+use super::service::{Http, Own};
 use super::sniff::{PREFACE, Sniffed, sniff};
 use crate::child::drain::End;
 use crate::child::handover::{self, MAX_CARRIED, Start};
+use crate::metrics::Slot;
 
-/// A head that has begun must be whole after this long; tests do not wait that long.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 30 });
 /// Polls in a row that try to come to rest, before other tasks have their turn.
 const MAX_POLLS: u32 = 3;
+
+/// hyper's own limit of fields in a head.
+const HEAD_FIELDS: usize = 100;
 
 const NOT_IN_TIME: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 const NO_HTTP2: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
@@ -67,7 +70,7 @@ async fn drive(conn: &Arc<Conn>, stream: TcpStream, start: Start) -> Outcome {
         Poll::Ready(())
     })
     .await;
-    let mut watch = Watch::new(conn, start.head);
+    let mut watch = Watch::new(conn, &start);
     let mut io = Io::new(stream, conn.clone());
     if start.pipelined {
         conn.set_pipelined();
@@ -75,6 +78,7 @@ async fn drive(conn: &Arc<Conn>, stream: TcpStream, start: Start) -> Outcome {
     // One that has served in another generation is known to speak HTTP/1.
     let mut http1 = start.http1;
     if http1 {
+        conn.activity.set_served();
         io.rewind(start.carried);
     } else {
         match begin(conn, &mut io, &mut watch, &start.carried).await {
@@ -87,7 +91,8 @@ async fn drive(conn: &Arc<Conn>, stream: TcpStream, start: Start) -> Outcome {
     }
     loop {
         let served = conn.calls();
-        let mut driver = Driver { http: builder().serve_connection(io, Http::new(conn.clone())), conn, watch };
+        let mut driver =
+            Driver { http: builder(&conn.server.limits).serve_connection(io, Http::new(conn.clone())), conn, watch };
         match poll_fn(|cx| driver.poll(cx)).await {
             Turn::Finished(result) => return finished(conn, driver.http, result).await.into(),
             Turn::Over(verdict, Standing::Busy) => {
@@ -114,7 +119,7 @@ async fn drive(conn: &Arc<Conn>, stream: TcpStream, start: Start) -> Outcome {
                 match (verdict, standing) {
                     // Idle as it seemed, but a part of a head lies in hyper's buffer; or a head as it seemed, and none does.
                     // With what is left over it goes on in a new hyper connection, and now its standing is known.
-                    (Verdict::Expired, Standing::Head) | (Verdict::HeadTimeout, Standing::Idle) => {
+                    (Verdict::Expired | Verdict::Idle, Standing::Head) | (Verdict::HeadTimeout, Standing::Idle) => {
                         conn.restart();
                         io.rewind(parts.read_buf);
                         watch = driver.watch.anew();
@@ -126,8 +131,13 @@ async fn drive(conn: &Arc<Conn>, stream: TcpStream, start: Start) -> Outcome {
     }
 }
 
-fn builder() -> http1::Builder {
+fn builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
+    builder.max_header_size(limits.head_size);
+    // hyper has room for its own number of fields on its stack; another one is allocated per request.
+    if limits.head_fields != HEAD_FIELDS {
+        builder.max_headers(limits.head_fields);
+    }
     // The time limit of heads is ours: see `Watch`.
     builder.header_read_timeout(None);
     builder
@@ -214,6 +224,11 @@ enum Turn {
 impl Driver<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
         let conn = self.conn;
+        if conn.activity.is_due()
+            && let Some(turn) = self.judge()
+        {
+            return Poll::Ready(turn);
+        }
         for _ in 0..MAX_POLLS {
             let was_alive = conn.is_alive();
             conn.begin_poll();
@@ -223,7 +238,7 @@ impl Driver<'_> {
             // A response that the client has not taken yet is not over.
             let busy = conn.is_alive() || !conn.poll_was_flushed();
             conn.publish(busy);
-            if conn.server.is_calm() && (busy || !conn.is_ahead()) {
+            if conn.server.is_calm() && (busy || !conn.is_ahead() && !conn.activity.is_due()) {
                 return Poll::Pending;
             }
             if conn.is_shut() {
@@ -250,6 +265,29 @@ impl Driver<'_> {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// A limit of time may be met. Where the client can still be told, the poll to come tells it; else the connection ends
+    /// with a reset. One that is idle is seen to once it has come to rest: see [`Watch::check`].
+    #[cold]
+    fn judge(&self) -> Option<Turn> {
+        let conn = self.conn;
+        let met = conn.overdue()?;
+        let refusal = match met {
+            Overdue::Idle => return None,
+            Overdue::Body => Some(Own::BodyTimeout),
+            Overdue::Request => Some(Own::RequestTimeout),
+            Overdue::Write => None,
+        };
+        conn.activity.set_due(false);
+        // Counted once: one that was refused and does not end is known.
+        if conn.refusal().is_none() {
+            conn.server.metrics.add(met.slot());
+        }
+        if refusal.is_some_and(|refusal| conn.refuse(refusal)) {
+            return None;
+        }
+        Some(Turn::Over(Verdict::Cut, Standing::Busy))
     }
 
     fn watch(&mut self, cx: &mut Context<'_>, standing: Standing) -> Poll<Turn> {
@@ -305,30 +343,40 @@ impl Standing {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Idle for long enough.
+    /// Idle for long enough, as the drain sees it.
     Expired,
+    /// Idle for long enough at any time.
+    Idle,
     /// No more time.
     Cut,
     /// A head begun is not whole in time.
     HeadTimeout,
 }
 
-/// The time limits of one connection. While the worker serves there is one for heads that came in part; all others begin
-/// when it retires. So a request that comes whole costs no timer.
+/// The limits of one connection that have a timer: of heads that came in part, and, once the worker retires, of the drain.
+/// So a request that comes whole costs none. All others are found by the sweep (`serve::limits`).
 struct Watch {
     timer: Option<Pin<Box<Sleep>>>,
     /// When the head began that is not whole.
     head_since: Option<Instant>,
+    /// When it was accepted, if it is new: its first head counts from there.
+    accepted: Option<Instant>,
     /// Bytes moved when last looked at, and when that changed.
     moved: u64,
     progress: Option<Instant>,
 }
 
 impl Watch {
-    /// `head` is how long ago a head began that is not whole.
-    fn new(conn: &Conn, head: Option<Duration>) -> Watch {
-        let head_since = head.and_then(|ago| Instant::now().checked_sub(ago));
-        Watch { timer: None, head_since, moved: conn.moved(), progress: None }
+    fn new(conn: &Conn, start: &Start) -> Watch {
+        let now = Instant::now();
+        let head_since = start.head.and_then(|ago| now.checked_sub(ago));
+        let accepted = if start.http1 { None } else { now.checked_sub(start.idle) };
+        Watch { timer: None, head_since, accepted, moved: conn.moved(), progress: None }
+    }
+
+    /// When the head began that has not been whole at the last look.
+    fn head_began(&self, conn: &Conn) -> Option<Instant> {
+        self.head_since.or(self.accepted.filter(|_| conn.calls() == 0))
     }
 
     /// The same limits for a connection that goes on in another form.
@@ -340,7 +388,11 @@ impl Watch {
         if standing != Standing::Head {
             self.head_since = None;
         } else if self.head_since.is_none() {
-            self.head_since = Some(Instant::now());
+            self.head_since = self.head_began(conn).or_else(|| Some(Instant::now()));
+        }
+        if standing == Standing::Idle && conn.activity.is_due() && conn.overdue() == Some(Overdue::Idle) {
+            conn.activity.set_due(false);
+            return Poll::Ready(Verdict::Idle);
         }
         loop {
             let Some((deadline, verdict)) = self.due(conn, standing) else { return Poll::Pending };
@@ -362,7 +414,9 @@ impl Watch {
 
     /// What comes next, and when.
     fn due(&mut self, conn: &Conn, standing: Standing) -> Option<(Instant, Verdict)> {
-        let head = self.head_since.map(|since| (since + HEAD_TIMEOUT, Verdict::HeadTimeout));
+        let patience = conn.server.limits.head_timeout;
+        let head = self.head_since.zip(patience).and_then(|(since, patience)| since.checked_add(patience));
+        let head = head.map(|at| (at, Verdict::HeadTimeout));
         let drain = &conn.server.drain;
         let Some(limits) = drain.limits() else { return head };
         let ending = if standing == Standing::Idle { Verdict::Expired } else { Verdict::Cut };
@@ -395,6 +449,9 @@ async fn finished(conn: &Conn, http: Connection, result: hyper::Result<()>) -> E
     let http1::Parts { mut io, read_buf, .. } = http.into_parts();
     if let Err(error) = result {
         tracing::debug!(%error, peer = ?conn.peer.to_std(), "connection ended early");
+        if error.is_parse_too_large() {
+            conn.server.metrics.add(Slot::HeadTooLarge);
+        }
         // A response that broke off must not look like one that is whole.
         if error.is_user() || error.is_body_write_aborted() {
             conn.set_reset();
@@ -412,14 +469,21 @@ async fn finished(conn: &Conn, http: Connection, result: hyper::Result<()>) -> E
 /// The drain ends a connection whose io is not in hyper.
 async fn over(conn: &Conn, mut io: Io, verdict: Verdict, standing: Standing) -> End {
     match verdict {
-        Verdict::HeadTimeout => refuse(io, NOT_IN_TIME).await,
+        Verdict::HeadTimeout => {
+            conn.server.metrics.add(Slot::HeadTimeouts);
+            refuse(io, NOT_IN_TIME).await
+        }
         Verdict::Cut => {
             conn.set_reset();
             End::CutHead
         }
         // No time for courtesies.
         Verdict::Expired if conn.server.drain.is_cut() => End::Lingered,
-        Verdict::Expired => {
+        Verdict::Expired | Verdict::Idle => {
+            if verdict == Verdict::Idle {
+                let spoke = conn.activity.has_served() || conn.calls() > 0;
+                conn.server.metrics.add(if spoke { Slot::IdleTimeouts } else { Slot::HeadTimeouts });
+            }
             debug_assert_eq!(standing, Standing::Idle);
             close(&mut io).await;
             if io.discarded_request() { End::Lost } else { End::Lingered }
@@ -445,13 +509,14 @@ fn leave(conn: &Conn, io: Io, read: Bytes, http1: bool, watch: &Watch) -> Outcom
     };
     // hyper read its part first.
     let carried = if rest.is_empty() { read } else { Bytes::from([&read[..], &rest[..]].concat()) };
-    let head = (!carried.is_empty()).then(|| watch.head_since.map_or(Duration::ZERO, |since| since.elapsed()));
-    Outcome::Leaves(stream, Start { carried, http1, pipelined: conn.is_pipelined(), head })
+    let head = (!carried.is_empty()).then(|| watch.head_began(conn).map_or(Duration::ZERO, |since| since.elapsed()));
+    Outcome::Leaves(stream, Start { carried, http1, pipelined: conn.is_pipelined(), head, idle: conn.quiet_time() })
 }
 
 /// Answers what hyper is not asked to, and closes.
 async fn refuse(mut io: Io, response: &'static [u8]) -> End {
-    if io.write_all(response).await.is_ok() {
+    // A client that takes nothing is not waited for.
+    if let Ok(Ok(())) = tokio::time::timeout(LINGER_TIME, io.write_all(response)).await {
         close(&mut io).await;
     }
     End::Finished

@@ -18,7 +18,7 @@ use super::conn::Conn;
 use crate::sys::socket;
 
 /// A lingering close ends after this long at the latest.
-const LINGER_TIME: Duration = Duration::from_secs(2);
+pub const LINGER_TIME: Duration = Duration::from_secs(2);
 /// And after this many bytes: then the client had its chance to notice.
 const LINGER_BYTES: usize = 256 * 1024;
 
@@ -66,6 +66,16 @@ impl Io {
         let len = buffer.filled().len();
         self.conn.note_read(len);
         Poll::Ready(Ok(len))
+    }
+
+    /// Writes, and takes down if the kernel takes no more.
+    #[inline]
+    fn waiting<T>(&mut self, write: impl FnOnce(Pin<&mut TcpStream>) -> Poll<T>) -> Poll<T> {
+        let poll = write(Pin::new(&mut self.stream));
+        if poll.is_pending() {
+            self.conn.activity.write.begin();
+        }
+        poll
     }
 
     /// Writes `bytes` whole, outside hyper.
@@ -167,7 +177,7 @@ impl Read for Io {
 impl Write for Io {
     #[inline]
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let len = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        let len = ready!(self.waiting(|stream| stream.poll_write(cx, bytes)))?;
         self.conn.note_write(len);
         Poll::Ready(Ok(len))
     }
@@ -193,7 +203,7 @@ impl Write for Io {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let len = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, parts))?;
+        let len = ready!(self.waiting(|stream| stream.poll_write_vectored(cx, parts)))?;
         self.conn.note_write(len);
         Poll::Ready(Ok(len))
     }

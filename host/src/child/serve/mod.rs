@@ -5,6 +5,7 @@ pub mod accept;
 pub mod conn;
 pub mod h1;
 mod io;
+pub mod limits;
 mod service;
 mod sniff;
 #[cfg(test)]
@@ -12,12 +13,13 @@ mod tests;
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use self::conn::{Conn, Origin};
+use self::limits::{Clock, Limits, Peers};
 use super::drain::Drain;
 use super::handover::{Handover, Start};
 use super::plugin::Plugin;
@@ -30,13 +32,26 @@ pub struct Server {
     pub drain: Drain,
     pub handover: Handover,
     pub connections: Connections,
+    pub limits: Limits,
+    pub clock: Clock,
+    pub peers: Peers,
+    sweep: Once,
 }
 
 impl Server {
     /// One per worker.
-    pub fn new(sites: Sites<&'static Plugin>, metrics: Metrics) -> &'static Server {
-        let (drain, handover, connections) = (Drain::default(), Handover::default(), Connections::default());
-        Box::leak(Box::new(Server { sites, metrics, drain, handover, connections }))
+    pub fn new(sites: Sites<&'static Plugin>, metrics: Metrics, limits: Limits) -> &'static Server {
+        Box::leak(Box::new(Server {
+            sites,
+            metrics,
+            drain: Drain::default(),
+            handover: Handover::default(),
+            connections: Connections::default(),
+            limits,
+            clock: Clock::default(),
+            peers: Peers::default(),
+            sweep: Once::new(),
+        }))
     }
 
     /// Neither retiring nor handing over: nobody asks a connection for anything.
@@ -52,8 +67,11 @@ impl Server {
             Ok(stream) => stream,
             Err(error) => return tracing::error!(%error, "failed to register a connection"),
         };
+        if let Some(tick) = self.limits.tick {
+            self.sweep.call_once(|| drop(tokio::spawn(limits::sweep(self, tick))));
+        }
         // From here on it counts, before any task has seen it.
-        let entry = self.connections.enter(Conn::new(self, origin, raw));
+        let entry = self.connections.enter(Conn::new(self, origin, raw, start.idle));
         tokio::spawn(h1::serve(entry, stream, start));
     }
 }
@@ -68,6 +86,10 @@ pub struct Connections {
     shards: [Mutex<Shard>; SHARDS],
     /// Told when the last one ended.
     none_left: Notify,
+    /// Told when the first one began.
+    some: Notify,
+    /// Told when there is room for one more.
+    room: Notify,
 }
 
 #[derive(Default)]
@@ -86,7 +108,12 @@ pub struct Entry {
 impl Connections {
     pub fn enter(&self, conn: Conn) -> Entry {
         let conn = Arc::new(conn);
-        self.open.fetch_add(1, Ordering::SeqCst);
+        if self.open.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.some.notify_one();
+        }
+        if conn.server.limits.per_peer > 0 {
+            conn.server.peers.enter(conn.origin.peer);
+        }
         let shard = (self.next.fetch_add(1, Ordering::Relaxed) % SHARDS as u64) as usize;
         let mut guard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
         let slot = guard.free.pop().unwrap_or_else(|| {
@@ -115,6 +142,35 @@ impl Connections {
         }
     }
 
+    /// Looks at every connection that is open.
+    pub fn each(&self, mut look: impl FnMut(&Conn)) {
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.slots.iter().flatten().for_each(|conn| look(conn));
+        }
+    }
+
+    /// Waits until one is open. For one task only.
+    pub async fn some(&self) {
+        while self.open() == 0 {
+            self.some.notified().await;
+        }
+    }
+
+    /// Waits until fewer than `limit` are open.
+    pub async fn room(&self, limit: usize) {
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            // Before the look at the count: what ends after it wakes.
+            room.as_mut().enable();
+            if self.open() < limit {
+                return;
+            }
+            room.await;
+        }
+    }
+
     /// Waits until none is open. Only once accepting has ended does it stay so.
     pub async fn none_left(&self) {
         while self.open() > 0 {
@@ -138,8 +194,16 @@ impl Drop for Entry {
             shard.slots[self.slot] = None;
             shard.free.push(self.slot);
         }
-        if connections.open.fetch_sub(1, Ordering::SeqCst) == 1 {
+        let server = self.conn.server;
+        if server.limits.per_peer > 0 {
+            server.peers.leave(self.conn.origin.peer);
+        }
+        let before = connections.open.fetch_sub(1, Ordering::SeqCst);
+        if before == 1 {
             connections.none_left.notify_one();
+        }
+        if before == server.limits.connections {
+            connections.room.notify_waiters();
         }
     }
 }

@@ -15,6 +15,7 @@ use hyper::service::Service;
 use super::conn::{Answering, Conn};
 use crate::child::bridge::{Body, Call};
 use crate::child::route;
+use crate::metrics::Slot;
 
 pub struct Http {
     conn: Arc<Conn>,
@@ -36,13 +37,17 @@ impl Service<Request<Incoming>> for Http {
         let conn = &self.conn;
         let len = if request.body().is_end_stream() { Some(0) } else { request.body().size_hint().exact() };
         conn.note_call(request.headers(), len);
+        if len.is_some_and(|len| len > conn.server.limits.body_size) {
+            conn.server.metrics.add(Slot::BodyTooLarge);
+            return Answer::refused(conn.clone(), Own::BodyTooLarge);
+        }
         let site = conn.site;
         let path = route::target(request.uri()).split('?').next().unwrap_or("/");
         let source = match site.routes.find(path, || route::host(&request)) {
-            _ if site.is_health(path) => Source::Own(StatusCode::OK),
+            _ if site.is_health(path) => Source::Own(Own::Healthy),
             Some(found) => Source::Plugin(Call::begin(found.to, found.prefix, request, conn)),
-            None if site.routes.is_empty() => Source::Own(StatusCode::SERVICE_UNAVAILABLE),
-            None => Source::Own(StatusCode::NOT_FOUND),
+            None if site.routes.is_empty() => Source::Own(Own::NoPlugin),
+            None => Source::Own(Own::NotFound),
         };
         Answer { source, answering: Some(Answering::new(conn.clone())) }
     }
@@ -57,7 +62,58 @@ pub struct Answer {
 
 enum Source {
     Plugin(Call),
-    Own(StatusCode),
+    Own(Own),
+}
+
+/// An answer of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Own {
+    /// The server lives, whatever its plugins do, and also while it drains.
+    Healthy = 1,
+    NotFound,
+    NoPlugin,
+    BodyTooLarge,
+    BodyTimeout,
+    RequestTimeout,
+}
+
+impl Own {
+    pub fn from_code(code: u8) -> Option<Own> {
+        // Those that a limit may put in the place of a handler's answer.
+        const ALL: [Own; 3] = [Own::BodyTooLarge, Own::BodyTimeout, Own::RequestTimeout];
+        ALL.into_iter().find(|own| *own as u8 == code)
+    }
+
+    fn response(self) -> (StatusCode, &'static str) {
+        match self {
+            Own::Healthy => (StatusCode::OK, "ok\n"),
+            Own::NotFound => (StatusCode::NOT_FOUND, "no plugin is mounted here\n"),
+            Own::NoPlugin => (StatusCode::SERVICE_UNAVAILABLE, "no plugin is loaded\n"),
+            Own::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the request body is larger than allowed\n"),
+            Own::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "the request body did not come in time\n"),
+            Own::RequestTimeout => (StatusCode::SERVICE_UNAVAILABLE, "the request took too long\n"),
+        }
+    }
+
+    /// The rest of the request is not waited for.
+    fn closes(self) -> bool {
+        !matches!(self, Own::Healthy | Own::NotFound | Own::NoPlugin)
+    }
+}
+
+impl Answer {
+    #[cold]
+    fn refused(conn: Arc<Conn>, refusal: Own) -> Answer {
+        Answer { source: Source::Own(refusal), answering: Some(Answering::new(conn)) }
+    }
+
+    /// Whether a limit was met before the response is known: then the handler is dropped, and a response of ours takes the
+    /// place of its own.
+    #[inline]
+    fn is_refused(&self) -> Option<Own> {
+        self.answering.as_ref().and_then(|answering| answering.conn().refusal())
+    }
 }
 
 impl Future for Answer {
@@ -66,9 +122,22 @@ impl Future for Answer {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        if let Some(refusal) = this.is_refused() {
+            this.source = Source::Own(refusal);
+        }
         let mut response = match &mut this.source {
-            Source::Plugin(call) => ready!(call.poll(cx)),
-            Source::Own(status) => own(*status),
+            Source::Plugin(call) => {
+                let polled = call.poll(cx);
+                // The handler may just have read too much.
+                match this.is_refused() {
+                    None => ready!(polled),
+                    Some(refusal) => {
+                        this.source = Source::Own(refusal);
+                        own(refusal)
+                    }
+                }
+            }
+            Source::Own(refusal) => own(*refusal),
         };
         // Now and not earlier: hyper writes the head right after this.
         if let Some(answering) = this.answering.take() {
@@ -83,18 +152,17 @@ impl Future for Answer {
 }
 
 #[cold]
-fn own(status: StatusCode) -> Response<Body> {
-    let text = match status {
-        // The server's health: it lives, whatever its plugins do, and also while it drains.
-        StatusCode::OK => "ok\n",
-        StatusCode::NOT_FOUND => "no plugin is mounted here\n",
-        _ => "no plugin is loaded\n",
-    };
+fn own(refusal: Own) -> Response<Body> {
+    let (status, text) = refusal.response();
     let mut response = Response::new(Body::from_static(text));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if refusal.closes() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }

@@ -90,7 +90,14 @@ fn world() -> Status {
         cause: Cause::Start,
         age_ms: 65_000,
         deadline_ms: None,
-        load: Load { connections: 64, idle: 60, requests_in_flight: 4, requests: 123_456, panics: 0 },
+        load: Load {
+            connections: 64,
+            idle: 60,
+            requests_in_flight: 4,
+            requests: 123_456,
+            panics: 0,
+            ..Load::default()
+        },
         plugins: vec![plugin("hello", "0.2.0")],
         exit: exit.map(String::from),
     };

@@ -47,7 +47,7 @@ fn lend_over(from: &Site, giver: OwnedFd, listeners: Vec<u32>) {
     lend(from.server, giver, Generation(2), listeners);
 }
 
-fn hand_over(from: &Site, to: &Site) {
+pub fn hand_over(from: &Site, to: &Site) {
     connect(from, to, vec![1], vec![(1, "web")]);
 }
 
@@ -68,7 +68,7 @@ fn impostor(
             buffer
         };
         seqpacket::send(taker.as_fd(), &[1, version], &[]).unwrap();
-        assert_eq!(recv(), [1, 1], "its HELLO");
+        assert_eq!(recv(), [1, 2], "its HELLO");
         answer(&taker, recv());
     });
     lend_over(from, giver, vec![1]);
@@ -158,7 +158,7 @@ fn what_the_other_side_never_acknowledged_stays() {
     for client in &mut clients {
         assert_eq!(client.get("/a").text(), "old /a");
     }
-    let dead = impostor(&old, 1, |_, offer| assert_eq!(offer[0], 2, "an OFFER"));
+    let dead = impostor(&old, 2, |_, offer| assert_eq!(offer[0], 2, "an OFFER"));
     dead.join().unwrap();
     for client in &mut clients {
         assert_eq!(client.get("/b").text(), "old /b");
@@ -176,7 +176,7 @@ fn a_refused_batch_stays_and_so_does_all_with_another_version() {
     let (old, _) = named("old");
     let mut client = old.connect();
     assert_eq!(client.get("/a").text(), "old /a");
-    let full = impostor(&old, 1, |socket, offer| {
+    let full = impostor(&old, 2, |socket, offer| {
         let nak = [&[4][..], &offer[1..5]].concat();
         seqpacket::send(socket.as_fd(), &nak, &[]).unwrap();
         // Until the giver has hung up.

@@ -4,6 +4,7 @@ mod drain;
 mod fake;
 mod handover;
 mod http;
+mod limits;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,9 +13,10 @@ use std::time::{Duration, Instant};
 use self::fake::{Asked, Reply, reply};
 use super::Server;
 use super::accept::{Acceptors, Listener};
+use super::limits::Limits;
 use crate::child::plugin::Plugin;
 use crate::child::route::Sites;
-use crate::config;
+use crate::config::{self, Limit};
 use crate::control::Deadlines;
 use crate::metrics::{Metrics, Slot};
 use crate::report::DrainReport;
@@ -34,13 +36,26 @@ fn site(mounts: Vec<(&str, &'static Plugin)>) -> Site {
     site_of(&[], mounts)
 }
 
+fn site_with(limits: &config::Limits, mounts: Vec<(&str, &'static Plugin)>) -> Site {
+    site_in_full(&[], limits, mounts)
+}
+
+/// The limits of tests, which do not wait for long.
+fn limits() -> config::Limits {
+    config::Limits { head_timeout: Limit::After(Duration::from_secs(3)), ..config::Limits::default() }
+}
+
 /// With what the configuration says of its server, which is named `web`.
 fn site_of(servers: &[config::Server], mounts: Vec<(&str, &'static Plugin)>) -> Site {
+    site_in_full(servers, &limits(), mounts)
+}
+
+fn site_in_full(servers: &[config::Server], limits: &config::Limits, mounts: Vec<(&str, &'static Plugin)>) -> Site {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     // A route names a plugin by its mount, as all plugins of these tests have the same name.
     let find = |name: &str| mounts.iter().find(|(mount, _)| *mount == name).map(|(_, plugin)| *plugin);
     let sites = Sites::new(servers, mounts.iter().copied(), find);
-    let server = Server::new(sites, Metrics::local());
+    let server = Server::new(sites, Metrics::local(), Limits::new(limits, 20_000));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let entered = runtime.enter();

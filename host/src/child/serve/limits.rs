@@ -1,0 +1,476 @@
+//! What a connection may take up: the limits as the hot path needs them, what is known of a connection's activity, and the
+//! sweep that finds those whose time is over.
+//!
+//! A request costs no timer and no look at a clock. A connection counts its bytes and requests anyway; once per tick the
+//! sweep compares these counts with those of the tick before, so that it knows, to a tick, how long nothing has moved. It
+//! only wakes: whether a limit is met is judged by the connection's own task (`serve::h1`), from the counts as they are then.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Server;
+use crate::config;
+use crate::metrics::Slot;
+
+/// A tick is this part of the shortest time limit, within the bounds.
+const TICKS: u32 = 8;
+const TICK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// A response that is stuck is looked at this often within its limit.
+const LOOKS: u64 = 4;
+/// Descriptors kept for other things than connections: a part of all, and a number.
+const RESERVE: (u64, u64) = (16, 64);
+
+/// `[limits]`. Times are in milliseconds, [`NEVER`] for none.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub head_timeout: Option<Duration>,
+    head: u64,
+    idle: u64,
+    body: u64,
+    write: u64,
+    request: u64,
+    pub head_size: usize,
+    pub head_fields: usize,
+    pub body_size: u64,
+    pub connections: usize,
+    pub per_peer: usize,
+    /// None if there is nothing to sweep for.
+    pub tick: Option<Duration>,
+}
+
+const NEVER: u64 = u64::MAX;
+
+impl Limits {
+    /// `open_files` is how many descriptors this process may have.
+    pub fn new(limits: &config::Limits, open_files: u64) -> Limits {
+        let ms = |limit: config::Limit| {
+            limit.duration().map_or(NEVER, |limit| u64::try_from(limit.as_millis()).unwrap_or(NEVER))
+        };
+        let times = [
+            limits.head_timeout.duration(),
+            limits.idle_timeout.duration(),
+            limits.body_timeout.duration(),
+            limits.write_timeout.duration(),
+            limits.request_timeout.duration(),
+        ];
+        let shortest = times.into_iter().flatten().min();
+        let room = open_files.saturating_sub(open_files / RESERVE.0 + RESERVE.1).max(1);
+        Limits {
+            head_timeout: limits.head_timeout.duration(),
+            head: ms(limits.head_timeout),
+            idle: ms(limits.idle_timeout),
+            body: ms(limits.body_timeout),
+            write: ms(limits.write_timeout),
+            request: ms(limits.request_timeout),
+            head_size: usize::try_from(limits.head_size.0).unwrap_or(usize::MAX),
+            head_fields: limits.head_fields,
+            body_size: limits.body_size.0,
+            connections: match limits.connections {
+                0 => usize::try_from(room).unwrap_or(usize::MAX),
+                own => own,
+            },
+            per_peer: limits.connections_per_peer,
+            tick: shortest.map(|time| (time / TICKS).clamp(TICK.0, TICK.1)),
+        }
+    }
+}
+
+/// Milliseconds, from a zero long before the start: what came from another generation may be older than this process.
+#[derive(Debug)]
+pub struct Clock(Instant);
+
+const START: u64 = 1 << 40;
+
+impl Default for Clock {
+    fn default() -> Clock {
+        Clock(Instant::now())
+    }
+}
+
+impl Clock {
+    pub fn now(&self) -> u64 {
+        START + self.0.elapsed().as_millis() as u64
+    }
+}
+
+/// Wakes the connections whose time may be over, as long as the worker lives.
+pub async fn sweep(server: &'static Server, tick: Duration) {
+    loop {
+        server.connections.some().await;
+        tokio::time::sleep(tick).await;
+        let now = server.clock.now();
+        server.connections.each(|conn| {
+            if conn.is_past_its_time(now)
+                && let Some(waker) = conn.waker.get()
+            {
+                waker.wake_by_ref();
+            }
+        });
+    }
+}
+
+// ---- one connection ----
+
+/// Which limit a connection has met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overdue {
+    Idle,
+    Body,
+    Write,
+    Request,
+}
+
+impl Overdue {
+    pub fn slot(self) -> Slot {
+        match self {
+            Overdue::Idle => Slot::IdleTimeouts,
+            Overdue::Body => Slot::BodyTimeouts,
+            Overdue::Write => Slot::WriteTimeouts,
+            Overdue::Request => Slot::RequestTimeouts,
+        }
+    }
+}
+
+/// What a connection has moved, as it counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Counts {
+    pub read: u64,
+    pub written: u64,
+    pub calls: u64,
+}
+
+/// How a connection stands, as it has last said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stand {
+    /// No request and no part of one.
+    Idle,
+    /// A request is being answered.
+    Answering,
+    /// Neither: a part of a head has come, or the rest of a body.
+    Other,
+}
+
+/// What the sweep knows of a connection. Written by the sweep, and by the connection's own task where that is said.
+#[derive(Debug)]
+pub struct Activity {
+    /// The task shall judge. Set by the sweep, cleared by the task.
+    due: AtomicBool,
+    /// It has carried a request, here or in another generation. Set by the task.
+    served: AtomicBool,
+    read: AtomicU64,
+    written: AtomicU64,
+    calls: AtomicU64,
+    /// When these were last seen to change.
+    read_at: AtomicU64,
+    written_at: AtomicU64,
+    called_at: AtomicU64,
+    /// A handler waits for more of the request's body.
+    pub body: Wait,
+    /// The kernel takes no more of the response.
+    pub write: Wait,
+    /// Bytes that the client had not acknowledged when a stuck response was last looked at, and when that was. By the task.
+    unacknowledged: AtomicUsize,
+    looked_at: AtomicU64,
+}
+
+impl Activity {
+    /// Nothing has moved since `since`.
+    pub fn new(since: u64) -> Activity {
+        Activity {
+            due: AtomicBool::new(false),
+            served: AtomicBool::new(false),
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            read_at: AtomicU64::new(since),
+            written_at: AtomicU64::new(since),
+            called_at: AtomicU64::new(since),
+            body: Wait::default(),
+            write: Wait::default(),
+            unacknowledged: AtomicUsize::new(usize::MAX),
+            looked_at: AtomicU64::new(0),
+        }
+    }
+
+    #[inline]
+    pub fn is_due(&self) -> bool {
+        self.due.load(Relaxed)
+    }
+
+    pub fn set_due(&self, due: bool) {
+        self.due.store(due, Relaxed);
+    }
+
+    pub fn set_served(&self) {
+        self.served.store(true, Relaxed);
+    }
+
+    pub fn has_served(&self) -> bool {
+        self.served.load(Relaxed)
+    }
+
+    /// The sweep's part: takes down what has changed.
+    pub fn observe(&self, now: u64, counts: Counts) {
+        let note = |seen: &AtomicU64, count: u64, at: &AtomicU64| {
+            if seen.load(Relaxed) != count {
+                seen.store(count, Relaxed);
+                at.store(now, Relaxed);
+            }
+        };
+        note(&self.read, counts.read, &self.read_at);
+        note(&self.written, counts.written, &self.written_at);
+        note(&self.calls, counts.calls, &self.called_at);
+        self.body.observe(now);
+        self.write.observe(now);
+    }
+
+    /// Since when nothing has moved; nothing if something has since the last tick.
+    pub fn quiet_since(&self, counts: Counts) -> Option<u64> {
+        let same = self.read.load(Relaxed) == counts.read && self.written.load(Relaxed) == counts.written;
+        same.then(|| self.read_at.load(Relaxed).max(self.written_at.load(Relaxed)))
+    }
+
+    /// The limit that is met, as far as the last tick knows.
+    pub fn overdue(&self, now: u64, limits: &Limits, counts: Counts, stand: Stand) -> Option<Overdue> {
+        let over = |since: u64, limit: u64| now.saturating_sub(since) >= limit;
+        if stand == Stand::Idle {
+            // What never spoke has as long as a head has.
+            let served = counts.calls > 0 || self.served.load(Relaxed);
+            let limit = if served { limits.idle } else { limits.head };
+            return self.quiet_since(counts).filter(|since| over(*since, limit)).map(|_| Overdue::Idle);
+        }
+        let is_same = |seen: &AtomicU64, count: u64| seen.load(Relaxed) == count;
+        if let Some(since) = self.write.since()
+            && is_same(&self.written, counts.written)
+        {
+            let since = since.max(self.written_at.load(Relaxed)).max(self.looked_at.load(Relaxed));
+            if limits.write != NEVER && over(since, limits.write / LOOKS) {
+                return Some(Overdue::Write);
+            }
+        }
+        if let Some(since) = self.body.since()
+            && is_same(&self.read, counts.read)
+            && over(since.max(self.read_at.load(Relaxed)), limits.body)
+        {
+            return Some(Overdue::Body);
+        }
+        let late = stand == Stand::Answering
+            && is_same(&self.calls, counts.calls)
+            && over(self.called_at.load(Relaxed), limits.request);
+        late.then_some(Overdue::Request)
+    }
+
+    /// The task's look at a response that is stuck: whether the client has taken nothing for as long as it may. What the
+    /// kernel has still to send tells more than whether it takes more of us: it does that only once a third is free.
+    pub fn is_stuck(&self, now: u64, limits: &Limits, unacknowledged: usize) -> bool {
+        self.looked_at.store(now, Relaxed);
+        if unacknowledged < self.unacknowledged.swap(unacknowledged, Relaxed) {
+            self.written_at.store(now, Relaxed);
+        }
+        let since = self.write.since().map(|since| since.max(self.written_at.load(Relaxed)));
+        since.is_some_and(|since| now.saturating_sub(since) >= limits.write)
+    }
+}
+
+/// Something that is waited for at times. Begun and ended by one thread at a time.
+#[derive(Debug, Default)]
+pub struct Wait {
+    /// Odd while it is waited for.
+    turns: AtomicU32,
+    /// Of the sweep: the turns it has seen, and since when.
+    seen: AtomicU32,
+    since: AtomicU64,
+}
+
+impl Wait {
+    #[inline]
+    pub fn begin(&self) {
+        let turns = self.turns.load(Relaxed);
+        if turns.is_multiple_of(2) {
+            self.turns.store(turns.wrapping_add(1), Relaxed);
+        }
+    }
+
+    #[inline]
+    pub fn end(&self) {
+        let turns = self.turns.load(Relaxed);
+        if !turns.is_multiple_of(2) {
+            self.turns.store(turns.wrapping_add(1), Relaxed);
+        }
+    }
+
+    fn observe(&self, now: u64) {
+        let turns = self.turns.load(Relaxed);
+        if self.seen.load(Relaxed) != turns {
+            self.seen.store(turns, Relaxed);
+            self.since.store(now, Relaxed);
+        }
+    }
+
+    /// Since when, if it is waited for and the sweep knows.
+    fn since(&self) -> Option<u64> {
+        let turns = self.turns.load(Relaxed);
+        (!turns.is_multiple_of(2) && self.seen.load(Relaxed) == turns).then(|| self.since.load(Relaxed))
+    }
+}
+
+// ---- peers ----
+
+/// How many connections each peer has, where that is limited.
+#[derive(Debug, Default)]
+pub struct Peers(Mutex<HashMap<IpAddr, usize>>);
+
+impl Peers {
+    pub fn count(&self, peer: Option<SocketAddr>) -> usize {
+        let Some(key) = peer.map(network) else { return 0 };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied().unwrap_or(0)
+    }
+
+    pub fn enter(&self, peer: Option<SocketAddr>) {
+        let Some(key) = peer.map(network) else { return };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default() += 1;
+    }
+
+    pub fn leave(&self, peer: Option<SocketAddr>) {
+        let Some(key) = peer.map(network) else { return };
+        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = peers.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                peers.remove(&key);
+            }
+        }
+    }
+}
+
+/// What counts as one peer: an IPv6 client has a whole /64 to itself.
+fn network(peer: SocketAddr) -> IpAddr {
+    match peer.ip().to_canonical() {
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !(u128::MAX >> 64))),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Limit, Size};
+
+    fn limits() -> Limits {
+        let after = |seconds| Limit::After(Duration::from_secs(seconds));
+        let limits = config::Limits {
+            head_timeout: after(1),
+            idle_timeout: after(2),
+            body_timeout: after(3),
+            write_timeout: after(4),
+            request_timeout: after(50),
+            head_size: Size(8192),
+            ..config::Limits::default()
+        };
+        Limits::new(&limits, 1024)
+    }
+
+    const NOTHING: Counts = Counts { read: 0, written: 0, calls: 0 };
+
+    #[test]
+    fn descriptors_are_kept_for_other_things() {
+        assert_eq!(limits().connections, 1024 - 64 - 64);
+        assert_eq!(Limits::new(&config::Limits::default(), 12_000).connections, 11_186);
+        assert_eq!(Limits::new(&config::Limits::default(), 10).connections, 1);
+        let own = config::Limits { connections: 7, ..config::Limits::default() };
+        assert_eq!(Limits::new(&own, 1024).connections, 7);
+    }
+
+    #[test]
+    fn a_tick_fits_the_shortest_limit_and_without_limits_there_is_none() {
+        assert_eq!(limits().tick, Some(Duration::from_millis(125)));
+        let never = Limit::Never;
+        let none = config::Limits {
+            head_timeout: never,
+            idle_timeout: never,
+            body_timeout: never,
+            write_timeout: never,
+            request_timeout: never,
+            ..config::Limits::default()
+        };
+        assert_eq!(Limits::new(&none, 1024).tick, None);
+        let activity = Activity::new(0);
+        assert_eq!(activity.overdue(START, &Limits::new(&none, 1024), NOTHING, Stand::Idle), None);
+    }
+
+    #[test]
+    fn idle_time_counts_from_the_last_byte_and_before_the_first_request_it_is_that_of_heads() {
+        let (limits, activity) = (limits(), Activity::new(START));
+        let idle = |now, counts| activity.overdue(START + now, &limits, counts, Stand::Idle);
+        assert_eq!(idle(999, NOTHING), None);
+        assert_eq!(idle(1000, NOTHING), Some(Overdue::Idle));
+        let moved = Counts { read: 10, written: 10, calls: 1 };
+        assert_eq!(idle(5000, moved), None, "something has moved since the last tick");
+        activity.observe(START + 5000, moved);
+        assert_eq!(idle(6999, moved), None);
+        assert_eq!(idle(7000, moved), Some(Overdue::Idle));
+        let adopted = Activity::new(START - 1500);
+        adopted.set_served();
+        assert_eq!(adopted.overdue(START + 499, &limits, NOTHING, Stand::Idle), None);
+        assert_eq!(adopted.overdue(START + 500, &limits, NOTHING, Stand::Idle), Some(Overdue::Idle));
+    }
+
+    #[test]
+    fn a_body_is_late_only_while_it_is_waited_for() {
+        let (limits, activity) = (limits(), Activity::new(START));
+        let late = |now, counts| activity.overdue(START + now, &limits, counts, Stand::Answering);
+        activity.observe(START, NOTHING);
+        assert_eq!(late(9000, NOTHING), None, "nobody waits");
+        activity.body.begin();
+        assert_eq!(late(9000, NOTHING), None, "only since a moment");
+        activity.observe(START + 9000, NOTHING);
+        assert_eq!(late(11_999, NOTHING), None);
+        assert_eq!(late(12_000, NOTHING), Some(Overdue::Body));
+        let more = Counts { read: 1, ..NOTHING };
+        assert_eq!(late(12_000, more), None, "a byte has come");
+        activity.body.end();
+        activity.observe(START + 12_000, more);
+        assert_eq!(late(40_000, more), None);
+        assert_eq!(late(50_000, more), Some(Overdue::Request));
+    }
+
+    #[test]
+    fn a_response_is_stuck_only_if_the_kernel_has_sent_nothing_either() {
+        let (limits, activity) = (limits(), Activity::new(START));
+        let look = |now| activity.overdue(START + now, &limits, NOTHING, Stand::Answering);
+        activity.write.begin();
+        activity.observe(START, NOTHING);
+        assert_eq!(look(999), None);
+        assert_eq!(look(1000), Some(Overdue::Write));
+        assert!(!activity.is_stuck(START + 1000, &limits, 500));
+        assert_eq!(look(1999), None);
+        assert!(!activity.is_stuck(START + 4000, &limits, 499), "a byte was taken");
+        assert!(!activity.is_stuck(START + 7999, &limits, 499));
+        assert!(activity.is_stuck(START + 8000, &limits, 499));
+        activity.write.end();
+        assert!(!activity.is_stuck(START + 9000, &limits, 499));
+    }
+
+    #[test]
+    fn peers_are_counted_by_their_network() {
+        let peers = Peers::default();
+        let addr = |text: &str| Some(text.parse::<SocketAddr>().unwrap());
+        for text in
+            ["192.0.2.1:1", "[::ffff:192.0.2.1]:2", "[2001:db8::1]:1", "[2001:db8::ffff:2]:2", "[2001:db8:0:1::1]:1"]
+        {
+            peers.enter(addr(text));
+        }
+        assert_eq!(peers.count(addr("192.0.2.1:9")), 2);
+        assert_eq!(peers.count(addr("192.0.2.2:9")), 0);
+        assert_eq!(peers.count(addr("[2001:db8::9]:9")), 2);
+        peers.leave(addr("192.0.2.1:1"));
+        peers.leave(addr("192.0.2.1:2"));
+        assert_eq!(peers.0.lock().unwrap().len(), 2, "nothing is kept for those who left");
+    }
+}

@@ -1,0 +1,423 @@
+//! The limits, each beside what stays within it: what the client gets, what is counted, and that others are served.
+
+use std::io::ErrorKind;
+
+use baton_plugin_api::abi::{FRAME_DATA, FRAME_ERROR};
+use bytes::Bytes;
+
+use super::fake::{Step, frame, read, stream};
+use super::handover::hand_over;
+use super::*;
+use crate::config::Size;
+
+const SHORT: Duration = Duration::from_millis(400);
+/// A limit may be found late, by a tick and what the machine takes.
+const LATE: Duration = Duration::from_secs(2);
+
+fn short() -> Limit {
+    Limit::After(SHORT)
+}
+
+/// No limit of time, but those that a test sets.
+fn patient() -> config::Limits {
+    let never = Limit::Never;
+    config::Limits {
+        head_timeout: never,
+        idle_timeout: never,
+        body_timeout: never,
+        write_timeout: never,
+        request_timeout: never,
+        ..config::Limits::default()
+    }
+}
+
+fn limited<F>(limits: config::Limits, handler: impl Fn(Asked) -> F + Send + Sync + 'static) -> Site
+where
+    F: Future<Output = Reply> + Send + 'static,
+{
+    site_with(&limits, vec![("/", fake::plugin(handler))])
+}
+
+async fn count(mut asked: Asked) -> Reply {
+    match read(&mut asked.body).await {
+        Ok((data, _)) => reply(200, data.len().to_string()),
+        Err(error) => reply(400, error),
+    }
+}
+
+/// Runs `wait`, which must take at least `least` from `start` on, and little more.
+#[track_caller]
+fn takes<T>(start: Instant, least: Duration, wait: impl FnOnce() -> T) -> T {
+    let done = wait();
+    let time = start.elapsed();
+    assert!(time >= least && time < least + LATE, "it took {time:?}, not {least:?}");
+    done
+}
+
+#[track_caller]
+fn is_refused(answer: &Answer, status: u16) {
+    assert_eq!((answer.status(), answer.closes()), (status, true), "{answer:?}");
+}
+
+#[track_caller]
+fn is_reset(client: &mut Client) {
+    match client.rest() {
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+        Ok(bytes) => panic!("it ended well, after {} bytes", bytes.len()),
+    }
+}
+
+// ---- heads ----
+
+#[test]
+fn a_head_that_drips_ends_with_408_when_its_time_is_up_counted_from_the_accept() {
+    let site = limited(config::Limits { head_timeout: short(), ..patient() }, mirror);
+    let start = Instant::now();
+    let mut client = site.connect();
+    std::thread::sleep(SHORT / 2);
+    for byte in b"GET / HTTP" {
+        client.send([*byte]);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    is_refused(&takes(start, SHORT, || client.answer()), 408);
+    client.is_closed();
+    assert_eq!(site.metric(Slot::HeadTimeouts), 1);
+}
+
+#[test]
+fn a_connection_that_never_speaks_is_closed_without_a_word() {
+    let site = limited(config::Limits { head_timeout: short(), ..patient() }, mirror);
+    let start = Instant::now();
+    let mut silent = site.connect();
+    let mut used = site.connect();
+    assert_eq!(used.get("/a").text(), "/a");
+    takes(start, SHORT, || silent.is_closed());
+    assert_eq!((site.metric(Slot::HeadTimeouts), site.metric(Slot::IdleTimeouts)), (1, 0));
+    std::thread::sleep(SHORT);
+    assert_eq!(used.get("/b").text(), "/b", "between requests another limit counts");
+}
+
+#[test]
+fn blank_lines_do_not_hold_a_connection() {
+    let site = limited(config::Limits { head_timeout: short(), ..patient() }, mirror);
+    let mut client = site.connect();
+    assert_eq!(client.get("/a").text(), "/a");
+    let start = Instant::now();
+    while start.elapsed() < SHORT + LATE && client.stream.write_all(b"\r\n").is_ok() {
+        std::thread::sleep(Duration::from_millis(20));
+        if site.server.connections.open() == 0 {
+            return;
+        }
+    }
+    panic!("it goes on");
+}
+
+#[test]
+fn a_head_that_never_ends_gains_nothing_by_handovers() {
+    let time = SHORT * 4;
+    let limits = || config::Limits { head_timeout: Limit::After(time), ..patient() };
+    let sites: Vec<Site> = (0..5).map(|_| limited(limits(), mirror)).collect();
+    let start = Instant::now();
+    let (mut fresh, mut used) = (sites[0].connect(), sites[0].connect());
+    assert_eq!(used.get("/a").text(), "/a");
+    for client in [&mut fresh, &mut used] {
+        client.send("GET /x HTTP/1.1\r\nx:");
+    }
+    for pair in sites.windows(2) {
+        std::thread::sleep(time / 6);
+        fresh.send("y");
+        used.send("y");
+        hand_over(&pair[0], &pair[1]);
+        pair[0].drained();
+    }
+    for client in [&mut fresh, &mut used] {
+        is_refused(&takes(start, time, || client.answer()), 408);
+    }
+    assert_eq!(sites[4].metric(Slot::HeadTimeouts), 2);
+}
+
+#[test]
+fn a_head_too_long_or_with_too_many_fields_is_a_431() {
+    let site = limited(config::Limits { head_size: Size(8192), head_fields: 20, ..patient() }, mirror);
+    let head = |fields: usize, len: usize| {
+        let fields: String = (1..fields).map(|n| format!("x-{n}: y\r\n")).collect();
+        let rest = len.saturating_sub("GET / HTTP/1.1\r\na: \r\n\r\n".len() + fields.len());
+        format!("GET / HTTP/1.1\r\na: {}\r\n{fields}\r\n", "z".repeat(rest))
+    };
+    for (fields, len) in [(20, 1000), (1, 8192)] {
+        assert_eq!(site.connect().send(head(fields, len)).answer().status(), 200, "{fields} {len}");
+    }
+    for (fields, len) in [(21, 1000), (1, 8193), (1, 200_000)] {
+        let mut client = site.connect();
+        let refused = client.send(head(fields, len)).answer();
+        is_refused(&refused, 431);
+        client.is_closed();
+    }
+    eventually(|| site.metric(Slot::HeadTooLarge) == 3);
+}
+
+// ---- idle ----
+
+#[test]
+fn an_idle_connection_is_closed_after_its_time_and_one_in_use_is_not() {
+    let site = limited(config::Limits { idle_timeout: short(), ..patient() }, mirror);
+    let (mut idle, mut used) = (site.connect(), site.connect());
+    let mut fresh = site.connect();
+    idle.get("/");
+    let start = Instant::now();
+    let using = std::thread::spawn(move || {
+        while start.elapsed() < SHORT * 4 {
+            assert_eq!(used.get("/a").text(), "/a");
+            std::thread::sleep(SHORT / 8);
+        }
+    });
+    takes(start, SHORT, || idle.is_closed());
+    using.join().unwrap();
+    assert_eq!(site.metric(Slot::IdleTimeouts), 1);
+    assert_eq!(fresh.get("/b").text(), "/b", "a new one is not idle");
+}
+
+#[test]
+fn a_handler_that_takes_its_time_is_not_idle() {
+    let limits = config::Limits { idle_timeout: short(), body_timeout: short(), write_timeout: short(), ..patient() };
+    let site = limited(limits, |mut asked: Asked| async move {
+        // A part of the body has been read; the rest lies there, unread.
+        let first = frame(&mut asked.body).await;
+        tokio::time::sleep(SHORT * 3).await;
+        let rest = if first.0 == FRAME_DATA { read(&mut asked.body).await.unwrap().0.len() } else { 0 };
+        reply(200, (first.1.len() + rest).to_string())
+    });
+    let mut client = site.connect();
+    assert_eq!(client.get("/").text(), "0");
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 500000\r\n\r\n").send(vec![b'x'; 500_000]);
+    assert_eq!(client.answer().text(), "500000");
+}
+
+#[test]
+fn idle_time_goes_along_with_a_handover() {
+    let limits = || config::Limits { idle_timeout: Limit::After(SHORT * 4), ..patient() };
+    let sites: Vec<Site> = (0..4).map(|_| limited(limits(), mirror)).collect();
+    let mut client = sites[0].connect();
+    client.get("/a");
+    let start = Instant::now();
+    for pair in sites.windows(2) {
+        std::thread::sleep(SHORT);
+        hand_over(&pair[0], &pair[1]);
+        pair[0].drained();
+    }
+    // What moved last is known to a tick, and less is taken at each handover.
+    takes(start, SHORT * 3, || client.is_closed());
+    assert_eq!(sites[3].metric(Slot::IdleTimeouts), 1);
+}
+
+// ---- bodies ----
+
+#[test]
+fn a_body_that_stops_is_a_408_and_one_that_goes_on_is_not() {
+    let site = limited(config::Limits { body_timeout: short(), ..patient() }, count);
+    let (mut stops, mut chunked, mut expects) = (site.connect(), site.connect(), site.connect());
+    let mut goes_on = site.connect();
+    let start = Instant::now();
+    stops.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc");
+    chunked.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5;ext");
+    expects.send("POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 10\r\n\r\n");
+    goes_on.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n");
+    assert_eq!(expects.head(), "HTTP/1.1 100 Continue\r\n\r\n");
+    let sending = std::thread::spawn(move || {
+        for _ in 0..10 {
+            std::thread::sleep(SHORT / 4);
+            goes_on.send("x");
+        }
+        assert_eq!(goes_on.answer().text(), "10");
+        assert_eq!(goes_on.get("/").text(), "0");
+    });
+    for client in [&mut stops, &mut chunked, &mut expects] {
+        is_refused(&takes(start, SHORT, || client.answer()), 408);
+        client.is_closed();
+    }
+    sending.join().unwrap();
+    assert_eq!(site.metric(Slot::BodyTimeouts), 3);
+    assert_eq!(site.metric(Slot::InFlight), 0);
+}
+
+#[test]
+fn a_body_that_stops_after_the_answer_began_is_a_reset() {
+    let site = limited(config::Limits { body_timeout: short(), ..patient() }, |asked: Asked| async move {
+        reply(200, "").body(asked.body)
+    });
+    let mut client = site.connect();
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n");
+    let start = Instant::now();
+    assert!(client.head().starts_with("HTTP/1.1 200 "));
+    takes(start, SHORT, || is_reset(&mut client));
+    assert_eq!(site.metric(Slot::BodyTimeouts), 1);
+}
+
+#[test]
+fn a_body_too_large_is_a_413_whether_its_length_is_announced_or_not() {
+    let site = limited(config::Limits { body_size: Size(1000), ..patient() }, count);
+    let mut fits = site.connect();
+    fits.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n").send([b'x'; 1000]);
+    assert_eq!(fits.answer().text(), "1000");
+    fits.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+    fits.send(format!("3e8\r\n{}\r\n0\r\n\r\n", "x".repeat(1000)));
+    assert_eq!(fits.answer().text(), "1000");
+
+    let mut announced = site.connect();
+    announced.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 200000\r\n\r\n").send(vec![b'x'; 200_000]);
+    let mut expects = site.connect();
+    expects.send("POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 1001\r\n\r\n");
+    let mut chunked = site.connect();
+    chunked.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+    for _ in 0..50 {
+        chunked.send(format!("3e8\r\n{}\r\n", "x".repeat(1000)));
+    }
+    for client in [&mut announced, &mut expects, &mut chunked] {
+        is_refused(&client.answer(), 413);
+        client.is_closed();
+    }
+    assert_eq!(site.metric(Slot::BodyTooLarge), 3);
+}
+
+#[test]
+fn a_body_too_large_after_the_answer_began_is_an_error_to_the_handler() {
+    let site = limited(config::Limits { body_size: Size(1000), ..patient() }, |mut asked: Asked| async move {
+        let (first, _) = frame(&mut asked.body).await;
+        assert_eq!(first, FRAME_DATA);
+        reply(200, "").body(asked.body)
+    });
+    let mut client = site.connect();
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n");
+    client.head();
+    client.send(format!("400\r\n{}\r\n", "x".repeat(1024)));
+    is_reset(&mut client);
+}
+
+#[test]
+fn the_handler_learns_why_its_body_ended() {
+    let (told, hears) = std::sync::mpsc::channel();
+    let site = limited(config::Limits { body_size: Size(10), ..patient() }, move |mut asked: Asked| {
+        let told = told.clone();
+        async move {
+            let (kind, text) = frame(&mut asked.body).await;
+            told.send((kind, text)).unwrap();
+            reply(200, "not seen")
+        }
+    });
+    let mut client = site.connect();
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nb\r\n01234567890\r\n0\r\n\r\n");
+    is_refused(&client.answer(), 413);
+    let (kind, text) = hears.recv().unwrap();
+    assert_eq!((kind, text), (FRAME_ERROR, Bytes::from("the request body is larger than allowed")));
+}
+
+#[test]
+fn an_endless_chunk_extension_is_refused() {
+    let site = limited(patient(), count);
+    let mut client = site.connect();
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5;");
+    let mut sent = 0;
+    while sent < 10_000_000 {
+        match client.stream.write(&[b'x'; 1000]) {
+            Ok(len) => sent += len,
+            Err(_) => break,
+        }
+    }
+    assert!(sent < 10_000_000, "it takes it for ever");
+    eventually(|| site.server.connections.open() == 0);
+}
+
+// ---- responses ----
+
+fn endless(_: Asked) -> std::future::Ready<Reply> {
+    let chunk = Bytes::from(vec![b'x'; 65536]);
+    std::future::ready(reply(200, "").body(stream(None, move |_| std::task::Poll::Ready(Step::Data(chunk.clone())))))
+}
+
+#[test]
+fn a_response_that_nobody_takes_is_cut_and_one_taken_slowly_is_not() {
+    let site = limited(config::Limits { write_timeout: short(), idle_timeout: short(), ..patient() }, endless);
+    let (mut stuck, mut slow) = (site.connect(), site.connect());
+    for client in [&mut stuck, &mut slow] {
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    }
+    let reading = std::thread::spawn(move || {
+        let mut room = vec![0; 300_000];
+        for _ in 0..20 {
+            std::thread::sleep(SHORT / 4);
+            slow.stream.read_exact(&mut room).unwrap();
+        }
+        drop(slow);
+    });
+    let start = Instant::now();
+    eventually(|| site.metric(Slot::WriteTimeouts) == 1);
+    let time = start.elapsed();
+    assert!(time >= SHORT && time < SHORT + LATE, "{time:?}");
+    is_reset(&mut stuck);
+    reading.join().unwrap();
+    eventually(|| site.server.connections.open() == 0);
+    assert_eq!(site.metric(Slot::WriteTimeouts), 1);
+}
+
+#[test]
+fn a_request_that_takes_too_long_is_a_503_and_a_reset_once_its_answer_began() {
+    let site = limited(config::Limits { request_timeout: short(), ..patient() }, |asked: Asked| async move {
+        match asked.target() {
+            "/never" => std::future::pending().await,
+            "/part" => reply(200, "").body(stream(None, |_| std::task::Poll::Pending)),
+            _ => reply(200, "quick"),
+        }
+    });
+    let (mut never, mut part, mut quick) = (site.connect(), site.connect(), site.connect());
+    assert_eq!(never.get("/").text(), "quick");
+    let start = Instant::now();
+    never.send("GET /never HTTP/1.1\r\nhost: a\r\n\r\n");
+    part.send("GET /part HTTP/1.1\r\nhost: a\r\n\r\n");
+    let answer = takes(start, SHORT, || never.answer());
+    is_refused(&answer, 503);
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    part.head();
+    takes(start, SHORT, || is_reset(&mut part));
+    assert_eq!(quick.get("/").text(), "quick");
+    assert_eq!(site.metric(Slot::RequestTimeouts), 2);
+}
+
+// ---- how many ----
+
+#[test]
+fn beyond_the_limit_connections_wait_until_one_ends() {
+    let site = limited(config::Limits { connections: 3, ..patient() }, mirror);
+    let mut clients: Vec<Client> = (0..3).map(|_| site.connect()).collect();
+    assert!(clients.iter_mut().all(|client| client.get("/a").text() == "/a"));
+    let mut waits = site.connect();
+    waits.send("GET /b HTTP/1.1\r\nhost: a\r\n\r\n").is_silent(SHORT);
+    assert_eq!(site.server.connections.open(), 3);
+    assert_eq!(clients[0].get("/c").text(), "/c", "the others are served");
+    clients.pop();
+    assert_eq!(waits.answer().text(), "/b");
+    assert!(site.metric(Slot::AcceptPauses) > 0);
+}
+
+#[test]
+fn a_worker_that_is_full_still_stops() {
+    let mut site = limited(config::Limits { connections: 1, ..patient() }, mirror);
+    let mut client = site.connect();
+    client.get("/a");
+    let _waits = site.connect();
+    site.retire(NEVER);
+    assert!(client.get("/b").closes());
+    client.is_closed();
+    site.drained();
+}
+
+#[test]
+fn a_peer_with_enough_connections_gets_no_more() {
+    let site = limited(config::Limits { connections_per_peer: 2, ..patient() }, mirror);
+    let mut clients: Vec<Client> = (0..2).map(|_| site.connect()).collect();
+    assert!(clients.iter_mut().all(|client| client.get("/a").text() == "/a"));
+    site.connect().is_closed();
+    assert_eq!(site.metric(Slot::PeerRefusals), 1);
+    clients.pop();
+    eventually(|| site.server.connections.open() == 1);
+    assert_eq!(site.connect().get("/b").text(), "/b");
+}
