@@ -70,6 +70,15 @@ pub struct Load {
     pub requests_in_flight: u64,
     pub requests: u64,
     pub panics: u64,
+    pub limits: LimitHits,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct LimitHits {
+    pub head_timeouts: u64,
+    pub body_timeouts: u64,
+    pub head_too_large: u64,
+    pub body_too_large: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]

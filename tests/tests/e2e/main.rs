@@ -9,6 +9,7 @@ mod dev;
 mod growth;
 mod handover;
 mod http;
+mod limits;
 mod reload;
 mod servers;
 mod shutdown;
