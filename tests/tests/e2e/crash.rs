@@ -182,13 +182,17 @@ fn a_new_child_that_dies_before_the_old_one_has_retired_is_taken_back() {
     server.bench.install("probe", &artifacts::probe("v2"));
     // Stopped, the old child cannot say PAUSED; so it is not told to retire, and can take over again.
     process::kill(old, Signal::SIGSTOP);
-    let (code, report) = server.reload();
-    assert_eq!((code, report.result.as_str()), (200, "switched"), "{report:#?}");
-    let new = report.pid.expect("the new process");
-    process::kill(new, Signal::SIGKILL);
-    server.wait_for("the death of the new child", |status| {
-        status.generations.iter().any(|one| one.pid == Some(new) && one.state == "exited")
+    let (code, report) = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| server.reload());
+        let status = server.wait_for("the new child to serve", |status| {
+            status.serving().is_some_and(|serving| serving.pid != Some(old))
+        });
+        let new = status.serving().and_then(|serving| serving.pid).expect("the new process");
+        process::kill(new, Signal::SIGKILL);
+        asked.join().expect("failed to ask for a reload")
     });
+    // Whoever asked hears that it did not last.
+    assert_eq!((code, report.result.as_str()), (409, "rolled_back"), "{report:#?}");
     process::kill(old, Signal::SIGCONT);
     let status = server.wait_for("the old child to serve again", |status| {
         status.serving().is_some_and(|serving| serving.pid == Some(old) && serving.state == "serving")
