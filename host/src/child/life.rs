@@ -415,7 +415,7 @@ impl Worker {
         runtime.spawn(async move {
             // The sender lives as long as the worker.
             let _ = accepting.wait_for(|accepting| !accepting).await;
-            server.connections.none_left().await;
+            server.ended().await;
             end(server, plugins).await;
             let report = DrainReport { handed_over: server.handover.moved(), ..server.drain.report() };
             let _ = told.send(Told::Drained(report));

@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::serve::conn::{Conn, Origin};
 use super::serve::{Entry, Server};
@@ -74,6 +74,8 @@ pub struct Handover {
     open: AtomicBool,
     target: Mutex<Option<Target>>,
     moved: AtomicU64,
+    /// How many generations may still give us connections.
+    inbound: watch::Sender<usize>,
     /// Told when a batch was acknowledged, or the target lost.
     changed: Notify,
 }
@@ -117,6 +119,13 @@ impl Handover {
         };
         // Not a failure: those left are busy again, or came on an address that the target does not have.
         let _ = tokio::time::timeout(SETTLE, settled).await;
+    }
+
+    /// Until nobody gives us connections any more. Until then this worker must not end: a batch that was acknowledged is ours,
+    /// even before its first connection is begun.
+    pub async fn inbound_ended(&self) {
+        // The sender is `self`'s.
+        let _ = self.inbound.subscribe().wait_for(|inbound| *inbound == 0).await;
     }
 
     fn with_target<T>(&self, look: impl FnOnce(&Target) -> T) -> Option<T> {
@@ -171,7 +180,13 @@ pub fn lend(server: &'static Server, socket: OwnedFd, to: Generation, listeners:
 /// Takes connections from generation `from` over `socket`, until it has given all. Within the runtime that serves.
 pub fn adopt(server: &'static Server, socket: OwnedFd, from: Generation, names: Vec<(u32, &'static str)>) {
     match crate::sys::readiness::register(socket, tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE) {
-        Ok(socket) => drop(tokio::spawn(adopt::run(server, socket, from, names))),
+        Ok(socket) => {
+            server.handover.inbound.send_modify(|inbound| *inbound += 1);
+            tokio::spawn(async move {
+                adopt::run(server, socket, from, names).await;
+                server.handover.inbound.send_modify(|inbound| *inbound -= 1);
+            });
+        }
         Err(error) => tracing::warn!(from = from.0, "failed to take connections over: {error}"),
     }
 }

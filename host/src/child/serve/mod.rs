@@ -60,6 +60,18 @@ impl Server {
         self.drain.is_serving() && !self.handover.is_open()
     }
 
+    /// Once accepting has ended: until no connection is left and none can come from another generation, or the drain's
+    /// limits have no more time for the latter.
+    pub async fn ended(&self) {
+        loop {
+            self.connections.none_left().await;
+            let told = self.drain.bound(self.handover.inbound_ended()).await;
+            if !told || self.connections.open() == 0 {
+                return;
+            }
+        }
+    }
+
     /// Serves a connection, within the runtime that serves.
     pub fn begin(&'static self, origin: Origin, stream: std::net::TcpStream, start: Start) {
         let raw = stream.as_raw_fd();
