@@ -1,5 +1,5 @@
 //! Processes: starting one from an open image, waiting for it, signalling it by pidfd; signal masks, limits, the parent's
-//! side of a child's life. A pid alone is never signalled or waited for: a pidfd cannot name a stranger (TRAPS of pid reuse).
+//! side of a child's life. A pid alone is never signalled or waited for: a pidfd cannot name a stranger.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fs::File;

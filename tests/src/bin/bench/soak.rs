@@ -33,7 +33,7 @@ pub fn run(options: &Options) -> Report {
     let short = time.min(Duration::from_secs(10));
     let control = control(short);
     let (_, bare, _) = loaded(Setup::probe("v1").set("drain.handover", "false").set("drain.keepalive", "0s"), short);
-    // As the issue asks: 30 of 100 triggers.
+    // Triggers that come during a switch share the next one.
     let least = u64::from(count) * 3 / 10;
     let keepalive = tally.of(Class::Keepalive);
     let zero = |figure: &str, value: u64| Row::at_most(figure, value as f64, "", 0.0);
