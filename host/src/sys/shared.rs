@@ -24,6 +24,7 @@ unsafe impl<const N: usize> Send for Slots<N> {}
 unsafe impl<const N: usize> Sync for Slots<N> {}
 
 impl<const N: usize> Slots<N> {
+    /// Evaluated at compile time: no slots at all would not build.
     const LEN: NonZeroUsize = NonZeroUsize::new(size_of::<[AtomicU64; N]>()).unwrap();
 
     /// Makes the memory, all zero, its size sealed so that no process can pull it away under another (SIGBUS).

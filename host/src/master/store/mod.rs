@@ -244,6 +244,7 @@ fn looks_the_same_twice(path: &Path, before: &Identity) -> io::Result<bool> {
     if old {
         return Ok(true);
     }
+    // The interval is what is measured: two looks at the file, this far apart. On the blocking pool.
     std::thread::sleep(LOOK_AGAIN);
     Ok(Identity::of(&std::fs::metadata(path)?) == *before)
 }
