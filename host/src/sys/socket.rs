@@ -4,14 +4,63 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use hyper::rt::ReadBufCursor;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{getsockopt, sockopt};
+use socket2::Domain;
 use tokio::io::{AsyncRead, ReadBuf};
+
+/// The socket of a connection, in no runtime.
+#[derive(Debug)]
+pub enum Bare {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Bare {
+    /// Nothing for a Unix socket, or if the peer is gone already.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Bare::Tcp(stream) => stream.peer_addr().ok(),
+            Bare::Unix(_) => None,
+        }
+    }
+
+    /// As [`Bare::peer_addr`].
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Bare::Tcp(stream) => stream.local_addr().ok(),
+            Bare::Unix(_) => None,
+        }
+    }
+}
+
+impl AsFd for Bare {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Bare::Tcp(stream) => stream.as_fd(),
+            Bare::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+/// Whatever family it is of; an error for what is no socket of these.
+impl TryFrom<OwnedFd> for Bare {
+    type Error = io::Error;
+
+    fn try_from(fd: OwnedFd) -> io::Result<Bare> {
+        match socket2::SockRef::from(&fd).domain()? {
+            Domain::UNIX => Ok(Bare::Unix(fd.into())),
+            Domain::IPV4 | Domain::IPV6 => Ok(Bare::Tcp(fd.into())),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket is of another family")),
+        }
+    }
+}
 
 /// Checks that `socket` listens, and makes sure that accepting from it cannot block.
 pub fn adopt_listener(socket: &OwnedFd) -> io::Result<()> {
@@ -27,7 +76,7 @@ pub fn adopt_listener(socket: &OwnedFd) -> io::Result<()> {
 
 /// The next connection, close-on-exec and non-blocking, and the peer's address unless it has none. `WouldBlock` when the
 /// queue is empty.
-pub fn accept(listener: BorrowedFd) -> io::Result<(TcpStream, Option<SocketAddr>)> {
+pub fn accept(listener: BorrowedFd) -> io::Result<(Bare, Option<SocketAddr>)> {
     let mut connection = None;
     // SAFETY: `try_init` hands out room for any address and its length; accept4 fills both in, or fails.
     let (_, address) = unsafe {
@@ -42,7 +91,8 @@ pub fn accept(listener: BorrowedFd) -> io::Result<(TcpStream, Option<SocketAddr>
         })
     }?;
     let connection = connection.ok_or(io::ErrorKind::Other)?;
-    Ok((connection.into(), address.as_socket()))
+    let connection = if address.is_unix() { Bare::Unix(connection.into()) } else { Bare::Tcp(connection.into()) };
+    Ok((connection, address.as_socket()))
 }
 
 /// The address that `socket` is bound to, unless it has none.
@@ -94,7 +144,7 @@ pub fn cursor_address(cursor: &mut ReadBufCursor<'_>) -> usize {
 /// Reads from `stream` straight into hyper's buffer.
 #[inline]
 pub fn poll_read(
-    stream: Pin<&mut tokio::net::TcpStream>,
+    stream: Pin<&mut impl AsyncRead>,
     cx: &mut Context<'_>,
     cursor: &mut ReadBufCursor<'_>,
 ) -> Poll<io::Result<Filled>> {
@@ -134,17 +184,17 @@ mod tests {
         let mut client = TcpStream::connect(addr).unwrap();
         let (connection, peer) = accept(listener.as_fd()).unwrap();
         assert_eq!(peer, Some(client.local_addr().unwrap()));
-        let flags = OFlag::from_bits_retain(fcntl(&connection, FcntlArg::F_GETFL).unwrap());
+        let flags = OFlag::from_bits_retain(fcntl(connection.as_fd(), FcntlArg::F_GETFL).unwrap());
         assert!(flags.contains(OFlag::O_NONBLOCK));
 
-        assert_eq!(unread(connection.as_raw_fd()), 0);
+        assert_eq!(unread(connection.as_fd().as_raw_fd()), 0);
         client.write_all(b"abc").unwrap();
         nix::poll::poll(
             &mut [nix::poll::PollFd::new(connection.as_fd(), nix::poll::PollFlags::POLLIN)],
             nix::poll::PollTimeout::NONE,
         )
         .unwrap();
-        assert_eq!(unread(connection.as_raw_fd()), 3);
+        assert_eq!(unread(connection.as_fd().as_raw_fd()), 3);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The taking end: checks that a batch came whole, says ACK, and only then serves.
 
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use super::wire::{Entry, MAX_MESSAGE, Message, VERSION};
 use super::{Origin, Server, Start};
 use crate::report::Generation;
 use crate::sys::seqpacket;
+use crate::sys::socket::Bare;
 
 /// Until FIN, or the giver's end: what it had given is ours.
 pub async fn run(server: &'static Server, socket: AsyncFd<OwnedFd>, from: Generation, names: Vec<(u32, &'static str)>) {
@@ -71,15 +71,15 @@ pub async fn run(server: &'static Server, socket: AsyncFd<OwnedFd>, from: Genera
     tracing::debug!(from = from.0, adopted, "took connections over");
 }
 
-type Taken = Vec<(Origin, TcpStream, Start)>;
+type Taken = Vec<(Origin, Bare, Start)>;
 
 /// All of a batch, or none: a listener that is not ours, or a socket that is none, refuses it.
 fn register(names: &[(u32, &'static str)], entries: Vec<Entry>, fds: Vec<OwnedFd>) -> Option<Taken> {
     let one = |(entry, fd): (Entry, OwnedFd)| {
         let name = names.iter().find(|(id, _)| *id == entry.listener)?.1;
-        let stream = TcpStream::from(fd);
+        let stream = Bare::try_from(fd).ok()?;
         // The peer may have gone; the address is then unknown, and the first read tells the rest.
-        let (peer, local) = (stream.peer_addr().ok(), stream.local_addr().ok());
+        let (peer, local) = (stream.peer_addr(), stream.local_addr());
         let head = (entry.head_ms > 0).then(|| Duration::from_millis(entry.head_ms.into()));
         let idle = Duration::from_millis(entry.idle_ms.into());
         let start = Start { carried: entry.carried, http1: entry.http1, pipelined: entry.pipelined, head, idle };

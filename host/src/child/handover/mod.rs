@@ -23,6 +23,7 @@ use super::serve::conn::{Conn, Origin};
 use super::serve::{Entry, Server};
 use crate::metrics::Slot;
 use crate::report::Generation;
+use crate::sys::socket::Bare;
 
 pub use wire::MAX_CARRIED;
 
@@ -49,7 +50,7 @@ struct Leaving {
     /// Its place in the register: it counts as open until it is acknowledged.
     entry: Entry,
     origin: Origin,
-    stream: std::net::TcpStream,
+    stream: Bare,
     start: Start,
 }
 
@@ -98,7 +99,7 @@ impl Handover {
     }
 
     /// Gives a connection away; if there is nobody to take it any more, it is served on here.
-    pub fn give(&self, entry: Entry, stream: std::net::TcpStream, start: Start) {
+    pub fn give(&self, entry: Entry, stream: Bare, start: Start) {
         let server = entry.conn().server;
         let leaving = Leaving { origin: entry.conn().origin.clone(), entry, stream, start };
         let refused = match self.with_target(|target| target.queue.clone()) {

@@ -16,7 +16,8 @@ use super::Server;
 use super::conn::Origin;
 use crate::child::handover::Start;
 use crate::metrics::Slot;
-use crate::sys::{readiness, socket};
+use crate::sys::readiness;
+use crate::sys::socket::{self, Bare};
 
 /// After so many connections in a row, other tasks have their turn.
 const BATCH: u32 = 64;
@@ -199,7 +200,7 @@ impl Acceptor {
         Pass::Batch
     }
 
-    fn begin(&mut self, stream: std::net::TcpStream, peer: Option<SocketAddr>) {
+    fn begin(&mut self, stream: Bare, peer: Option<SocketAddr>) {
         let server = self.server;
         if server.limits.per_peer > 0 && server.peers.count(peer) >= server.limits.per_peer {
             // No word: whoever opens too many shall cost nothing.
@@ -209,10 +210,12 @@ impl Acceptor {
             }
             return;
         }
-        let local = self.facts.local.or_else(|| stream.local_addr().ok());
+        let local = self.facts.local.or_else(|| stream.local_addr());
         // Responses are written whole; waiting for an acknowledgement would only delay them. It fails on a socket that is
         // dead already, and the first read will say so.
-        if let Err(error) = stream.set_nodelay(true) {
+        if let Bare::Tcp(stream) = &stream
+            && let Err(error) = stream.set_nodelay(true)
+        {
             tracing::debug!(%error, "failed to set TCP_NODELAY");
         }
         let origin = Origin { listener: self.facts.id, name: self.facts.server, peer, local };

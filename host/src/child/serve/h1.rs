@@ -15,7 +15,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::rt::Write;
 use hyper::server::conn::http1;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::Entry;
@@ -24,9 +23,11 @@ use super::io::{Io, LINGER_TIME, begins_request};
 use super::limits::{Limits, Overdue};
 use super::service::{Http, Own};
 use super::sniff::{PREFACE, Sniffed, sniff};
+use super::stream::Stream;
 use crate::child::drain::End;
 use crate::child::handover::{self, MAX_CARRIED, Start};
 use crate::metrics::Slot;
+use crate::sys::socket::Bare;
 
 /// Polls in a row that try to come to rest, before other tasks have their turn.
 const MAX_POLLS: u32 = 3;
@@ -40,7 +41,7 @@ const NO_HTTP2: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection:
 type Connection = http1::Connection<Io, Http>;
 
 /// Serves one connection to its end.
-pub async fn serve(entry: Entry, stream: TcpStream, start: Start) {
+pub async fn serve(entry: Entry, stream: Stream, start: Start) {
     let conn = entry.conn().clone();
     match drive(&conn, stream, start).await {
         Outcome::Ended(end) => {
@@ -55,7 +56,7 @@ pub async fn serve(entry: Entry, stream: TcpStream, start: Start) {
 enum Outcome {
     Ended(End),
     /// It goes to another generation.
-    Leaves(std::net::TcpStream, Start),
+    Leaves(Bare, Start),
 }
 
 impl From<End> for Outcome {
@@ -64,7 +65,7 @@ impl From<End> for Outcome {
     }
 }
 
-async fn drive(conn: &Arc<Conn>, stream: TcpStream, start: Start) -> Outcome {
+async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
     poll_fn(|cx| {
         register(conn, cx);
         Poll::Ready(())

@@ -1,4 +1,4 @@
-//! The io below hyper: a TCP stream that tells its connection what moves, gives back bytes that were read before, and closes
+//! The io below hyper: a stream that tells its connection what moves, gives back bytes that were read before, and closes
 //! without destroying what the client has still to read (RFC 9112 9.6: half-close, read and discard, close).
 
 use std::future::Future;
@@ -11,11 +11,11 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::conn::Conn;
-use crate::sys::socket;
+use super::stream::Stream;
+use crate::sys::socket::{self, Bare};
 
 /// A lingering close ends after this long at the latest.
 pub const LINGER_TIME: Duration = Duration::from_secs(2);
@@ -23,7 +23,7 @@ pub const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 * 1024;
 
 pub struct Io {
-    stream: TcpStream,
+    stream: Stream,
     /// Read before: by the sniff, or by a hyper connection that was taken apart.
     prefix: Bytes,
     conn: Arc<Conn>,
@@ -39,7 +39,7 @@ struct Linger {
 }
 
 impl Io {
-    pub fn new(stream: TcpStream, conn: Arc<Conn>) -> Io {
+    pub fn new(stream: Stream, conn: Arc<Conn>) -> Io {
         Io { stream, prefix: Bytes::new(), conn, linger: None }
     }
 
@@ -53,10 +53,10 @@ impl Io {
         self.prefix.len()
     }
 
-    /// The bare stream, out of the runtime: nothing of it is registered any more. And what was put before and not read.
-    pub fn into_parts(mut self) -> io::Result<(std::net::TcpStream, Bytes)> {
+    /// The bare socket, out of the runtime; and what was put before and not read.
+    pub fn into_parts(mut self) -> io::Result<(Bare, Bytes)> {
         let prefix = std::mem::take(&mut self.prefix);
-        Ok((self.stream.into_std()?, prefix))
+        Ok((self.stream.into_bare()?, prefix))
     }
 
     /// Reads a few bytes, outside hyper.
@@ -70,7 +70,7 @@ impl Io {
 
     /// Writes, and takes down if the kernel takes no more.
     #[inline]
-    fn waiting<T>(&mut self, write: impl FnOnce(Pin<&mut TcpStream>) -> Poll<T>) -> Poll<T> {
+    fn waiting<T>(&mut self, write: impl FnOnce(Pin<&mut Stream>) -> Poll<T>) -> Poll<T> {
         let poll = write(Pin::new(&mut self.stream));
         if poll.is_pending() {
             self.conn.activity.write.begin();
@@ -184,7 +184,7 @@ impl Write for Io {
 
     #[inline]
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A TCP stream has no buffer of its own.
+        // The stream has no buffer of its own.
         self.conn.note_flush();
         Poll::Ready(Ok(()))
     }

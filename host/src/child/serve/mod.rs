@@ -8,23 +8,25 @@ mod io;
 pub mod limits;
 mod service;
 mod sniff;
+mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use self::conn::{Conn, Origin};
 use self::limits::{Clock, Limits, Peers};
+use self::stream::Stream;
 use super::drain::Drain;
 use super::handover::{Handover, Start};
 use super::plugin::Plugin;
 use super::route::Sites;
 use crate::metrics::Metrics;
+use crate::sys::socket::Bare;
 
 pub struct Server {
     pub sites: Sites<&'static Plugin>,
@@ -73,9 +75,9 @@ impl Server {
     }
 
     /// Serves a connection, within the runtime that serves.
-    pub fn begin(&'static self, origin: Origin, stream: std::net::TcpStream, start: Start) {
-        let raw = stream.as_raw_fd();
-        let stream = match TcpStream::from_std(stream) {
+    pub fn begin(&'static self, origin: Origin, stream: Bare, start: Start) {
+        let raw = stream.as_fd().as_raw_fd();
+        let stream = match Stream::new(stream) {
             Ok(stream) => stream,
             Err(error) => return tracing::error!(%error, "failed to register a connection"),
         };

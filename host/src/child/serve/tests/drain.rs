@@ -320,3 +320,28 @@ fn an_old_client_gets_all_of_a_response_that_ends_with_the_connection() {
     assert_eq!(client.rest().unwrap().len(), 100_000);
     assert_eq!(site.drained().finished, 1);
 }
+
+#[test]
+fn a_client_of_a_unix_socket_gets_what_others_get() {
+    let (site, gate) = gated();
+    let mut site = site.over_unix();
+    let mut client = site.connect();
+    client.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
+    eventually(|| site.metric(Slot::InFlight) == 1);
+    let mut stuck = site.connect();
+    stuck.send("GET /stuck HTTP/1.1\r\nhost: a\r\n\r\n");
+    let mut idle = site.connect();
+    assert_eq!(idle.get("/fast").status(), 200);
+    eventually(|| site.metric(Slot::InFlight) == 2 && site.metric(Slot::Connections) == 3);
+    site.retire(keepalive(100));
+    idle.is_closed();
+    gate.notify_one();
+    assert!(client.answer().closes());
+    client.is_closed();
+    site.server.drain.cut();
+    site.server.connections.wake_all();
+    // Between Unix sockets there is no reset; the answer that is missing tells it.
+    stuck.is_closed();
+    let report = site.drained();
+    assert_eq!((report.finished, report.lingered, report.cut.busy, report.lost), (1, 1, 1, 0));
+}

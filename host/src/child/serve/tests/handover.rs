@@ -99,6 +99,30 @@ fn connections_at_rest_move_in_whatever_state_they_are() {
 }
 
 #[test]
+fn connections_of_a_unix_socket_move_as_well() {
+    let (old, gate) = named("old");
+    let (new, _) = named("new");
+    let old = old.over_unix();
+    let mut idle = old.connect();
+    assert_eq!(idle.get("/a").text(), "old /a");
+    let mut begun = old.connect();
+    begun.send("GET /b HT");
+    let mut slow = old.connect();
+    slow.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
+    eventually(|| old.metric(Slot::InFlight) == 1);
+    old.until_open(3);
+    hand_over(&old, &new);
+    new.until_open(2);
+    assert_eq!(idle.get("/c").text(), "new /c");
+    assert_eq!(begun.send("TP/1.1\r\nhost: a\r\n\r\n").answer().text(), "new /b");
+    gate.notify_one();
+    assert_eq!(slow.answer().text(), "old /slow");
+    assert_eq!(slow.get("/d").text(), "new /d");
+    old.drained();
+    assert_eq!(old.server.handover.moved(), 3);
+}
+
+#[test]
 fn a_busy_connection_moves_right_after_its_response() {
     let (old, gate) = named("old");
     let (new, _) = named("new");

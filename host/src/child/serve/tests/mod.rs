@@ -8,6 +8,8 @@ mod limits;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use self::fake::{Asked, Reply, reply};
@@ -24,12 +26,17 @@ use crate::report::DrainReport;
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A worker's serving part, on a port of its own.
+/// A worker's serving part, on a port or a path of its own.
 struct Site {
     runtime: tokio::runtime::Runtime,
     server: &'static Server,
-    addr: SocketAddr,
+    at: At,
     acceptors: Option<Acceptors>,
+}
+
+enum At {
+    Port(SocketAddr),
+    Path(tempfile::TempDir),
 }
 
 fn site(mounts: Vec<(&str, &'static Plugin)>) -> Site {
@@ -58,11 +65,9 @@ fn site_in_full(servers: &[config::Server], limits: &config::Limits, mounts: Vec
     let server = Server::new(sites, Metrics::local(), Limits::new(limits, 20_000));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
-    let entered = runtime.enter();
-    let listener = Listener::new(listener.into(), 1, "web", addr.to_string()).unwrap();
-    let acceptors = Some(Acceptors::start(server, vec![listener]).unwrap());
-    drop(entered);
-    Site { runtime, server, addr, acceptors }
+    let mut site = Site { runtime, server, at: At::Port(addr), acceptors: None };
+    site.accept(listener.into());
+    site
 }
 
 /// One plugin, at the root.
@@ -81,10 +86,32 @@ async fn mirror(asked: Asked) -> Reply {
 const NEVER: Deadlines = Deadlines { keepalive_ms: None, timeout_ms: None, max_ms: None };
 
 impl Site {
+    /// From now on at a Unix socket.
+    fn over_unix(mut self) -> Site {
+        self.stop_accepting();
+        let dir = tempfile::tempdir().unwrap();
+        self.accept(UnixListener::bind(dir.path().join("socket")).unwrap().into());
+        self.at = At::Path(dir);
+        self
+    }
+
+    fn accept(&mut self, listener: OwnedFd) {
+        let _entered = self.runtime.enter();
+        let listener = Listener::new(listener, 1, "web", "here".into()).unwrap();
+        self.acceptors = Some(Acceptors::start(self.server, vec![listener]).unwrap());
+    }
+
     fn connect(&self) -> Client {
-        let stream = TcpStream::connect(self.addr).unwrap();
+        let stream = match &self.at {
+            At::Port(addr) => {
+                let stream = TcpStream::connect(addr).unwrap();
+                stream.set_nodelay(true).unwrap();
+                stream
+            }
+            // Reading and writing is all that is done with it, and that is the same for both.
+            At::Path(dir) => OwnedFd::from(UnixStream::connect(dir.path().join("socket")).unwrap()).into(),
+        };
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
         Client { stream, buffer: Vec::new() }
     }
 
