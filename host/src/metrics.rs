@@ -38,10 +38,14 @@ pub enum Slot {
     AcceptPauses,
     /// Connections closed at once, since their peer had enough of them.
     PeerRefusals,
+    /// Of the open connections, those that speak HTTP/2.
+    Http2,
+    /// Of the open connections, those that were upgraded.
+    Upgraded,
 }
 
 /// How many slots there are.
-pub const SLOTS: usize = Slot::PeerRefusals as usize + 1;
+pub const SLOTS: usize = Slot::Upgraded as usize + 1;
 
 /// A view of the slots; cheap to copy.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +87,8 @@ pub fn load(slots: &[AtomicU64; SLOTS]) -> Load {
         requests_in_flight: get(Slot::InFlight),
         requests: get(Slot::Requests),
         panics: get(Slot::Panics),
+        http2: get(Slot::Http2),
+        upgraded: get(Slot::Upgraded),
         limits: LimitHits {
             head_timeouts: get(Slot::HeadTimeouts),
             idle_timeouts: get(Slot::IdleTimeouts),

@@ -353,6 +353,12 @@ pub struct Load {
     pub requests_in_flight: u64,
     pub requests: u64,
     pub panics: u64,
+    /// Connections that speak HTTP/2.
+    #[serde(default)]
+    pub http2: u64,
+    /// Connections that were upgraded.
+    #[serde(default)]
+    pub upgraded: u64,
     #[serde(default)]
     pub limits: LimitHits,
 }

@@ -35,12 +35,8 @@ pub struct Drain {
     limits: Mutex<Option<Limits>>,
     /// Told when phase or limits change.
     changed: Notify,
-    finished: AtomicU64,
-    lingered: AtomicU64,
-    cut_busy: AtomicU64,
-    cut_head: AtomicU64,
-    lost: AtomicU64,
-    unanswered: AtomicU64,
+    /// How many connections came to each [`End`].
+    ends: [AtomicU64; ENDS],
 }
 
 const SERVING: u8 = 0;
@@ -49,6 +45,7 @@ const CUT: u8 = 2;
 
 /// How a connection ended while the worker retired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
 pub enum End {
     /// By the client, or after a response that announced it.
     Finished,
@@ -60,7 +57,15 @@ pub enum End {
     Lost,
     CutBusy,
     CutHead,
+    /// HTTP/2, after a GOAWAY and with every stream answered.
+    Goaway,
+    CutHttp2,
+    /// Of one that was upgraded, by its plugin or its client.
+    Upgraded,
+    CutUpgraded,
 }
+
+const ENDS: usize = End::CutUpgraded as usize + 1;
 
 impl Drain {
     #[inline]
@@ -133,32 +138,25 @@ impl Drain {
         if self.is_serving() {
             return;
         }
-        let add = |count: &AtomicU64| count.fetch_add(1, Relaxed);
-        match end {
-            End::Finished => add(&self.finished),
-            End::Unanswered => {
-                add(&self.unanswered);
-                add(&self.finished)
-            }
-            End::Lingered => add(&self.lingered),
-            End::Lost => {
-                add(&self.lost);
-                add(&self.lingered)
-            }
-            End::CutBusy => add(&self.cut_busy),
-            End::CutHead => add(&self.cut_head),
-        };
+        self.ends[end as usize].fetch_add(1, Relaxed);
     }
 
     pub fn report(&self) -> DrainReport {
-        let get = |count: &AtomicU64| count.load(Relaxed);
+        let get = |end: End| self.ends[end as usize].load(Relaxed);
         let ms = self.limits().map_or(0.0, |limits| limits.since.elapsed().as_secs_f64() * 1000.0);
         DrainReport {
-            finished: get(&self.finished),
-            lingered: get(&self.lingered),
-            cut: Cut { busy: get(&self.cut_busy), head: get(&self.cut_head), ..Cut::default() },
-            lost: get(&self.lost),
-            unanswered_pipelined: get(&self.unanswered),
+            finished: get(End::Finished) + get(End::Unanswered),
+            lingered: get(End::Lingered) + get(End::Lost),
+            goaway: get(End::Goaway),
+            upgraded: get(End::Upgraded),
+            cut: Cut {
+                busy: get(End::CutBusy),
+                head: get(End::CutHead),
+                upgraded: get(End::CutUpgraded),
+                http2: get(End::CutHttp2),
+            },
+            lost: get(End::Lost),
+            unanswered_pipelined: get(End::Unanswered),
             ms,
             ..DrainReport::default()
         }
@@ -184,5 +182,23 @@ mod tests {
         drain.retire(never);
         assert!(drain.is_cut(), "a cut is not taken back");
         assert_eq!(drain.report().lost, 0, "what ended before the drain is none of its business");
+    }
+
+    #[test]
+    fn each_end_is_counted_in_its_class() {
+        use End::*;
+        let drain = Drain::default();
+        drain.retire(Deadlines { keepalive_ms: None, timeout_ms: None, max_ms: None });
+        for (times, end) in
+            [Finished, Unanswered, Lingered, Lost, CutBusy, CutHead, Goaway, CutHttp2, Upgraded, CutUpgraded]
+                .into_iter()
+                .enumerate()
+        {
+            (0..1 << times).for_each(|_| drain.note(end));
+        }
+        let DrainReport { finished, lingered, goaway, upgraded, cut, lost, unanswered_pipelined, .. } = drain.report();
+        assert_eq!((finished, unanswered_pipelined, lingered, lost), (1 + 2, 2, 4 + 8, 8));
+        assert_eq!(cut, Cut { busy: 16, head: 32, http2: 128, upgraded: 512 });
+        assert_eq!((goaway, upgraded), (64, 256));
     }
 }
