@@ -18,6 +18,12 @@ pub enum Misdeed {
     /// Closes in the middle of the body.
     Truncate,
     WrongBody,
+    /// One byte in the middle of the body is another.
+    WrongByte,
+    /// Forgets what it has read beyond the request that it answers: what a hand-over without its read-ahead bytes does.
+    ForgetAhead,
+    /// Closes in the middle of a request's body.
+    CutUpload,
     /// Gives the answer of another request.
     WrongId,
     WrongStatus,
@@ -113,7 +119,7 @@ impl Shared {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner).push(peer.clone());
         let (mut stream, mut buffer) = (stream, Vec::new());
         loop {
-            if self.misdeed == Misdeed::Reset && stream.peek(&mut [0])? > 0 && self.is_due() {
+            if self.misdeed == Misdeed::Reset && buffer.is_empty() && stream.peek(&mut [0])? > 0 && self.is_due() {
                 self.misdeeds.fetch_add(1, SeqCst);
                 self.connections
                     .lock()
@@ -122,13 +128,32 @@ impl Shared {
                 // Both descriptors of this connection go with this return; unread bytes make it a reset.
                 return Ok(());
             }
+            if self.misdeed == Misdeed::CutUpload && self.cuts_upload(&mut stream, &mut buffer)? {
+                return stream.shutdown(Shutdown::Both);
+            }
             let Some((head, body)) = read_request(&mut stream, &mut buffer)? else { return Ok(()) };
             peer.busy.store(true, SeqCst);
+            if self.misdeed == Misdeed::ForgetAhead && !buffer.is_empty() && self.is_due() {
+                self.misdeeds.fetch_add(1, SeqCst);
+                buffer.clear();
+            }
             if !self.answer(&mut stream, &head, &body)? {
                 return stream.shutdown(Shutdown::Both);
             }
             peer.busy.store(false, SeqCst);
         }
+    }
+
+    /// Whether a POST has begun that is due to be cut; reads no further than into its body.
+    fn cuts_upload(&self, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<bool> {
+        while end_of_head(buffer).is_none_or(|end| buffer.len() <= end) {
+            if !is_upload(buffer) || !read_more(stream, buffer)? {
+                return Ok(false);
+            }
+        }
+        let cuts = self.is_due();
+        self.misdeeds.fetch_add(u64::from(cuts), SeqCst);
+        Ok(cuts)
     }
 
     fn is_due(&self) -> bool {
@@ -145,7 +170,8 @@ impl Shared {
             let ms = rest.split(' ').next().and_then(|digits| digits.parse().ok()).unwrap_or(0);
             std::thread::sleep(Duration::from_millis(ms));
         }
-        let misdeed = if self.misdeed != Misdeed::Reset && self.is_due() { self.misdeed } else { Misdeed::Nothing };
+        let elsewhere = matches!(self.misdeed, Misdeed::Reset | Misdeed::ForgetAhead | Misdeed::CutUpload);
+        let misdeed = if !elsewhere && self.is_due() { self.misdeed } else { Misdeed::Nothing };
         if misdeed != Misdeed::Nothing {
             self.misdeeds.fetch_add(1, SeqCst);
         }
@@ -162,9 +188,19 @@ impl Shared {
             Misdeed::AnnouncedClose | Misdeed::BrokenAnnouncement => close = true,
             _ => {}
         }
-        let mut reply = if head.starts_with("POST") { body.to_vec() } else { format!("{by} {id}\n").into_bytes() };
-        if misdeed == Misdeed::WrongBody {
-            reply.push(b'!');
+        let mut reply = match (number(head, "bytes"), number(head, "seed")) {
+            _ if head.starts_with("POST /echo") => body.to_vec(),
+            (Some(bytes), Some(seed)) => (0..bytes).map(|at| b'a' + ((at + seed) % 26) as u8).collect(),
+            _ => format!("{by} {id}\n").into_bytes(),
+        };
+        match misdeed {
+            Misdeed::WrongBody => reply.push(b'!'),
+            Misdeed::WrongByte if reply.is_empty() => reply.push(b'!'),
+            Misdeed::WrongByte => {
+                let middle = reply.len() / 2;
+                reply[middle] ^= 1;
+            }
+            _ => {}
         }
         let announced = if close { "connection: close\r\n" } else { "" };
         let mut bytes = format!(
@@ -183,26 +219,70 @@ impl Shared {
     }
 }
 
+/// The number `name` of the request's query.
+fn number(head: &str, name: &str) -> Option<u64> {
+    let (_, query) = head.lines().next()?.split(' ').nth(1)?.split_once('?')?;
+    query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+}
+
+/// Whether `buffer` may be the beginning of a POST.
+fn is_upload(buffer: &[u8]) -> bool {
+    let len = buffer.len().min(4);
+    buffer[..len] == b"POST"[..len]
+}
+
 /// The next request as its head and body; nothing at the end.
 fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<(String, Vec<u8>)>> {
-    let mut bytes = [0; 16 * 1024];
     loop {
-        if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
-            let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
-            let length = head
-                .lines()
-                .find_map(|line| line.strip_prefix("content-length: "))
-                .and_then(|digits| digits.parse().ok())
-                .unwrap_or(0);
-            if buffer.len() >= end + 4 + length {
-                let body = buffer[end + 4..end + 4 + length].to_vec();
-                buffer.drain(..end + 4 + length);
+        if let Some(start) = end_of_head(buffer) {
+            let head = String::from_utf8_lossy(&buffer[..start - 4]).into_owned();
+            if let Some((body, end)) = whole_body(&head, &buffer[start..]) {
+                buffer.drain(..start + end);
                 return Ok(Some((head, body)));
             }
         }
-        match stream.read(&mut bytes)? {
-            0 => return Ok(None),
-            count => buffer.extend_from_slice(&bytes[..count]),
+        if !read_more(stream, buffer)? {
+            return Ok(None);
         }
     }
+}
+
+/// Where the first head in `buffer` ends, with its blank line.
+fn end_of_head(buffer: &[u8]) -> Option<usize> {
+    find(buffer, b"\r\n\r\n").map(|at| at + 4)
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes.windows(wanted.len()).position(|window| window == wanted)
+}
+
+/// The body at the start of `bytes` and its length there, once it is whole.
+fn whole_body(head: &str, bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
+    if field("transfer-encoding: ") != Some("chunked") {
+        let length = field("content-length: ").and_then(|digits| digits.parse().ok()).unwrap_or(0);
+        return bytes.get(..length).map(|body| (body.to_vec(), length));
+    }
+    let (mut body, mut at) = (Vec::new(), 0);
+    loop {
+        let line = find(&bytes[at..], b"\r\n")?;
+        let size = usize::from_str_radix(std::str::from_utf8(&bytes[at..at + line]).ok()?, 16).ok()?;
+        let start = at + line + 2;
+        body.extend_from_slice(bytes.get(start..start + size)?);
+        at = start + size + 2;
+        if bytes.len() < at {
+            return None;
+        }
+        if size == 0 {
+            return Some((body, at));
+        }
+    }
+}
+
+/// Whether more came.
+fn read_more(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<bool> {
+    let mut bytes = [0; 16 * 1024];
+    let count = stream.read(&mut bytes)?;
+    buffer.extend_from_slice(&bytes[..count]);
+    Ok(count > 0)
 }

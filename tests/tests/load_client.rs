@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
 
 use baton_tests::chaos::{Chaos, Misdeed};
-use baton_tests::load::{Class, Fault, Load, Plan, Tally};
+use baton_tests::load::tally::FAULTS;
+use baton_tests::load::{Class, Fault, Load, Mix, Plan, Tally};
 
 /// Keep-alive and fresh clients, for some hundred requests.
 fn run(misdeed: Misdeed) -> (Tally, u64) {
@@ -159,4 +160,88 @@ fn a_server_that_closes_idle_connections_at_reload_is_reported_lossy() {
     assert!(tally.lost() > 0, "the client missed what such a server does:\n{tally}");
     assert!(tally.of(Class::Keepalive).closed_unannounced > 1000, "{tally}");
     assert!(tally.latency_near.count() > 0, "{tally}");
+}
+
+// ---- the torture ----
+
+/// The torture, for some hundred requests.
+fn torture(misdeed: Misdeed, every: u64) -> (Tally, u64) {
+    let server = Chaos::start(misdeed, every);
+    let plan = Plan {
+        think: Duration::from_millis(2),
+        timeout: Duration::from_millis(1500),
+        ..Plan::torture(server.addr, 16)
+    };
+    let load = Load::start(plan);
+    load.wait_for_requests(600);
+    let tally = load.stop();
+    assert!(tally.is_balanced(), "{tally}");
+    (tally, server.misdeeds())
+}
+
+#[test]
+fn the_torture_gives_an_honest_server_a_clean_sheet() {
+    let (tally, _) = torture(Misdeed::Nothing, 1);
+    tally.assert_nothing_lost();
+    let counts = tally.of(Class::Torture);
+    assert_eq!((counts.opened, tally.closed_announced(), tally.closed_unannounced()), (16, 0, 0), "{tally}");
+    let percent = 100 * counts.posts / counts.sent;
+    assert!((8..25).contains(&percent), "{percent} % are POSTs: {tally}");
+}
+
+#[test]
+fn the_torture_counts_every_misdeed_under_its_name() {
+    for (misdeed, fault) in [
+        (Misdeed::Reset, Fault::Reset),
+        (Misdeed::Eof, Fault::Eof),
+        (Misdeed::Truncate, Fault::Truncated),
+        (Misdeed::WrongBody, Fault::Wrong),
+        (Misdeed::WrongByte, Fault::Wrong),
+        (Misdeed::WrongId, Fault::Wrong),
+        (Misdeed::WrongStatus, Fault::Wrong),
+        (Misdeed::Hang, Fault::Timeout),
+    ] {
+        let (tally, misdeeds) = torture(misdeed, 10);
+        assert!(misdeeds >= 30, "{misdeed:?}: {misdeeds} misdeeds are no test");
+        // What was written behind it in the same turn is lost with it.
+        assert!((misdeeds..=2 * misdeeds).contains(&tally.lost()), "{misdeed:?}, {misdeeds} times: {tally}");
+        assert!(2 * tally.fault(fault) >= misdeeds, "{misdeed:?}, {misdeeds} times: {tally}");
+        // A client that still writes when the server closes is told by a reset, whatever the server meant.
+        let others = FAULTS.into_iter().filter(|other| ![fault, Fault::Eof, Fault::Reset].contains(other));
+        assert_eq!(others.map(|other| tally.fault(other)).sum::<u64>(), 0, "{misdeed:?}: {tally}");
+    }
+}
+
+#[test]
+fn bytes_that_were_read_ahead_and_forgotten_are_missed() {
+    let (tally, misdeeds) = torture(Misdeed::ForgetAhead, 3);
+    // Where only the first part of a request line was forgotten, this server may still find an answer that fits.
+    assert!(misdeeds > 5 && 2 * tally.lost() >= misdeeds, "{misdeeds} times: {tally}");
+}
+
+#[test]
+fn a_cut_upload_is_counted() {
+    let (tally, misdeeds) = torture(Misdeed::CutUpload, 3);
+    assert!(misdeeds > 5 && (misdeeds..=2 * misdeeds).contains(&tally.lost()), "{misdeeds} times: {tally}");
+    assert_eq!(tally.fault(Fault::Eof) + tally.fault(Fault::Reset), tally.lost(), "{tally}");
+}
+
+#[test]
+fn a_close_without_a_word_is_seen_by_the_torture() {
+    let (tally, misdeeds) = torture(Misdeed::SilentClose, 10);
+    assert!(tally.closed_unannounced() > 0, "{tally}");
+    assert!(tally.closed_unannounced() + tally.lost() <= 2 * misdeeds, "{tally}");
+}
+
+#[test]
+fn the_plain_mix_needs_no_code_of_ours_and_is_checked_all_the_same() {
+    for (misdeed, lossy) in [(Misdeed::Nothing, false), (Misdeed::WrongByte, true)] {
+        let server = Chaos::start(misdeed, 10);
+        let plan = Plan { mix: Mix::Plain, think: Duration::from_millis(2), ..Plan::torture(server.addr, 8) };
+        let load = Load::start(plan);
+        load.wait_for_requests(300);
+        let tally = load.stop();
+        assert!(tally.is_balanced() && (tally.lost() > 0) == lossy, "{tally}");
+        assert!(tally.of(Class::Torture).posts > 10, "{tally}");
+    }
 }

@@ -1,4 +1,5 @@
-//! The four kinds of client, each a loop that ends when the load is stopped.
+//! The kinds of client, each a loop that ends when the load is stopped, and what they have in common. The torture has a file
+//! of its own.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         (Class::Fresh, plan.fresh),
         (Class::Slow, plan.slow),
         (Class::Pipelined, plan.pipelined),
+        (Class::Torture, plan.torture),
     ];
     for (class, count) in groups {
         for index in 0..count {
@@ -34,6 +36,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 Class::Fresh => tasks.spawn(client.fresh()),
                 Class::Slow => tasks.spawn(client.slow()),
                 Class::Pipelined => tasks.spawn(client.pipelined()),
+                Class::Torture => tasks.spawn(client.torture()),
             };
         }
     }
@@ -45,18 +48,23 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 /// A request as it goes out, and what its answer must be.
-struct Request {
-    id: u64,
-    bytes: Vec<u8>,
-    /// The body that must come back; nothing for a GET, whose answer names version, pid and id.
-    echo: Option<Vec<u8>>,
-    sent: Duration,
+pub(super) struct Request {
+    pub(super) id: u64,
+    pub(super) bytes: Vec<u8>,
+    /// The body that must come back; without one, a line that names version, pid and id.
+    pub(super) body: Option<Vec<u8>>,
+    pub(super) sent: Duration,
 }
 
-struct Client {
-    shared: Arc<Shared>,
-    class: Class,
-    rng: Rng,
+/// Letters that differ from request to request.
+pub(super) fn letters(seed: u64, length: u64) -> Vec<u8> {
+    (0..length).map(|at| b'a' + ((at + seed) % 26) as u8).collect()
+}
+
+pub(super) struct Client {
+    pub(super) shared: Arc<Shared>,
+    pub(super) class: Class,
+    pub(super) rng: Rng,
     /// Who answered on the connection that is open.
     answered_by: BTreeSet<String>,
 }
@@ -65,15 +73,7 @@ impl Client {
     async fn keepalive(mut self) {
         let mut connection = None;
         while !self.shared.is_stopped() {
-            let think = self.think();
-            match &mut connection {
-                None => sleep(think).await,
-                Some(open) => match self.watch(open, think).await {
-                    true => {}
-                    // As a pool does: the connection is known to be gone before a request is put on it.
-                    false => self.forget(&mut connection),
-                },
-            }
+            self.pause(&mut connection).await;
             let request = self.request(None, false);
             if let Err(failed) = self.keepalive_round(&mut connection, &request).await {
                 self.fail(&request, failed);
@@ -148,31 +148,35 @@ impl Client {
     async fn pipelined(mut self) {
         let mut connection = None;
         while !self.shared.is_stopped() {
-            let think = self.think();
-            match &mut connection {
-                None => sleep(think).await,
-                Some(open) => {
-                    if !self.watch(open, think).await {
-                        connection = None;
-                    }
-                }
-            }
+            self.pause(&mut connection).await;
             let batch: Vec<Request> = (0..self.shared.plan.pipeline_depth).map(|_| self.request(None, false)).collect();
-            let mut answered = 0;
-            if let Err(failed) = self.pipelined_round(&mut connection, &batch, &mut answered).await {
-                // The connection is gone, and with it all that were behind.
-                for request in &batch[answered..] {
-                    self.fail(request, failed.clone());
-                }
-                connection = None;
-            }
+            self.batch(&mut connection, &batch, &[]).await;
         }
+        self.forget(&mut connection);
     }
 
-    async fn pipelined_round(
+    /// Writes all requests of `batch`, in pieces, and waits for the answers. The connection is gone if one fails.
+    pub(super) async fn batch(
         &mut self,
         connection: &mut Option<Connection>,
         batch: &[Request],
+        cuts: &[(usize, Duration)],
+    ) {
+        let mut answered = 0;
+        if let Err(failed) = self.batch_round(connection, batch, cuts, &mut answered).await {
+            // The connection is gone, and with it all that were behind.
+            for request in &batch[answered..] {
+                self.fail(request, failed.clone());
+            }
+            self.forget(connection);
+        }
+    }
+
+    async fn batch_round(
+        &mut self,
+        connection: &mut Option<Connection>,
+        batch: &[Request],
+        cuts: &[(usize, Duration)],
         answered: &mut usize,
     ) -> Result<(), Failed> {
         let limit = self.shared.plan.timeout;
@@ -181,7 +185,7 @@ impl Client {
         }
         let Some(open) = connection else { return Ok(()) };
         let bytes: Vec<u8> = batch.iter().flat_map(|request| request.bytes.iter().copied()).collect();
-        open.write(&bytes, limit).await?;
+        open.write_cut(&bytes, cuts, limit).await?;
         for request in batch {
             let response = open.receive(limit).await?;
             self.check(request, &response)?;
@@ -197,11 +201,25 @@ impl Client {
                 counts.unanswered_pipelined += behind;
                 counts.closed_announced += 1;
                 drop(tally);
-                *connection = None;
+                self.forget(connection);
                 return Ok(());
             }
         }
         Ok(())
+    }
+
+    /// Thinks, and watches the connection meanwhile as a pool does: one that is gone is known to be before a request is put on
+    /// it.
+    pub(super) async fn pause(&mut self, connection: &mut Option<Connection>) {
+        let think = self.think();
+        match connection {
+            None => sleep(think).await,
+            Some(open) => {
+                if !self.watch(open, think).await {
+                    self.forget(connection);
+                }
+            }
+        }
     }
 
     fn think(&mut self) -> Duration {
@@ -234,8 +252,8 @@ impl Client {
     }
 
     /// The connection is done with: counts whether several generations answered on it.
-    fn forget(&mut self, connection: &mut Option<Connection>) {
-        if connection.take().is_some() {
+    pub(super) fn forget(&mut self, connection: &mut Option<Connection>) {
+        if connection.take().is_some() && matches!(self.class, Class::Keepalive | Class::Torture) {
             let mut tally = self.shared.tally();
             tally.connections += 1;
             tally.connections_across += u64::from(self.answered_by.len() > 1);
@@ -252,7 +270,7 @@ impl Client {
         let is_post = target.is_none() && self.rng.below(100) < self.shared.plan.post_percent;
         let (bytes, echo) = if is_post {
             let length = self.rng.below(20_000);
-            let body: Vec<u8> = (0..length).map(|at| b'a' + ((at + id) % 26) as u8).collect();
+            let body = letters(id, length);
             let mut bytes = format!("{}content-length: {length}\r\n\r\n", head("POST /echo")).into_bytes();
             bytes.extend_from_slice(&body);
             (bytes, Some(body))
@@ -263,7 +281,7 @@ impl Client {
         let counts = tally.counts(self.class);
         counts.sent += 1;
         counts.posts += u64::from(is_post);
-        Request { id, bytes, echo, sent: self.shared.elapsed() }
+        Request { id, bytes, body: echo, sent: self.shared.elapsed() }
     }
 
     fn answered(&mut self, request: &Request) {
@@ -285,7 +303,7 @@ impl Client {
         let what = format!("request {} after {took:.1} ms: {what}", request.id);
         let mut tally = self.shared.tally();
         tally.fail(at, self.class, fault, what);
-        if self.class == Class::Keepalive && !self.answered_by.is_empty() {
+        if matches!(self.class, Class::Keepalive | Class::Torture) && !self.answered_by.is_empty() {
             tally.counts(self.class).failed_on_reused += 1;
         }
     }
@@ -301,7 +319,7 @@ impl Client {
             return wrong(format!("the answer is for request {:?}", response.header("x-id")));
         }
         let Some(by) = response.header("x-probe") else { return wrong("the answer names nobody".into()) };
-        let right = match &request.echo {
+        let right = match &request.body {
             Some(body) => response.body == *body,
             None => response.text() == format!("{by} {id}\n"),
         };

@@ -49,6 +49,22 @@ impl Connection {
         }
     }
 
+    /// Writes `bytes` in pieces: each but the last ends at a byte named in `cuts`, and a pause follows it.
+    pub(super) async fn write_cut(
+        &mut self,
+        bytes: &[u8],
+        cuts: &[(usize, Duration)],
+        limit: Duration,
+    ) -> Result<(), Failed> {
+        let mut written = 0;
+        for (end, pause) in cuts {
+            self.write(&bytes[written..*end], limit).await?;
+            written = *end;
+            sleep(*pause).await;
+        }
+        self.write(&bytes[written..], limit).await
+    }
+
     pub(super) async fn receive(&mut self, limit: Duration) -> Result<Response, Failed> {
         match timeout(limit, self.receive_whole()).await {
             Err(_) => Err((Fault::Timeout, format!("no whole response within {limit:?}"))),

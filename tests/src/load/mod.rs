@@ -7,6 +7,7 @@
 mod clients;
 mod connection;
 pub mod tally;
+mod torture;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -37,9 +38,21 @@ pub struct Plan {
     pub pipeline_depth: usize,
     /// How many of a hundred requests are POSTs with a body of up to 20 kB.
     pub post_percent: u64,
+    /// Clients that send requests of every kind, cut into pieces, alone and in pairs: see [`Mix`].
+    pub torture: usize,
+    pub mix: Mix,
     /// For one response.
     pub timeout: Duration,
     pub seed: u64,
+}
+
+/// What the torture consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mix {
+    /// All that the `probe` fixture can answer: echoes, handlers that take their time, streams.
+    Full,
+    /// What a server without code of ours can answer too: a line, a file, and a POST whose body is read and dropped.
+    Plain,
 }
 
 impl Plan {
@@ -55,6 +68,8 @@ impl Plan {
             pipelined: 0,
             pipeline_depth: 3,
             post_percent: 15,
+            torture: 0,
+            mix: Mix::Full,
             timeout: Duration::from_secs(30),
             seed: 1,
         }
@@ -66,8 +81,14 @@ impl Plan {
         Plan { keepalive: 64, fresh: 4, slow: 4, ..Plan::against(target) }
     }
 
+    /// The load that is meant to find what a hand-over can do wrong: requests of every kind, a quarter of the turns two at
+    /// once, 15 % POSTs, every other write cut at random bytes.
+    pub fn torture(target: SocketAddr, connections: usize) -> Plan {
+        Plan { torture: connections, ..Plan::against(target) }
+    }
+
     fn clients(&self) -> usize {
-        self.keepalive + self.fresh + self.slow + self.pipelined
+        self.keepalive + self.fresh + self.slow + self.pipelined + self.torture
     }
 }
 

@@ -40,9 +40,11 @@ pub enum Class {
     Slow,
     /// Several requests written at once.
     Pipelined,
+    /// One connection for requests of every kind, cut into pieces: see `load::torture`.
+    Torture,
 }
 
-pub const CLASSES: [Class; 4] = [Class::Keepalive, Class::Fresh, Class::Slow, Class::Pipelined];
+pub const CLASSES: [Class; 5] = [Class::Keepalive, Class::Fresh, Class::Slow, Class::Pipelined, Class::Torture];
 
 /// The counters of one class.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,7 +97,7 @@ pub struct Tally {
     pub latency_near: Histogram,
     /// Answers by `VERSION/PID` of who answered.
     pub answered_by: BTreeMap<String, u64>,
-    /// Keep-alive connections that are done, and how many of them were answered by two generations or more.
+    /// Connections of `Keepalive` and `Torture` that are done, and how many of them were answered by two generations or more.
     pub connections: u64,
     pub connections_across: u64,
 }
@@ -205,7 +207,7 @@ impl fmt::Display for Tally {
         )?;
         write!(
             f,
-            "answered by {} generations; {} of {} keep-alive connections by two or more",
+            "answered by {} generations; {} of {} kept connections by two or more",
             self.answered_by.len(),
             self.connections_across,
             self.connections
