@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::report::{LimitHits, Load};
+use crate::report::{LimitHits, Load, Totals};
 
 /// What each slot counts. New ones go to the end.
 #[derive(Clone, Copy, Debug)]
@@ -42,10 +42,18 @@ pub enum Slot {
     Http2,
     /// Of the open connections, those that were upgraded.
     Upgraded,
+    /// Times that accepting paused, since descriptors or memory ran out.
+    AcceptFailures,
+    /// Connections that went to another generation.
+    HandedOver,
+    /// Of these, with bytes that were read ahead.
+    Carried,
+    /// Connections offered to another generation that came back.
+    TakenBack,
 }
 
 /// How many slots there are.
-pub const SLOTS: usize = Slot::Upgraded as usize + 1;
+pub const SLOTS: usize = Slot::TakenBack as usize + 1;
 
 /// A view of the slots; cheap to copy.
 #[derive(Clone, Copy, Debug)]
@@ -78,27 +86,81 @@ impl Metrics {
     }
 }
 
-/// What `slots` say, as status shows it.
-pub fn load(slots: &[AtomicU64; SLOTS]) -> Load {
-    let get = |slot: Slot| slots[slot as usize].load(Relaxed);
-    Load {
-        connections: get(Slot::Connections),
-        idle: get(Slot::Idle),
-        requests_in_flight: get(Slot::InFlight),
-        requests: get(Slot::Requests),
-        panics: get(Slot::Panics),
-        http2: get(Slot::Http2),
-        upgraded: get(Slot::Upgraded),
-        limits: LimitHits {
-            head_timeouts: get(Slot::HeadTimeouts),
-            idle_timeouts: get(Slot::IdleTimeouts),
-            body_timeouts: get(Slot::BodyTimeouts),
-            write_timeouts: get(Slot::WriteTimeouts),
-            request_timeouts: get(Slot::RequestTimeouts),
-            head_too_large: get(Slot::HeadTooLarge),
-            body_too_large: get(Slot::BodyTooLarge),
-            accept_pauses: get(Slot::AcceptPauses),
-            peer_refusals: get(Slot::PeerRefusals),
-        },
+/// The slots as numbers: of one generation at one moment, or the sum of several that have ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts([u64; SLOTS]);
+
+impl Counts {
+    pub fn of(slots: &[AtomicU64; SLOTS]) -> Counts {
+        Counts(std::array::from_fn(|slot| slots[slot].load(Relaxed)))
+    }
+
+    /// Takes in those of another generation: its own word, which may be wrong and never an overflow.
+    pub fn add(&mut self, other: Counts) {
+        for (own, other) in self.0.iter_mut().zip(other.0) {
+            *own = own.saturating_add(other);
+        }
+    }
+
+    fn get(&self, slot: Slot) -> u64 {
+        self.0[slot as usize]
+    }
+
+    /// What is open now, and what has been done, by a generation that lives.
+    pub fn load(&self) -> Load {
+        Load {
+            connections: self.get(Slot::Connections),
+            idle: self.get(Slot::Idle),
+            requests_in_flight: self.get(Slot::InFlight),
+            requests: self.get(Slot::Requests),
+            panics: self.get(Slot::Panics),
+            http2: self.get(Slot::Http2),
+            upgraded: self.get(Slot::Upgraded),
+            limits: self.limits(),
+        }
+    }
+
+    /// What only grows: it stays true when its generation has ended.
+    pub fn totals(&self) -> Totals {
+        Totals {
+            requests: self.get(Slot::Requests),
+            panics: self.get(Slot::Panics),
+            handed_over: self.get(Slot::HandedOver),
+            carried: self.get(Slot::Carried),
+            taken_back: self.get(Slot::TakenBack),
+            limits: self.limits(),
+        }
+    }
+
+    fn limits(&self) -> LimitHits {
+        LimitHits {
+            head_timeouts: self.get(Slot::HeadTimeouts),
+            idle_timeouts: self.get(Slot::IdleTimeouts),
+            body_timeouts: self.get(Slot::BodyTimeouts),
+            write_timeouts: self.get(Slot::WriteTimeouts),
+            request_timeouts: self.get(Slot::RequestTimeouts),
+            head_too_large: self.get(Slot::HeadTooLarge),
+            body_too_large: self.get(Slot::BodyTooLarge),
+            accept_pauses: self.get(Slot::AcceptPauses),
+            peer_refusals: self.get(Slot::PeerRefusals),
+            accept_failures: self.get(Slot::AcceptFailures),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_stop_at_the_largest_number() {
+        let metrics = Metrics::local();
+        metrics.add_many(Slot::Requests, u64::MAX - 1);
+        metrics.add_many(Slot::TakenBack, 3);
+        let mut sum = Counts::default();
+        for _ in 0..3 {
+            sum.add(Counts::of(metrics.0));
+        }
+        assert_eq!((sum.totals().requests, sum.totals().taken_back), (u64::MAX, 9));
     }
 }

@@ -231,6 +231,9 @@ impl Cut {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DrainReport {
     pub handed_over: u64,
+    /// Of these, with bytes that were read ahead.
+    #[serde(default)]
+    pub carried: u64,
     /// Ended by the client, or after a response that announced the close.
     pub finished: u64,
     /// Closed while idle, at the end of `drain.keepalive`.
@@ -375,6 +378,53 @@ pub struct LimitHits {
     pub body_too_large: u64,
     pub accept_pauses: u64,
     pub peer_refusals: u64,
+    /// Accepting paused, since descriptors or memory ran out: a limit of the machine.
+    #[serde(default)]
+    pub accept_failures: u64,
+}
+
+impl LimitHits {
+    /// Each with its name, as status and metrics show it.
+    pub fn named(&self) -> [(&'static str, u64); 10] {
+        let LimitHits {
+            head_timeouts,
+            idle_timeouts,
+            body_timeouts,
+            write_timeouts,
+            request_timeouts,
+            head_too_large,
+            body_too_large,
+            accept_pauses,
+            peer_refusals,
+            accept_failures,
+        } = *self;
+        [
+            ("head_timeouts", head_timeouts),
+            ("idle_timeouts", idle_timeouts),
+            ("body_timeouts", body_timeouts),
+            ("write_timeouts", write_timeouts),
+            ("request_timeouts", request_timeouts),
+            ("head_too_large", head_too_large),
+            ("body_too_large", body_too_large),
+            ("accept_pauses", accept_pauses),
+            ("peer_refusals", peer_refusals),
+            ("accept_failures", accept_failures),
+        ]
+    }
+}
+
+/// What has been counted since the start of the server, over all generations: these numbers never fall.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    pub requests: u64,
+    pub panics: u64,
+    /// Connections that went from one generation to another, counted each time.
+    pub handed_over: u64,
+    /// Of these, with bytes that were read ahead.
+    pub carried: u64,
+    /// Offered to a generation that died or had no room, and served on by their own.
+    pub taken_back: u64,
+    pub limits: LimitHits,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -418,6 +468,7 @@ pub struct Status {
     pub generations: Vec<GenerationStatus>,
     /// Newest first.
     pub operations: Vec<Report>,
+    pub totals: Totals,
     /// Switches committed since the start.
     pub switches: u64,
     pub crashes: u64,

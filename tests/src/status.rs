@@ -19,6 +19,7 @@ pub struct Status {
     pub generations: Vec<Generation>,
     /// Newest first.
     pub operations: Vec<Report>,
+    pub totals: Totals,
     pub switches: u64,
     pub crashes: u64,
     pub master_fds: u64,
@@ -79,6 +80,17 @@ pub struct LimitHits {
     pub body_timeouts: u64,
     pub head_too_large: u64,
     pub body_too_large: u64,
+    pub accept_failures: u64,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Totals {
+    pub requests: u64,
+    pub panics: u64,
+    pub handed_over: u64,
+    pub carried: u64,
+    pub taken_back: u64,
+    pub limits: LimitHits,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -135,6 +147,7 @@ pub struct Changes {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Drain {
     pub handed_over: u64,
+    pub carried: u64,
     pub finished: u64,
     pub lingered: u64,
     pub cut: Cut,

@@ -417,7 +417,8 @@ impl Worker {
             let _ = accepting.wait_for(|accepting| !accepting).await;
             server.ended().await;
             end(server, plugins).await;
-            let report = DrainReport { handed_over: server.handover.moved(), ..server.drain.report() };
+            let (handed_over, carried) = (server.handover.moved(), server.handover.carried());
+            let report = DrainReport { handed_over, carried, ..server.drain.report() };
             let _ = told.send(Told::Drained(report));
         });
     }

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::report::{DrainReport, GenerationState, OpResult, PluginChanges, PluginStatus, Report, Status, Verb};
+use crate::report::{
+    DrainReport, GenerationState, OpResult, PluginChanges, PluginStatus, Report, Status, Totals, Verb,
+};
 
 /// Colours, or none.
 #[derive(Clone, Copy, Debug)]
@@ -188,7 +190,10 @@ pub fn status(status: &Status, paint: Paint) -> String {
         push(&mut text, format_args!("  admin      {admin}\n"));
     }
     push(&mut text, format_args!("  plugins    {}\n", status.plugin_dir));
-    push(&mut text, format_args!("  {} switches, {} crashes\n\n", status.switches, status.crashes));
+    push(
+        &mut text,
+        format_args!("  {} switches, {} crashes, {}", status.switches, status.crashes, totals(&status.totals)),
+    );
     text.push_str(&generations(status, paint));
     if let Some(last) = status.operations.first() {
         let line = report(last, &[], false, Paint(false));
@@ -202,6 +207,22 @@ pub fn status(status: &Status, paint: Paint) -> String {
         }
     }
     text
+}
+
+/// What was counted since the start, and the limits that were met.
+fn totals(totals: &Totals) -> String {
+    let mut text = format!("{} requests, {} connections handed over", totals.requests, totals.handed_over);
+    for (count, what) in [(totals.taken_back, "taken back"), (totals.panics, "panics")] {
+        if count > 0 {
+            push(&mut text, format_args!(", {count} {what}"));
+        }
+    }
+    let met = totals.limits.named().into_iter().filter(|(_, hits)| *hits > 0);
+    let met: Vec<String> = met.map(|(name, hits)| format!("{} {hits}", name.replace('_', " "))).collect();
+    if !met.is_empty() {
+        push(&mut text, format_args!("\n  limits met: {}", met.join(", ")));
+    }
+    text + "\n\n"
 }
 
 fn generations(status: &Status, paint: Paint) -> String {

@@ -267,7 +267,7 @@ mod tests {
 
     use super::*;
     use crate::report::{
-        Generation, GenerationState, GenerationStatus, ListenerStatus, Load, OpId, PluginStatus, Timings,
+        Generation, GenerationState, GenerationStatus, ListenerStatus, Load, OpId, PluginStatus, Timings, Totals,
     };
 
     fn status(address: &str) -> Status {
@@ -304,6 +304,7 @@ mod tests {
                 exit: None,
             }],
             operations: Vec::new(),
+            totals: Totals::default(),
             switches: 1,
             crashes: 0,
             master_fds: 0,

@@ -21,6 +21,7 @@ use super::{Options, Prepare, StartError};
 use crate::config::{Config, ConfigError};
 use crate::control::{LoadSet, PluginFile, ToChild};
 use crate::dirs::{self, Dirs};
+use crate::metrics::Counts;
 use crate::report::{Cause, Failure, Generation, OpId, Report, Stage, Status, Verb};
 use crate::sys::process::{self, Image};
 use crate::sys::{files, readiness, seqpacket};
@@ -63,6 +64,8 @@ struct Master {
     sets: BTreeMap<SetId, Set>,
     next_set: u64,
     children: HashMap<Generation, Child>,
+    /// What those have counted that have ended.
+    ended: Counts,
     callers: HashMap<Caller, oneshot::Sender<Report>>,
     next_caller: u64,
     events: mpsc::Sender<Event>,
@@ -130,6 +133,7 @@ async fn serve(
         sets: BTreeMap::new(),
         next_set: 1,
         children: HashMap::new(),
+        ended: Counts::default(),
         callers: HashMap::new(),
         next_caller: 1,
         events: events_sender,
@@ -180,8 +184,10 @@ impl Master {
         let mut queue = VecDeque::from([event]);
         let mut exit = None;
         while let Some(event) = queue.pop_front() {
-            if let Event::Exited { generation, .. } = &event {
-                self.children.remove(generation);
+            if let Event::Exited { generation, .. } = &event
+                && let Some(child) = self.children.remove(generation)
+            {
+                self.ended.add(child.counts());
             }
             for action in self.state.step(event, self.started.elapsed()) {
                 match action {
@@ -367,9 +373,12 @@ impl Master {
 
     fn status(&self) -> Status {
         let mut generations = self.state.generations(self.started.elapsed());
-        for status in &mut generations {
-            if let Some(child) = self.children.get(&status.generation) {
-                status.load = child.load();
+        let mut all = self.ended;
+        for (generation, child) in &self.children {
+            let counts = child.counts();
+            all.add(counts);
+            if let Some(status) = generations.iter_mut().find(|status| status.generation == *generation) {
+                status.load = counts.load();
             }
         }
         // While nothing serves, the ports are bound for whoever is respawned.
@@ -388,6 +397,7 @@ impl Master {
             plugin_dir: self.source.config.plugin_dir.display().to_string(),
             generations,
             operations: self.state.reports().cloned().collect(),
+            totals: all.totals(),
             switches: self.state.switches(),
             crashes: self.state.crashes(),
             master_fds: process::open_files().unwrap_or(0),

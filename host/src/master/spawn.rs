@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 
 use super::state::Event;
 use crate::control::{ChannelError, MasterEnd, PROTOCOL, ToChild, ToMaster};
-use crate::metrics::{self, SLOTS};
-use crate::report::{Generation, Load};
+use crate::metrics::{Counts, SLOTS};
+use crate::report::Generation;
 use crate::sys::process::{self, ExitKind, Image, Process, Spec};
 use crate::sys::shared::Slots;
 use crate::sys::{readiness, seqpacket};
@@ -96,8 +96,9 @@ impl Child {
         self.slots_fd.take()
     }
 
-    pub fn load(&self) -> Load {
-        metrics::load(self.slots.get())
+    /// What it has counted so far.
+    pub fn counts(&self) -> Counts {
+        Counts::of(self.slots.get())
     }
 
     pub fn kill(&self) -> io::Result<()> {

@@ -10,6 +10,7 @@ mod growth;
 mod handover;
 mod http;
 mod limits;
+mod metrics;
 mod reload;
 mod servers;
 mod shutdown;

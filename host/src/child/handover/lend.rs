@@ -113,8 +113,7 @@ impl Lender {
         match message {
             Message::Ack { batch } => {
                 let leaving = self.forget(batch)?;
-                // Our copies close here; the connections are the other's.
-                self.server.handover.note_moved(leaving.len());
+                self.gone(leaving);
                 Ok(())
             }
             Message::Nak { batch } => {
@@ -125,7 +124,7 @@ impl Lender {
                     match self.receive().await? {
                         Message::Ack { batch } => {
                             let leaving = self.forget(batch)?;
-                            self.server.handover.note_moved(leaving.len());
+                            self.gone(leaving);
                         }
                         Message::Nak { batch } => {
                             let mut leaving = self.forget(batch)?;
@@ -138,6 +137,10 @@ impl Lender {
             }
             other => Err(LendError::Unexpected(other)),
         }
+    }
+
+    fn gone(&self, leaving: Vec<Leaving>) {
+        self.server.handover.note_moved(leaving, self.server.metrics);
     }
 
     fn forget(&mut self, batch: u32) -> Result<Vec<Leaving>, LendError> {

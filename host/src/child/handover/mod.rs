@@ -12,7 +12,7 @@ mod lend;
 mod wire;
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,13 +21,13 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::serve::conn::{Conn, Origin};
 use super::serve::{Entry, Server};
-use crate::metrics::Slot;
+use crate::metrics::{Metrics, Slot};
 use crate::report::Generation;
 use crate::sys::socket::Bare;
 
 pub use wire::MAX_CARRIED;
 
-/// How long [`Handover::settled`] waits at most: whoever is left then moves when it can.
+/// How long [`Handover::settled`] waits for those that have not left yet: they move when they can.
 const SETTLE: Duration = Duration::from_millis(250);
 
 /// A connection as it goes from one task, or one process, to another.
@@ -74,7 +74,11 @@ pub struct Handover {
     /// Whether there is a target: looked at on every poll of every connection.
     open: AtomicBool,
     target: Mutex<Option<Target>>,
+    /// Given away, and not acknowledged yet.
+    leaving: AtomicUsize,
     moved: AtomicU64,
+    /// Of these, with bytes that were read ahead.
+    carried: AtomicU64,
     /// How many generations may still give us connections.
     inbound: watch::Sender<usize>,
     /// Told when a batch was acknowledged, or the target lost.
@@ -98,10 +102,16 @@ impl Handover {
         self.moved.load(Ordering::Relaxed)
     }
 
+    /// How many of these took bytes along that were read ahead.
+    pub fn carried(&self) -> u64 {
+        self.carried.load(Ordering::Relaxed)
+    }
+
     /// Gives a connection away; if there is nobody to take it any more, it is served on here.
     pub fn give(&self, entry: Entry, stream: Bare, start: Start) {
         let server = entry.conn().server;
         let leaving = Leaving { origin: entry.conn().origin.clone(), entry, stream, start };
+        self.leaving.fetch_add(1, Ordering::SeqCst);
         let refused = match self.with_target(|target| target.queue.clone()) {
             Some(queue) => queue.send(leaving).err().map(|error| error.0),
             None => Some(leaving),
@@ -111,15 +121,20 @@ impl Handover {
         }
     }
 
-    /// Until every connection that was idle has gone, or nobody takes them.
+    /// Until every connection that was idle has gone, or nobody takes them. As long as one is neither here nor there, it is
+    /// not over: a taker that dies now may still be made good.
     pub async fn settled(&self, server: &Server) {
-        let settled = async {
-            while self.is_open() && server.metrics.get(Slot::Idle) > 0 {
-                self.changed.notified().await;
-            }
-        };
+        let none_idle = self.wait(|| server.metrics.get(Slot::Idle) == 0);
         // Not a failure: those left are busy again, or came on an address that the target does not have.
-        let _ = tokio::time::timeout(SETTLE, settled).await;
+        let _ = tokio::time::timeout(SETTLE, none_idle).await;
+        self.wait(|| self.leaving.load(Ordering::SeqCst) == 0).await;
+    }
+
+    /// Until `holds`, or nobody takes connections. For one task only.
+    async fn wait(&self, holds: impl Fn() -> bool) {
+        while self.is_open() && !holds() {
+            self.changed.notified().await;
+        }
     }
 
     /// Until nobody gives us connections any more. Until then this worker must not end: a batch that was acknowledged is ours,
@@ -149,8 +164,16 @@ impl Handover {
         self.changed.notify_one();
     }
 
-    fn note_moved(&self, count: usize) {
+    /// These are the other's now.
+    fn note_moved(&self, gone: Vec<Leaving>, metrics: Metrics) {
+        let (count, carried) = (gone.len(), gone.iter().filter(|one| !one.start.carried.is_empty()).count() as u64);
         self.moved.fetch_add(count as u64, Ordering::Relaxed);
+        self.carried.fetch_add(carried, Ordering::Relaxed);
+        metrics.add_many(Slot::HandedOver, count as u64);
+        metrics.add_many(Slot::Carried, carried);
+        // Our copies close here, before anybody is told: who waits looks at what is left.
+        drop(gone);
+        self.leaving.fetch_sub(count, Ordering::SeqCst);
         self.changed.notify_one();
     }
 }
@@ -162,6 +185,9 @@ impl Leaving {
         // The new place is taken before the old one is left, so that the drain does not see none in between.
         server.begin(origin, stream, start);
         drop(entry);
+        server.metrics.add(Slot::TakenBack);
+        server.handover.leaving.fetch_sub(1, Ordering::SeqCst);
+        server.handover.changed.notify_one();
     }
 }
 

@@ -134,7 +134,7 @@ impl Acceptor {
                     continue;
                 }
                 Pass::Exhausted(error) => {
-                    self.log(&error);
+                    self.exhausted(&error);
                     tokio::select! {
                         () = tokio::time::sleep(self.backoff) => self.backoff = (self.backoff * 2).min(BACKOFF.1),
                         _ = stop.changed() => {}
@@ -177,7 +177,7 @@ impl Acceptor {
                 Pass::Empty => return,
                 Pass::Batch => tokio::task::yield_now().await,
                 // What cannot be accepted now stays in the queue, for whoever serves next.
-                Pass::Exhausted(error) => return self.log(&error),
+                Pass::Exhausted(error) => return self.exhausted(&error),
                 Pass::Full => return self.pause(),
             }
         }
@@ -222,7 +222,8 @@ impl Acceptor {
         self.server.begin(origin, stream, Start::default());
     }
 
-    fn log(&mut self, error: &io::Error) {
+    fn exhausted(&mut self, error: &io::Error) {
+        self.server.metrics.add(Slot::AcceptFailures);
         if self.logged.again() {
             tracing::warn!(%error, address = self.facts.address, "cannot accept for the moment");
         }

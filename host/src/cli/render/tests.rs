@@ -1,7 +1,7 @@
 //! How reports and status read.
 
 use super::*;
-use crate::report::{Cause, Cut, Generation, GenerationStatus, ListenerStatus, Load, OpId, Stage, Timings};
+use crate::report::{Cause, Cut, Generation, GenerationStatus, ListenerStatus, Load, OpId, Stage, Timings, Totals};
 
 const PLAIN: Paint = Paint(false);
 
@@ -117,6 +117,7 @@ fn world() -> Status {
             generation(7, GenerationState::Exited, Some("killed by SIGSEGV")),
         ],
         operations: vec![switched()],
+        totals: Totals { requests: 246_912, handed_over: 60, ..Totals::default() },
         switches: 7,
         crashes: 1,
         master_fds: 20,
@@ -132,7 +133,7 @@ fn the_status_reads_as_a_table() {
          listens on 127.0.0.1:8080 (default)\n  \
          admin      http://127.0.0.1:9700/debug/admin\n  \
          plugins    /srv/plugins\n  \
-         7 switches, 1 crashes\n\n\
+         7 switches, 1 crashes, 246912 requests, 60 connections handed over\n\n\
          GEN  STATE    PID  AGE   CONNS  BUSY  REQUESTS  PLUGINS\n  \
          8  serving  108  65 s     64     4    123456  hello 0.2.0 at / (3f2a9c1b)\n  \
          7  exited   107  65 s     64     4    123456  killed by SIGSEGV\n\n\
@@ -140,6 +141,18 @@ fn the_status_reads_as_a_table() {
     );
     assert!(!text.contains('\x1b'));
     assert!(status(&world(), Paint(true)).contains("\x1b[1;32mserving"));
+}
+
+#[test]
+fn the_status_names_the_limits_that_were_met() {
+    let mut met = world();
+    met.totals.limits.head_timeouts = 3;
+    met.totals.limits.body_too_large = 1;
+    met.totals.taken_back = 2;
+    let text = status(&met, PLAIN);
+    assert!(text.contains("60 connections handed over, 2 taken back\n"), "{text}");
+    assert!(text.contains("\n  limits met: head timeouts 3, body too large 1\n"), "{text}");
+    assert!(!status(&world(), PLAIN).contains("limits"));
 }
 
 #[test]

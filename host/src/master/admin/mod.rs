@@ -4,6 +4,7 @@
 //! It lives in the master and never moves. The two sides have separate room, so that nobody on TCP can lock out the socket.
 
 mod access;
+mod exposition;
 mod page;
 mod routes;
 mod socket;

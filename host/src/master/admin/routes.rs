@@ -9,6 +9,7 @@
 //! | POST | `/debug/admin/reload` | token | `Report` once it has ended: 200 switched, 409 otherwise |
 //! | POST | `/debug/admin/shutdown` | token | `Report` once it has begun: 202 |
 //! | GET | `/debug/admin/link` | Unix socket | the page's address with the token |
+//! | GET | `/metrics` | token | counters and gauges, for Prometheus |
 //! | GET | `/livez`, `/readyz`, `/healthz` | anyone | 200, or 503 while nothing serves or a shutdown has begun |
 //!
 //! On the Unix socket the kernel has said who asks, so all of it is open there. A state changes by POST only.
@@ -19,7 +20,7 @@ use hyper::body::{Body, Bytes};
 use serde::{Deserialize, Serialize};
 
 use super::access::{Access, Denied};
-use super::{Peer, Surface, page};
+use super::{Peer, Surface, exposition, page};
 use crate::master::handle::{Gone, OpOptions};
 use crate::report::{Cause, OpId, OpResult, Report, Verb};
 
@@ -42,6 +43,7 @@ enum To {
     Operation,
     Operate(Verb),
     Link,
+    Metrics,
 }
 
 struct Route {
@@ -67,6 +69,7 @@ static ROUTES: &[Route] = &[
     route(Method::POST, "/debug/admin/reload", Access::Token, To::Operate(Verb::Reload)),
     route(Method::POST, "/debug/admin/shutdown", Access::Token, To::Operate(Verb::Shutdown)),
     route(Method::GET, "/debug/admin/link", Access::Socket, To::Link),
+    route(Method::GET, "/metrics", Access::Token, To::Metrics),
     route(Method::GET, "/livez", Access::Anyone, To::Live),
     route(Method::GET, "/readyz", Access::Anyone, To::Ready),
     route(Method::GET, "/healthz", Access::Anyone, To::Ready),
@@ -101,7 +104,7 @@ where
             StatusCode::NOT_FOUND,
             "failed to find this path",
             "see /debug/admin, /debug/admin/status, /debug/admin/ops/ID, /debug/admin/reload, /debug/admin/shutdown, \
-             /livez, /readyz",
+             /metrics, /livez, /readyz",
         );
     };
     // HEAD is GET without the body, which hyper leaves out.
@@ -166,6 +169,10 @@ where
                 json(status_of(&report), &report)
             }
         },
+        To::Metrics => {
+            let text = exposition::text(&surface.handle.status().await?);
+            full(StatusCode::OK, exposition::KIND, text.into())
+        }
         To::Link => match surface.link() {
             Some(url) => json(StatusCode::OK, &Link { url }),
             None => problem(

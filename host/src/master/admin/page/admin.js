@@ -225,7 +225,16 @@ function figures(status) {
     ["Requests/s", rate === null ? "–" : count(rate < 10 ? Math.round(rate * 10) / 10 : Math.round(rate))],
     ["Switches", count(status.switches)],
     ["Crashes", count(status.crashes)],
+    ["Handed over", count(status.totals.handed_over)],
+    ...limitsMet(status.totals),
   ];
+}
+
+/** Only those that were met: mostly there are none. */
+function limitsMet(totals) {
+  return Object.entries(totals.limits)
+    .filter(([, hits]) => hits > 0)
+    .map(([name, hits]) => [name.replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase()), count(hits)]);
 }
 
 /** Of those that ended, one line each and not more than a few. */

@@ -10,7 +10,7 @@ use crate::master::admin::access::Policy;
 use crate::master::admin::token::Token;
 use crate::master::admin::{Surface, Tcp};
 use crate::master::handle::{Handle, Request};
-use crate::report::{Failure, Generation, PluginChanges, Stage, Status, Timings};
+use crate::report::{Failure, Generation, PluginChanges, Stage, Status, Timings, Totals};
 
 pub fn switched(verb: Verb, cause: &Cause) -> Report {
     Report {
@@ -55,6 +55,7 @@ pub fn status() -> Status {
         plugin_dir: "/plugins".into(),
         generations: Vec::new(),
         operations: Vec::new(),
+        totals: Totals::default(),
         switches: 1,
         crashes: 0,
         master_fds: 9,
@@ -149,6 +150,8 @@ async fn who_may_ask_what_on_tcp() {
         ("PUT", "/debug/admin/shutdown", &[host, auth], 405),
         ("POST", "/debug/admin/status", &[host, auth], 405),
         ("GET", "/debug/admin/link", &[host, auth], 403),
+        ("GET", "/metrics", &[host, auth], 200),
+        ("GET", "/metrics", &[host], 401),
         ("GET", "/livez", &[], 200),
         ("GET", "/readyz", &[("host", "10.0.0.1")], 200),
         ("GET", "/healthz", &[], 200),
