@@ -60,8 +60,7 @@ pub const SLOTS: usize = Slot::TakenBack as usize + 1;
 pub struct Metrics(pub &'static [AtomicU64; SLOTS]);
 
 impl Metrics {
-    /// Slots of this process alone.
-    #[cfg(test)]
+    /// Slots of this process alone, for its life.
     pub fn local() -> Metrics {
         Metrics(Box::leak(Box::new(std::array::from_fn(|_| AtomicU64::new(0)))))
     }

@@ -192,8 +192,9 @@ impl fmt::Display for Failure {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timings {
     pub snapshot: f64,
-    /// From spawn to READY, the plugins' init included.
+    /// From spawn to the end of the plugins' init.
     pub load: f64,
+    /// From then to READY: the probes.
     pub prove: f64,
     /// From GO to SERVING.
     pub switch: f64,
@@ -324,6 +325,7 @@ impl Report {
 pub enum GenerationState {
     Starting,
     Loading,
+    Proving,
     Ready,
     /// GO was sent, SERVING has not come.
     Committing,

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::handover;
 use super::plugin::host::Asked;
 use super::plugin::{self, Host, Plugin};
+use super::prove;
 use super::route::Sites;
 use super::serve::Server;
 use super::serve::accept::{Acceptors, Listener};
@@ -74,9 +75,25 @@ struct Set {
 
 struct Service {
     server: &'static Server,
+    /// Serves the same, to probes alone, if there are any.
+    rehearsal: Option<&'static Server>,
     plugins: Vec<&'static Plugin>,
     /// Serves the connections. Never ended: plugins may run on its threads until the process is gone.
     runtime: &'static tokio::runtime::Runtime,
+}
+
+impl Set {
+    /// Serves it with `plugins`.
+    fn server(&self, plugins: &[&'static Plugin], metrics: Metrics) -> Result<&'static Server, Failure> {
+        let open_files = process::open_files_limit()
+            .map_err(|error| Failure::new(Stage::Load, format!("failed to learn the limit of open files: {error}")))?;
+        let limits = Limits::new(&self.load.config.limits, open_files);
+        let mounts = plugins.iter().map(|plugin| (plugin.mount(), *plugin));
+        let sites = Sites::new(&self.load.config.server, mounts, |name| {
+            plugins.iter().find(|plugin| same_plugin(plugin.name(), name)).copied()
+        });
+        Ok(Server::new(sites, metrics, limits))
+    }
 }
 
 /// What the worker's own threads and tasks have to tell.
@@ -84,6 +101,7 @@ enum Told {
     /// The init of this plugin is about to run; the sender is dropped when the master knows.
     Loading(String, std::sync::mpsc::SyncSender<()>),
     Loaded(Result<Vec<&'static Plugin>, Failure>),
+    Proved(Result<(), Failure>),
     Stopped(Vec<Listener>),
     Drained(DrainReport),
 }
@@ -156,6 +174,7 @@ impl Worker {
                     }
                     Told::Loaded(Ok(plugins)) => return Event::Loaded(self.open(plugins)),
                     Told::Loaded(Err(failure)) => return Event::Loaded(Err(failure)),
+                    Told::Proved(result) => return Event::Proved(result),
                     Told::Stopped(listeners) => {
                         self.listeners = listeners;
                         self.accepting.send_replace(false);
@@ -189,14 +208,15 @@ impl Worker {
             .build()
             .map_err(|error| Failure::new(Stage::Load, format!("failed to start the threads that serve: {error}")))?;
         let runtime = Box::leak(Box::new(runtime));
-        let open_files = process::open_files_limit()
-            .map_err(|error| Failure::new(Stage::Load, format!("failed to learn the limit of open files: {error}")))?;
-        let limits = Limits::new(&set.load.config.limits, open_files);
-        let mounts = plugins.iter().map(|plugin| (plugin.mount(), *plugin));
-        let sites = Sites::new(&set.load.config.server, mounts, |name| {
-            plugins.iter().find(|plugin| same_plugin(plugin.name(), name)).copied()
-        });
-        self.service = Some(Service { server: Server::new(sites, set.metrics, limits), plugins, runtime });
+        let server = set.server(&plugins, set.metrics)?;
+        // Probes leave no trace in what clients meet, or in what is counted of them.
+        let probes = set.load.config.server.iter().any(|server| !server.probe.is_empty());
+        // A set without plugins has nothing to prove.
+        let rehearsal = match probes && !plugins.is_empty() {
+            true => Some(set.server(&plugins, Metrics::local())?),
+            false => None,
+        };
+        self.service = Some(Service { server, rehearsal, plugins, runtime });
         Ok(())
     }
 
@@ -306,6 +326,7 @@ impl Worker {
                 }
                 Action::SendReplaceMe => self.send(ToMaster::ReplaceMe, events).await,
                 Action::Load => self.load(),
+                Action::Prove => self.prove(events).await,
                 Action::TakeOutput => self.take_output(),
                 Action::StartAccepting => match self.start_accepting() {
                     Ok(()) => events.push_back(Event::Accepting),
@@ -373,6 +394,17 @@ impl Worker {
         }
     }
 
+    async fn prove(&self, events: &mut VecDeque<Event>) {
+        let (Some(set), Some(service)) = (&self.set, &self.service) else { return };
+        let Some(server) = service.rehearsal else { return events.push_back(Event::Proved(Ok(()))) };
+        self.send(ToMaster::Proving, events).await;
+        let (servers, told) = (set.load.config.server.clone(), self.told.0.clone());
+        service.runtime.spawn(async move {
+            // The receiver lives as long as the process.
+            let _ = told.send(Told::Proved(prove::prove(server, &servers).await));
+        });
+    }
+
     fn take_output(&mut self) {
         telemetry::flush();
         if let Some(stderr) = self.stderr.take()
@@ -404,7 +436,7 @@ impl Worker {
     }
 
     fn drain(&mut self, deadlines: Deadlines) {
-        let Some(Service { server, plugins, runtime }) = &self.service else { return };
+        let Some(Service { server, plugins, runtime, .. }) = &self.service else { return };
         server.drain.retire(deadlines);
         server.connections.wake_all();
         if std::mem::replace(&mut self.draining, true) {

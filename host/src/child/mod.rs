@@ -8,6 +8,7 @@ mod drain;
 mod handover;
 mod life;
 mod plugin;
+mod prove;
 mod route;
 mod serve;
 mod state;

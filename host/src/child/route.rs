@@ -293,6 +293,7 @@ mod tests {
                 .map(|plugin| Route { host: None, prefix: format!("/{plugin}"), plugin: plugin.to_string() })
                 .collect(),
             health: health.map(str::to_owned),
+            probe: Vec::new(),
         };
         let servers =
             [server("own", None, &["one", "gone"]), server("health", Some("/up"), &[]), server("plain", None, &[])];

@@ -27,6 +27,8 @@ pub enum Event {
     Listener,
     /// All plugins are up, or one is not.
     Loaded(Result<(), Failure>),
+    /// Every probe got the answer it expects, or one did not.
+    Proved(Result<(), Failure>),
     Go,
     Pause,
     Resume,
@@ -61,6 +63,8 @@ pub enum Action {
     SendReplaceMe,
     /// Load the plugins; answered by [`Event::Loaded`].
     Load,
+    /// Send the probes; answered by [`Event::Proved`].
+    Prove,
     /// The parent's stderr takes over from the one that only it reads.
     TakeOutput,
     /// Register all listeners; answered by [`Event::Accepting`].
@@ -94,6 +98,7 @@ enum Phase {
         missing: usize,
         plugins_up: bool,
     },
+    Proving,
     /// FAILED was said; the master ends us.
     Failed,
     Ready,
@@ -153,7 +158,7 @@ impl State {
 
     pub fn step(&mut self, event: Event, now: Duration) -> Vec<Action> {
         use Phase::{
-            Done, Empty, Ended, Failed, Greeting, Loading, Paused, Pausing, Ready, Retiring, Serving, Starting,
+            Done, Empty, Ended, Failed, Greeting, Loading, Paused, Pausing, Proving, Ready, Retiring, Serving, Starting,
         };
         match (self.phase, event) {
             (Ended, _) => vec![],
@@ -172,7 +177,10 @@ impl State {
             }
             (Loading { missing, plugins_up }, Event::Listener) if missing > 0 => self.loading(missing - 1, plugins_up),
             (Loading { missing, plugins_up: false }, Event::Loaded(Ok(()))) => self.loading(missing, true),
-            (Loading { .. }, Event::Loaded(Err(failure))) => self.go_to(Failed, vec![Action::SendFailed(failure)]),
+            (Proving, Event::Proved(Ok(()))) => self.go_to(Ready, vec![Action::SendReady]),
+            (Loading { .. }, Event::Loaded(Err(failure))) | (Proving, Event::Proved(Err(failure))) => {
+                self.go_to(Failed, vec![Action::SendFailed(failure)])
+            }
 
             // ---- serving, pausing, and back ----
             (Ready, Event::Go) => {
@@ -221,7 +229,7 @@ impl State {
             (_, Event::Term) => vec![],
 
             // ---- the master is gone ----
-            (Greeting | Empty | Loading { .. } | Failed | Ready | Done, Event::Orphaned) => {
+            (Greeting | Empty | Loading { .. } | Proving | Failed | Ready | Done, Event::Orphaned) => {
                 self.orphaned = true;
                 self.go_to(Ended, vec![Action::Exit(1)])
             }
@@ -230,7 +238,9 @@ impl State {
 
             // ---- out of order ----
             (_, Event::Deadline) => vec![],
-            (Greeting | Empty | Loading { .. }, event) => self.fail(format!("failed to follow the master: {event}")),
+            (Greeting | Empty | Loading { .. } | Proving, event) => {
+                self.fail(format!("failed to follow the master: {event}"))
+            }
             (_, event) => vec![Action::Warn(format!("failed to follow the master: {event}"))],
         }
     }
@@ -246,7 +256,7 @@ impl State {
 
     fn loading(&mut self, missing: usize, plugins_up: bool) -> Vec<Action> {
         if missing == 0 && plugins_up {
-            return self.go_to(Phase::Ready, vec![Action::SendReady]);
+            return self.go_to(Phase::Proving, vec![Action::Prove]);
         }
         self.go_to(Phase::Loading { missing, plugins_up }, vec![])
     }
@@ -306,6 +316,7 @@ impl std::fmt::Display for Event {
             Event::Load { .. } => "LOAD came out of order",
             Event::Listener => "a LISTENER too many",
             Event::Loaded(_) => "the plugins were loaded twice",
+            Event::Proved(_) => "the probes ended out of order",
             Event::Go => "GO came out of order",
             Event::Pause => "PAUSE came out of order",
             Event::Resume => "RESUME came out of order",

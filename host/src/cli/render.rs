@@ -151,6 +151,7 @@ pub fn phase(status: &Status, verb: Verb) -> String {
         (Verb::Reload, Some(newest)) => match newest.state {
             GenerationState::Starting => format!("starting generation {}", newest.generation),
             GenerationState::Loading => format!("loading generation {}", newest.generation),
+            GenerationState::Proving => format!("probing generation {}", newest.generation),
             GenerationState::Ready | GenerationState::Committing => {
                 format!("switching to generation {}", newest.generation)
             }
@@ -279,6 +280,7 @@ fn state(state: GenerationState) -> &'static str {
     match state {
         GenerationState::Starting => "starting",
         GenerationState::Loading => "loading",
+        GenerationState::Proving => "proving",
         GenerationState::Ready => "ready",
         GenerationState::Committing => "committing",
         GenerationState::Serving => "serving",

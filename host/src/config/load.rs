@@ -237,6 +237,7 @@ pub(super) fn known(path: &[String]) -> Option<&'static [&'static str]> {
         ["log"] => Some(keys::<Log>()),
         ["server"] => Some(keys::<Server>()),
         ["server", "route"] => Some(keys::<Route>()),
+        ["server", "probe"] => Some(keys::<Probe>()),
         ["plugins", _] => Some(keys::<Plugin>()),
         _ => None,
     }

@@ -261,6 +261,26 @@ pub struct Server {
     /// A path that is answered `200 ok` without any plugin.
     #[serde(default)]
     pub health: Option<String>,
+    /// What a new generation must answer before it may serve.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probe: Vec<Probe>,
+}
+
+/// A request through the routes of its server, and what must come back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Probe {
+    pub method: String,
+    /// With a query, if need be.
+    pub path: String,
+    /// The header of that name, by which routes are found too.
+    pub host: String,
+    pub headers: BTreeMap<String, String>,
+    pub status: u16,
+    /// What the body must contain.
+    pub body: Option<String>,
+    #[serde(with = "finite")]
+    pub timeout: Duration,
 }
 
 /// Requests for `host` below `prefix` go to `plugin`.
@@ -386,7 +406,27 @@ impl Server {
     /// Every plugin at its mount.
     pub fn new(name: &str, listen: &[&str]) -> Server {
         let listen = listen.iter().map(ToString::to_string).collect();
-        Server { name: name.into(), listen, route: Vec::new(), health: None }
+        Server { name: name.into(), listen, route: Vec::new(), health: None, probe: Vec::new() }
+    }
+}
+
+impl Default for Probe {
+    fn default() -> Probe {
+        Probe {
+            method: "GET".into(),
+            path: root(),
+            host: "localhost".into(),
+            headers: BTreeMap::new(),
+            status: 200,
+            body: None,
+            timeout: seconds(5),
+        }
+    }
+}
+
+impl fmt::Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
-use super::{Config, ConfigError, Problem, Size, same_plugin};
+use super::{Config, ConfigError, Probe, Problem, Size, same_plugin};
 
 impl Config {
     /// Holds every rule, and names all that are broken.
@@ -69,6 +69,11 @@ impl Config {
                     problem(&key, format!("there are two routes for {route}"));
                 }
             }
+            for (number, probe) in server.probe.iter().enumerate() {
+                for (key, why) in wrong_in(probe) {
+                    problem(&format!("server[{index}].probe[{number}].{key}"), why);
+                }
+            }
             if let Some(health) = &server.health
                 && let Err(why) = check_mount(health)
             {
@@ -110,6 +115,32 @@ pub fn check_mount(mount: &str) -> Result<(), String> {
         return Err(format!("`{mount}` holds a character that no path has"));
     }
     Ok(())
+}
+
+/// What of a probe cannot be sent, or never come back, by its key.
+fn wrong_in(probe: &Probe) -> Vec<(&'static str, String)> {
+    let mut wrong = Vec::new();
+    if probe.method == "CONNECT" || http::Method::from_bytes(probe.method.as_bytes()).is_err() {
+        wrong.push(("method", format!("`{}` is no method; write GET, HEAD, POST ...", probe.method)));
+    }
+    if !probe.path.starts_with('/') || probe.path.parse::<http::uri::PathAndQuery>().is_err() {
+        wrong.push(("path", format!("`{}` is no path; write /healthz, or /search?q=x", probe.path)));
+    }
+    let value = |text: &str| http::HeaderValue::from_str(text).is_ok();
+    if !value(&probe.host) {
+        wrong.push(("host", format!("`{}` cannot stand in a header", probe.host)));
+    }
+    for (name, text) in &probe.headers {
+        if http::HeaderName::from_bytes(name.as_bytes()).is_err() || !value(text) {
+            wrong.push(("headers", format!("`{name}: {text}` is no header")));
+        } else if name.eq_ignore_ascii_case("host") {
+            wrong.push(("headers", "write `host = \"...\"` beside `headers`".into()));
+        }
+    }
+    if !(200..=599).contains(&probe.status) {
+        wrong.push(("status", format!("{} is no status of an answer: 200 to 599", probe.status)));
+    }
+    wrong
 }
 
 /// A name or an address, or `*.` and a name for all below it.

@@ -57,7 +57,11 @@ fn documented_keys() -> BTreeMap<String, Option<String>> {
                     collect(&below, "plugins.NAME", Some(&plugin), found);
                 }
                 _ if super::load::known(&below).is_some() => {
-                    if *key == "route" {
+                    if *key == "probe" {
+                        let probe = toml::Table::try_from(Probe::default()).unwrap();
+                        found.insert(shown.clone(), Some("[]".into()));
+                        collect(&below, &shown, Some(&probe), found);
+                    } else if *key == "route" {
                         let route = Route { host: None, prefix: super::root(), plugin: String::new() };
                         let mut route = toml::Table::try_from(route).unwrap();
                         route.remove("plugin");
@@ -255,6 +259,37 @@ plugin = "hello"
     assert_eq!(config.server[0].health.as_deref(), Some("/healthz"));
     let lines = refused(&text.replace("prefix", "prefx"), &[]);
     assert_eq!(lines, ["line 6: server[0].route[0].prefx: there is no such key; did you mean `prefix`?"]);
+}
+
+#[test]
+fn probes_are_taken_and_those_that_cannot_be_sent_are_refused() {
+    let server = "[[server]]\nlisten = [\"127.0.0.1:1\"]\n";
+    let text =
+        format!("{server}[[server.probe]]\npath = \"/up?x\"\nheaders = {{ accept = \"text/html\" }}\nbody = \"ok\"\n");
+    let config = parse(&text).unwrap();
+    let expected = Probe {
+        path: "/up?x".into(),
+        headers: [("accept".into(), "text/html".into())].into(),
+        body: Some("ok".into()),
+        ..Probe::default()
+    };
+    assert_eq!(config.server[0].probe, [expected]);
+    for (line, says) in [
+        ("path = \"up\"", "`up` is no path"),
+        ("path = \"/a b\"", "`/a b` is no path"),
+        ("method = \"GET IT\"", "no method"),
+        ("method = \"CONNECT\"", "no method"),
+        ("host = \"a\\nb\"", "header"),
+        ("headers = { \"a b\" = \"c\" }", "no header"),
+        ("headers = { Host = \"c\" }", "beside"),
+        ("status = 101", "200 to 599"),
+        ("timeout = \"never\"", "never"),
+        ("paht = \"/\"", "did you mean `path`"),
+    ] {
+        let problems = refused(&format!("{server}[[server.probe]]\n{line}\n"), &[]);
+        assert!(problems.len() == 1 && problems[0].starts_with("line 4: server[0].probe[0]"), "{problems:?}");
+        assert!(problems[0].contains(says), "{problems:?}");
+    }
 }
 
 #[test]

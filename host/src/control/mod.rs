@@ -10,7 +10,8 @@
 //! | `Load` (+ metrics memfd) | master | after the Hellos, once | `Ready` or `Failed` | `start_timeout` | refused, stage load |
 //! | `Listener` (+ socket) | master | after `Load`, before `Ready` | - | - | as `Load` |
 //! | `Loading` | child | after the listeners came, once per plugin | - | - | names the plugin that killed it |
-//! | `Ready` | child | all listeners came, plugins are up | `Go` | - | refused |
+//! | `Proving` | child | all listeners came, plugins are up, and there are probes | - | - | refused, stage prove |
+//! | `Ready` | child | all listeners came, plugins are up, every probe passed | `Go` | - | refused |
 //! | `Failed` | child | from `Load` to `Ready` | SIGKILL | - | - |
 //! | `Go` | master | after `Ready`, once | `Serving` | [`SWITCH_TIMEOUT`] | refused, stage switch |
 //! | `Serving` | child | after `Go` or `Resume`: accepting | - | - | a crash: respawn or take-back |
@@ -113,6 +114,8 @@ pub enum ToMaster {
     Loading {
         plugin: String,
     },
+    /// The plugins are up; the probes begin.
+    Proving,
     Ready,
     Failed(Failure),
     Serving,

@@ -15,7 +15,7 @@ use super::admin::{self, AdminOptions};
 use super::handle::{Handle, OpOptions, Request};
 use super::listeners::{Claim, Key, Listeners};
 use super::spawn::Child;
-use super::state::{Action, Caller, Event, Exit, Note, SetId, SetInfo, Settings, State};
+use super::state::{Action, Caller, Event, Exit, Note, Probes, SetId, SetInfo, Settings, State};
 use super::store::{Mounted, Store};
 use super::{Options, Prepare, StartError};
 use crate::config::{Config, ConfigError};
@@ -204,7 +204,7 @@ impl Master {
         match action {
             Action::Prepare { op, cause } => self.prepare(op, cause),
             Action::Spawn { generation, set } => return Some(self.spawn(generation, set)),
-            Action::Load { generation } => self.load(generation),
+            Action::Load { generation, probes } => self.load(generation, probes),
             Action::Send { generation, message } => self.send(generation, message, Vec::new()),
             Action::Handover { from, to } => self.connect(from, to),
             Action::CloseListeners => drop(self.listeners.retain(&BTreeSet::new())),
@@ -272,7 +272,7 @@ impl Master {
     }
 
     /// LOAD with the shared counters, then the listeners, each in a message of its own.
-    fn load(&mut self, generation: Generation) {
+    fn load(&mut self, generation: Generation, probes: Probes) {
         let Some(set) = self.state.set_of(generation).and_then(|id| self.sets.get(&id)) else {
             tracing::error!(generation = generation.0, "failed to find its set");
             return self.kill_child(generation);
@@ -295,6 +295,9 @@ impl Master {
         };
         let mut config = set.config.clone();
         config.log = crate::telemetry::effective(&config.log);
+        if probes == Probes::Skip {
+            config.server.iter_mut().for_each(|server| server.probe.clear());
+        }
         let ids: Vec<u32> = infos.iter().map(|info| info.id).collect();
         let message = ToChild::Load(Box::new(LoadSet { config, plugins, listeners: infos }));
         let slots = self.children.get_mut(&generation).and_then(Child::take_slots_fd);

@@ -20,7 +20,7 @@ fn run(state: &mut State, events: impl IntoIterator<Item = Event>) -> Vec<Action
 
 fn serving() -> State {
     let (mut state, _) = State::new();
-    run(&mut state, [hello(), load(0), Event::Loaded(Ok(())), Event::Go, Event::Accepting]);
+    run(&mut state, [hello(), load(0), Event::Loaded(Ok(())), Event::Proved(Ok(())), Event::Go, Event::Accepting]);
     state
 }
 
@@ -29,7 +29,8 @@ fn a_whole_life_goes_as_told() {
     let (mut state, actions) = State::new();
     assert_eq!(actions, [Action::SendHello]);
     assert_eq!(run(&mut state, [hello(), load(2), Event::Listener, Event::Loaded(Ok(()))]), [Action::Load]);
-    assert_eq!(run(&mut state, [Event::Listener]), [Action::SendReady]);
+    assert_eq!(run(&mut state, [Event::Listener]), [Action::Prove]);
+    assert_eq!(run(&mut state, [Event::Proved(Ok(()))]), [Action::SendReady]);
     assert!(!state.committed());
     assert_eq!(run(&mut state, [Event::Go]), [Action::TakeOutput, Action::StartAccepting, Action::TellPluginsServing]);
     assert!(state.committed());
@@ -44,6 +45,15 @@ fn a_whole_life_goes_as_told() {
     assert_eq!(run(&mut state, [Event::Drained(report)]), [Action::SendDone(report)]);
     assert_eq!(state.deadline(), Some(EXIT_TIMEOUT));
     assert_eq!(run(&mut state, [Event::DoneAck]), [Action::Exit(0)]);
+}
+
+#[test]
+fn a_probe_that_fails_keeps_it_from_being_ready() {
+    let (mut state, _) = State::new();
+    run(&mut state, [hello(), load(0), Event::Loaded(Ok(()))]);
+    let failure = Failure::new(Stage::Prove, "no");
+    assert_eq!(run(&mut state, [Event::Proved(Err(failure.clone()))]), [Action::SendFailed(failure)]);
+    assert!(matches!(run(&mut state, [Event::Go])[..], [Action::Warn(_)]) && !state.committed());
 }
 
 #[test]
@@ -114,6 +124,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         2 => Just(Event::Listener),
         2 => Just(Event::Loaded(Ok(()))),
         1 => Just(Event::Loaded(Err(Failure::new(Stage::Load, "no")))),
+        2 => Just(Event::Proved(Ok(()))),
+        1 => Just(Event::Proved(Err(Failure::new(Stage::Prove, "no")))),
         3 => Just(Event::Go),
         3 => Just(Event::Pause),
         3 => Just(Event::Resume),
@@ -178,7 +190,7 @@ proptest! {
         let (mut state, actions) = State::new();
         let mut world = World::default();
         actions.iter().for_each(|action| world.act(action));
-        let start = [hello(), load(0), Event::Loaded(Ok(())), Event::Go, Event::Accepting];
+        let start = [hello(), load(0), Event::Loaded(Ok(())), Event::Proved(Ok(())), Event::Go, Event::Accepting];
         let start = if guided { &start[..] } else { &[] };
         for event in start.iter().cloned().chain(events) {
             // The loop tells of these only after it was asked to do them.

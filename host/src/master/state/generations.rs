@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::operations::{RunStage, Running};
-use super::{Action, HISTORY, Note, Respawn, SetInfo, State, Time};
+use super::{Action, HISTORY, Note, Probes, Respawn, SetInfo, State, Time};
 use crate::control::{ControlVerb, EXIT_TIMEOUT, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT, ToChild, ToMaster};
 use crate::master::handle::OpOptions;
 use crate::report::{
@@ -18,6 +18,8 @@ pub enum Phase {
     /// Spawn was asked for; HELLO has not come.
     Starting,
     Loading,
+    /// Its probes are under way.
+    Proving,
     /// GO was sent.
     Committing,
     Serving,
@@ -40,6 +42,8 @@ pub(super) struct Gen {
     cause: Cause,
     pub pid: Option<i32>,
     pub spawned_at: Time,
+    /// When its plugins were up.
+    pub loaded_at: Time,
     pub ready_at: Time,
     /// When patience with the present phase ends.
     pub deadline: Option<Time>,
@@ -56,6 +60,7 @@ impl Gen {
             _ if exit.is_some() => GenerationState::Exited,
             Phase::Starting => GenerationState::Starting,
             Phase::Loading => GenerationState::Loading,
+            Phase::Proving => GenerationState::Proving,
             Phase::Committing => GenerationState::Committing,
             Phase::Serving => GenerationState::Serving,
             Phase::Resuming | Phase::Pausing => GenerationState::Paused,
@@ -127,6 +132,7 @@ impl State {
                 cause,
                 pid: None,
                 spawned_at: self.now,
+                loaded_at: self.now,
                 ready_at: self.now,
                 deadline,
                 loading: None,
@@ -165,7 +171,11 @@ impl State {
             (Phase::Starting, ToMaster::Hello { protocols, version }) => match PROTOCOL.common(protocols) {
                 Some(_) => {
                     entry.phase = Phase::Loading;
-                    self.act(Action::Load { generation });
+                    let probes = match self.running_candidate() {
+                        Some(candidate) if candidate == generation => Probes::Send,
+                        _ => Probes::Skip,
+                    };
+                    self.act(Action::Load { generation, probes });
                 }
                 None => {
                     let text = format!("find a protocol in common with the child's binary (version {version})");
@@ -173,9 +183,19 @@ impl State {
                 }
             },
             (Phase::Loading, ToMaster::Loading { plugin }) => entry.loading = Some(plugin),
-            (Phase::Starting | Phase::Loading, ToMaster::Failed(failure)) => self.abandon(generation, failure),
-            (Phase::Loading, ToMaster::Ready) => {
+            (Phase::Starting | Phase::Loading | Phase::Proving, ToMaster::Failed(failure)) => {
+                self.abandon(generation, failure);
+            }
+            (Phase::Loading, ToMaster::Proving) => {
+                entry.phase = Phase::Proving;
+                entry.loading = None;
+                entry.loaded_at = self.now;
+            }
+            (Phase::Loading | Phase::Proving, ToMaster::Ready) => {
                 entry.ready_at = self.now;
+                if entry.phase == Phase::Loading {
+                    entry.loaded_at = self.now;
+                }
                 self.enter(generation, Phase::Committing, Some(SWITCH_TIMEOUT));
                 self.send(generation, ToChild::Go);
             }
@@ -341,7 +361,7 @@ impl State {
                 // Without a candidate of its own nobody noticed yet that nothing serves.
                 self.end_standby(generation);
             }
-            Phase::Starting | Phase::Loading | Phase::Committing => {
+            Phase::Starting | Phase::Loading | Phase::Proving | Phase::Committing => {
                 self.candidate_failed(generation, death_of(&entry, exit, output));
             }
             Phase::Serving | Phase::Resuming => {
@@ -425,7 +445,7 @@ impl State {
             .collect();
         for (generation, phase) in due {
             match phase {
-                Phase::Starting | Phase::Loading => {
+                Phase::Starting | Phase::Loading | Phase::Proving => {
                     let failure = self.start_timeout(generation);
                     self.abandon(generation, failure);
                 }
@@ -454,6 +474,10 @@ impl State {
                     .of_plugin(plugin.clone())
                     .hint("init must return; put endless work into spawn_when_serving, or raise start_timeout")
             }
+            None if entry.phase == Phase::Proving => {
+                Failure::new(Stage::Prove, format!("be ready within {limit:?}: its probes had not ended"))
+                    .hint("start_timeout covers the loading and all probes; raise it, or probe less")
+            }
             None => Failure::new(Stage::Spawn, format!("be ready within {limit:?}")),
         }
     }
@@ -464,7 +488,9 @@ impl State {
             self.generations.values().map(|entry| (entry.number, entry.phase)).collect();
         for (generation, phase) in all {
             match phase {
-                Phase::Starting | Phase::Loading => self.kill(generation, "the server shuts down".into()),
+                Phase::Starting | Phase::Loading | Phase::Proving => {
+                    self.kill(generation, "the server shuts down".into())
+                }
                 // It is the last that accepts: it empties the queue once more and closes the sockets, without a pause between
                 // in which a client would be let in by the kernel and served by nobody.
                 Phase::Serving => self.retire(generation),
@@ -487,6 +513,7 @@ fn death_of(entry: &Gen, exit: ExitKind, output: &str) -> Failure {
     let stage = match entry.phase {
         Phase::Starting => Stage::Spawn,
         Phase::Loading => Stage::Load,
+        Phase::Proving => Stage::Prove,
         _ => Stage::Switch,
     };
     let failure = match &entry.loading {
@@ -494,6 +521,7 @@ fn death_of(entry: &Gen, exit: ExitKind, output: &str) -> Failure {
             Failure::new(stage, format!("survive the init of {plugin}: the child ended with {exit}"))
                 .of_plugin(plugin.clone())
         }
+        _ if stage == Stage::Prove => Failure::new(stage, format!("survive its probes: the child ended with {exit}")),
         _ => Failure::new(stage, format!("keep the new child alive: it ended with {exit}")),
     };
     failure.detail(output)

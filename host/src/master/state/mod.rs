@@ -132,6 +132,7 @@ pub enum Action {
     /// Send LOAD and the listeners of the generation's set.
     Load {
         generation: Generation,
+        probes: Probes,
     },
     Send {
         generation: Generation,
@@ -155,6 +156,14 @@ pub enum Action {
     Note(Note),
     /// End the master. The last action.
     Finish(Exit),
+}
+
+/// Whether a generation is to be probed before it may serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probes {
+    Send,
+    /// Its set has served before, and nothing else does: an answer that is not as expected is better than none.
+    Skip,
 }
 
 /// What operators shall read in the log.

@@ -197,8 +197,8 @@ impl State {
         let new = &self.generations[&generation];
         let timings = Timings {
             snapshot: snapshot_ms,
-            load: ms(new.ready_at - new.spawned_at),
-            prove: 0.0,
+            load: ms(new.loaded_at - new.spawned_at),
+            prove: ms(new.ready_at - new.loaded_at),
             switch: ms(self.now - new.ready_at),
             total: ms(self.now - op.asked),
         };

@@ -56,10 +56,8 @@ fn a_server_with_routes_serves_by_host_and_prefix_and_nothing_else() {
         plugin: plugin.into(),
     };
     let web = config::Server {
-        name: "web".into(),
-        listen: Vec::new(),
         route: vec![route("a.example", "/", "/one"), route("", "/x", "/two")],
-        health: None,
+        ..config::Server::new("web", &[])
     };
     let named = |name: &'static str| {
         fake::plugin(move |asked: Asked| async move { reply(200, format!("{name} {}", asked.target())) })
@@ -82,7 +80,7 @@ fn a_server_with_routes_serves_by_host_and_prefix_and_nothing_else() {
 
 #[test]
 fn the_health_of_a_server_is_answered_before_all_plugins_and_while_it_drains() {
-    let web = config::Server { name: "web".into(), listen: Vec::new(), route: Vec::new(), health: Some("/up".into()) };
+    let web = config::Server { health: Some("/up".into()), ..config::Server::new("web", &[]) };
     for plugins in [vec![("/", fake::plugin(mirror))], vec![]] {
         let none = plugins.is_empty();
         let mut site = site_of(std::slice::from_ref(&web), plugins);

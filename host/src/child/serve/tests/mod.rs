@@ -5,6 +5,7 @@ mod fake;
 mod handover;
 mod http;
 mod limits;
+mod prove;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -106,7 +106,7 @@ function causeText(cause) {
   }
 }
 
-const STATE_CLASS = { serving: "good", paused: "warn", retiring: "warn", exited: "", starting: "warn", loading: "warn", ready: "warn", committing: "warn" };
+const STATE_CLASS = { serving: "good", paused: "warn", retiring: "warn", exited: "", starting: "warn", loading: "warn", proving: "warn", ready: "warn", committing: "warn" };
 const RESULT_CLASS = { switched: "good", refused: "bad", rolled_back: "bad", superseded: "warn", queued: "warn", running: "warn", shutting_down: "warn" };
 const RESULT_TEXT = { rolled_back: "rolled back", shutting_down: "shutting down" };
 

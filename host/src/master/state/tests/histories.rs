@@ -47,7 +47,7 @@ fn chance() -> impl Strategy<Value = Chance> {
             .prop_map(|(ok, empty, at)| Chance::Prepare { ok: ok != 0, empty: empty && ok == 1, at }),
         6 => (0..10_usize).prop_map(|ok| Chance::Spawn { ok: ok != 0 }),
         30 => any::<usize>().prop_map(|at| Chance::Obey { at }),
-        2 => (any::<usize>(), 0..8_usize).prop_map(|(at, what)| Chance::Babble { at, what }),
+        2 => (any::<usize>(), 0..9_usize).prop_map(|(at, what)| Chance::Babble { at, what }),
         2 => any::<usize>().prop_map(|at| Chance::Die { at }),
         4 => (0..40_000_u64).prop_map(|ms| Chance::Wait { ms }),
     ]
@@ -107,7 +107,8 @@ impl World {
             match action {
                 Action::Prepare { op, .. } => self.preparing.push(op),
                 Action::Spawn { generation, .. } => self.spawning.push(generation),
-                Action::Load { generation } => self.will_say(generation, &[ToMaster::Ready]),
+                Action::Load { generation, probes: Probes::Skip } => self.will_say(generation, &[ToMaster::Ready]),
+                Action::Load { generation, .. } => self.will_say(generation, &[ToMaster::Proving, ToMaster::Ready]),
                 Action::Send { generation, message } => match message {
                     ToChild::Go | ToChild::Resume => self.will_say(generation, &[ToMaster::Serving]),
                     ToChild::Pause => self.will_say(generation, &[ToMaster::Paused]),
@@ -192,6 +193,7 @@ impl World {
                     4 => ToMaster::ReplaceMe,
                     5 => ToMaster::Failed(Failure::new(Stage::Load, "x")),
                     6 => ToMaster::Loading { plugin },
+                    7 => ToMaster::Proving,
                     _ => ToMaster::Control { plugin, verb: ControlVerb::Reload },
                 };
                 self.event(Event::Message { generation, message });

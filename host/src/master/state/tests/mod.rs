@@ -285,6 +285,57 @@ fn the_plugin_whose_init_kills_or_hangs_is_named() {
 }
 
 #[test]
+fn a_generation_that_does_not_prove_itself_leaves_the_old_one_untouched() {
+    type Step = fn(&mut Story);
+    let endings: [Step; 3] = [
+        |story| drop(story.says(2, ToMaster::Failed(Failure::new(Stage::Prove, "pass")))),
+        |story| drop(story.dies(2, ExitKind::Signal(6))),
+        |story| assert!(kills(&story.wait(Duration::from_secs(30)), 2)),
+    ];
+    for end in endings {
+        let mut story = Story::serving();
+        story.reload(7);
+        story.prepared(2, Ok(info(2, &["hello"])));
+        story.spawned(2);
+        let load = story.says(2, hello());
+        assert!(matches!(load[..], [Action::Load { probes: Probes::Send, .. }]), "{load:?}");
+        story.says(2, ToMaster::Loading { plugin: "hello".into() });
+        let before = story.log.len();
+        assert_eq!(story.says(2, ToMaster::Proving), []);
+        end(&mut story);
+        assert_eq!((story.answer(7).result, story.answer(7).stage), (OpResult::Refused, Some(Stage::Prove)));
+        assert!(sends(&story.log[before..], 1).is_empty() && sends(&story.log[before..], 2).is_empty());
+        assert_eq!(story.serving_generation(), Some(1));
+    }
+}
+
+#[test]
+fn probes_take_their_own_part_of_the_time() {
+    let mut story = Story::serving();
+    story.reload(7);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.spawned(2);
+    story.says(2, hello());
+    story.wait(Duration::from_millis(3));
+    story.says(2, ToMaster::Proving);
+    story.wait(Duration::from_millis(4));
+    story.says(2, ToMaster::Ready);
+    story.says(2, ToMaster::Serving);
+    story.says(1, ToMaster::Paused);
+    let ms = story.answer(7).ms.unwrap();
+    assert_eq!((ms.load, ms.prove), (3.0, 4.0));
+}
+
+#[test]
+fn a_set_that_comes_back_after_a_crash_is_not_probed() {
+    let mut story = Story::serving();
+    story.dies(1, ExitKind::Signal(9));
+    story.spawned(2);
+    let load = story.says(2, hello());
+    assert!(matches!(load[..], [Action::Load { probes: Probes::Skip, .. }]), "{load:?}");
+}
+
+#[test]
 fn three_failing_reloads_do_not_hinder_a_good_one() {
     let mut story = Story::serving();
     for turn in 0..3 {
