@@ -377,7 +377,7 @@ impl Server {
         self.wait_for("one generation alone", |status| status.serving.is_some() && status.living().count() == 1)
     }
 
-    /// The first address that clients reach.
+    /// The first address that clients reach over TCP.
     #[track_caller]
     pub fn addr(&self) -> SocketAddr {
         self.addrs()[0]
@@ -386,7 +386,9 @@ impl Server {
     #[track_caller]
     pub fn addrs(&self) -> Vec<SocketAddr> {
         let listeners = self.status().listeners;
-        listeners.iter().map(|listener| listener.address.parse().expect("a listener's address")).collect()
+        let ip = |address: &String| !address.starts_with("unix:");
+        let addresses = listeners.into_iter().map(|listener| listener.address).filter(ip);
+        addresses.map(|address| address.parse().expect("a listener's address")).collect()
     }
 
     #[track_caller]

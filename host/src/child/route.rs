@@ -286,14 +286,12 @@ mod tests {
     #[test]
     fn a_server_with_routes_serves_these_alone_and_the_others_every_mount() {
         let server = |name: &str, health: Option<&str>, plugins: &[&str]| config::Server {
-            name: name.into(),
-            listen: Vec::new(),
             route: plugins
                 .iter()
                 .map(|plugin| Route { host: None, prefix: format!("/{plugin}"), plugin: plugin.to_string() })
                 .collect(),
             health: health.map(str::to_owned),
-            probe: Vec::new(),
+            ..config::Server::new(name, &[])
         };
         let servers =
             [server("own", None, &["one", "gone"]), server("health", Some("/up"), &[]), server("plain", None, &[])];

@@ -193,7 +193,7 @@ pub struct DevArgs {
     /// Directories of plugin crates
     #[arg(value_name = "CRATE_DIR", default_value = ".")]
     pub crates: Vec<PathBuf>,
-    /// Address to listen on; 127.0.0.1:8080, or another port if that is taken
+    /// Address to listen on, IP:PORT or unix:PATH; 127.0.0.1:8080, or another port if that is taken
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<String>,
     /// Build in release mode

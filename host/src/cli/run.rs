@@ -23,7 +23,7 @@ pub struct Overrides {
     /// Directory whose *.so files are served [default: ./plugins]
     #[arg(long, value_name = "DIR")]
     pub plugins: Option<PathBuf>,
-    /// Address to listen on, instead of the file's; may be given more than once [default: 127.0.0.1:8080]
+    /// Address to listen on, IP:PORT, unix:PATH or systemd:NAME, instead of the file's; may be given more than once [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<String>,
     /// Address of the admin page, or "off" [default: 127.0.0.1:9700, or another port if that is taken]

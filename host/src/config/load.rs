@@ -339,6 +339,15 @@ fn from_folder(table: &mut toml::Table, folder: &Path) {
     let files =
         plugins.into_iter().flat_map(|plugins| plugins.iter_mut()).filter_map(|(_, plugin)| plugin.get_mut("file"));
     files.for_each(join);
+    let servers = table.get_mut("server").and_then(toml::Value::as_array_mut);
+    let listens = servers.into_iter().flatten().filter_map(|server| server.get_mut("listen")?.as_array_mut());
+    for listen in listens.flatten() {
+        if let toml::Value::String(text) = listen
+            && let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty())
+        {
+            *text = format!("unix:{}", folder.join(path).display());
+        }
+    }
 }
 
 /// The key of a setting, and the document that it stands for.

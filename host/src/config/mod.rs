@@ -6,6 +6,7 @@
 
 mod limit;
 mod load;
+mod mode;
 mod rules;
 mod size;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use limit::Limit;
 use limit::finite;
+pub use mode::Mode;
 pub use rules::{Listen, check_mount, parse_listen};
 pub use size::Size;
 
@@ -253,8 +255,16 @@ pub struct Log {
 pub struct Server {
     #[serde(default = "default_name")]
     pub name: String,
-    /// `IP:PORT` (port 0 lets the kernel choose) or `systemd:NAME` each.
+    /// `IP:PORT` (port 0 lets the kernel choose), `unix:PATH` or `systemd:NAME` each.
     pub listen: Vec<String>,
+    /// Of the files of its `unix:` addresses.
+    #[serde(default = "everybody")]
+    pub socket_mode: Mode,
+    /// A name or a number each; absent for those of the master.
+    #[serde(default)]
+    pub socket_owner: Option<String>,
+    #[serde(default)]
+    pub socket_group: Option<String>,
     /// If there are any, only these are served here; else every plugin at its mount.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub route: Vec<Route>,
@@ -310,6 +320,11 @@ pub struct Plugin {
 
 fn root() -> String {
     "/".into()
+}
+
+/// As everybody may connect to a port.
+fn everybody() -> Mode {
+    Mode(0o666)
 }
 
 fn default_name() -> String {
@@ -406,7 +421,16 @@ impl Server {
     /// Every plugin at its mount.
     pub fn new(name: &str, listen: &[&str]) -> Server {
         let listen = listen.iter().map(ToString::to_string).collect();
-        Server { name: name.into(), listen, route: Vec::new(), health: None, probe: Vec::new() }
+        Server {
+            name: name.into(),
+            listen,
+            socket_mode: everybody(),
+            socket_owner: None,
+            socket_group: None,
+            route: Vec::new(),
+            health: None,
+            probe: Vec::new(),
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::{Config, ConfigError, Probe, Problem, Size, same_plugin};
@@ -41,6 +43,10 @@ impl Config {
             let key = format!("{key}.listen");
             if server.listen.is_empty() {
                 problem(&key, format!("[[server]] `{}` has no address", server.name));
+            }
+            let unix = |text: &String| matches!(text.parse(), Ok(Listen::Unix(_)));
+            if (server.socket_owner.is_some() || server.socket_group.is_some()) && !server.listen.iter().any(unix) {
+                problem(&key, "socket_owner and socket_group are for a `unix:` address, and there is none".into());
             }
             for text in &server.listen {
                 match text.parse() {
@@ -166,6 +172,8 @@ fn check_host(host: &str) -> Result<(), String> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Listen {
     Address(SocketAddr),
+    /// Absolute.
+    Unix(PathBuf),
     /// The sockets that systemd passed under this name.
     Systemd(String),
 }
@@ -174,12 +182,28 @@ impl FromStr for Listen {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Listen, String> {
-        match text.strip_prefix("systemd:") {
-            Some("") => Err("`systemd:` lacks the socket's name (FileDescriptorName= of its unit)".into()),
-            Some(name) => Ok(Listen::Systemd(name.into())),
-            None => parse_listen(text).map(Listen::Address).map_err(|why| format!("{why}, or systemd:NAME")),
+        match text.split_once(':') {
+            Some(("systemd", "")) => Err("`systemd:` lacks the socket's name (FileDescriptorName= of its unit)".into()),
+            Some(("systemd", name)) => Ok(Listen::Systemd(name.into())),
+            Some(("unix", path)) => socket_path(path).map(Listen::Unix),
+            _ => parse_listen(text).map(Listen::Address).map_err(|why| format!("{why}, or unix:PATH, or systemd:NAME")),
         }
     }
+}
+
+/// What a Unix address holds (unix(7)), less the end and what is appended while the socket is made.
+const SOCKET_PATH: usize = 99;
+
+fn socket_path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.ends_with('/') || text.contains('\0') {
+        return Err(format!("`unix:{text}` names no file; write unix:/run/x.sock"));
+    }
+    let path = std::path::absolute(text).map_err(|error| format!("`unix:{text}` cannot be resolved: {error}"))?;
+    if path.as_os_str().as_bytes().len() > SOCKET_PATH {
+        let path = path.display();
+        return Err(format!("the path {path} is too long for a socket: {SOCKET_PATH} bytes are the most"));
+    }
+    Ok(path)
 }
 
 /// `IP:PORT`.

@@ -294,13 +294,17 @@ fn probes_are_taken_and_those_that_cannot_be_sent_are_refused() {
 
 #[test]
 fn paths_in_a_file_are_relative_to_the_file() {
-    let (dir, path) =
-        file("plugin_dir = \"p\"\nstate_dir = \"../s\"\nruntime_dir = \"/run/x\"\n[plugins.a]\nfile = \"a.so\"\n");
+    let (dir, path) = file(
+        "plugin_dir = \"p\"\nstate_dir = \"../s\"\nruntime_dir = \"/run/x\"\n[plugins.a]\nfile = \"a.so\"\n\
+         [[server]]\nlisten = [\"127.0.0.1:1\", \"unix:x\", \"unix:/run/y\"]\n",
+    );
     let config = Config::load(Some(&path), &[]).unwrap();
     assert_eq!(config.plugin("a").unwrap().file, Some(dir.path().join("a.so")));
     assert_eq!(config.plugin_dir, dir.path().join("p"));
     assert_eq!(config.state_dir, Some(dir.path().join("../s")));
     assert_eq!(config.runtime_dir, Some("/run/x".into()));
+    let socket = format!("unix:{}", dir.path().join("x").display());
+    assert_eq!(config.server[0].listen, ["127.0.0.1:1", &socket, "unix:/run/y"]);
     // Those of a setting are the shell's.
     let config = Config::load(Some(&path), &["plugin_dir=q".into()]).unwrap();
     assert_eq!(config.plugin_dir, Path::new("q"));
@@ -313,6 +317,12 @@ fn bad_values_are_refused_and_say_what_to_write() {
         ("[drain]\ntimeout = \"soon\"", "never"),
         ("start_timeout = \"never\"", "cannot be"),
         ("[[server]]\nlisten = [\"localhost\"]", "IP:PORT"),
+        ("[[server]]\nlisten = [\"unix:\"]", "names no file"),
+        ("[[server]]\nlisten = [\"unix:/run/\"]", "names no file"),
+        (&format!("[[server]]\nlisten = [\"unix:/{}\"]", "x".repeat(99)), "too long for a socket"),
+        ("[[server]]\nlisten = [\"unix:/run/x\", \"unix:/run/./x\"]", "listed twice"),
+        ("[[server]]\nlisten = [\"[::1]:1\"]\nsocket_group = \"web\"", "there is none"),
+        ("[[server]]\nlisten = [\"unix:/x\"]\nsocket_mode = \"rw\"", "octal"),
         ("[[server]]\nlisten = [\"127.0.0.1:1\"]\n[[server]]\nlisten = [\"127.0.0.1:2\"]", "name"),
         ("[[server]]\nlisten = [\"systemd:\"]", "FileDescriptorName"),
         ("[[server]]\nlisten = [\"systemd:web\", \"systemd:web\"]", "listed twice"),

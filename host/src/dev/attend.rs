@@ -114,10 +114,8 @@ async fn rebuild(
 
 /// One real request on a new connection; an error says why there was no answer.
 async fn first_answer(status: &Status) -> Result<(), String> {
-    let listener = status.listeners.first().ok_or("there is no listener")?;
-    let address: std::net::SocketAddr =
-        listener.address.parse().map_err(|_| format!("{} is no TCP address", listener.address))?;
-    let address = reachable(address);
+    let mut addresses = status.listeners.iter().filter_map(|listener| listener.address.parse().ok());
+    let address = reachable(addresses.next().ok_or("there is no TCP listener")?);
     let exchange = async {
         let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
         let (mut sender, connection) =

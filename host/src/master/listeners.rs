@@ -1,18 +1,21 @@
 //! The listening sockets: bound once (or taken over from systemd), kept open for the master's life, lent to children. No child
 //! ever binds; an address that a reload adds is bound before its child starts, one that it removes is closed after the old
-//! generation has stopped accepting (so what waited in its queue was served).
+//! generation has stopped accepting (so what waited in its queue was served). The file of a Unix socket goes with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::config::{Config, Listen};
+use super::socket_file::{Access, SocketFile, is_live};
+use crate::config::{Config, Listen, Server};
 use crate::control::ListenerInfo;
 use crate::report::{Failure, ListenerStatus, Stage};
-use crate::sys::{socket, worker};
+use crate::sys::socket::{self, Address};
+use crate::sys::worker;
 
 /// What the kernel cuts down to net.core.somaxconn (listen(2)).
 const BACKLOG: i32 = 65_535;
@@ -26,9 +29,17 @@ pub enum Key {
     /// Whichever server it belongs to.
     Fixed(SocketAddr),
     /// The port that the kernel chose once stays, for the same server and place in its list.
-    Chosen { server: String, address: SocketAddr, nth: usize },
+    Chosen {
+        server: String,
+        address: SocketAddr,
+        nth: usize,
+    },
+    Unix(PathBuf),
     /// A name may have several sockets.
-    Systemd { name: String, nth: usize },
+    Systemd {
+        name: String,
+        nth: usize,
+    },
 }
 
 impl Key {
@@ -42,20 +53,31 @@ impl Key {
 pub struct Claim {
     pub key: Key,
     server: String,
+    /// Who may connect to a socket that has a file of ours.
+    access: Option<Access>,
 }
 
 #[derive(Debug)]
 struct Listener {
     id: u32,
-    address: SocketAddr,
+    address: Address,
+    /// Of a Unix socket. Before the socket: nobody finds the one without the other.
+    file: Option<SocketFile>,
     socket: OwnedFd,
+}
+
+impl Listener {
+    /// Whether nobody reaches it any more: its file is gone or another's, or somebody shut it down.
+    fn is_lost(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| !file.is_ours() || socket::is_shut(self.socket.as_fd()))
+    }
 }
 
 #[derive(Debug, Default)]
 pub struct Listeners {
     open: BTreeMap<Key, Listener>,
     /// What systemd passed and nobody has claimed yet.
-    passed: BTreeMap<Key, (OwnedFd, SocketAddr)>,
+    passed: BTreeMap<Key, (OwnedFd, Address)>,
     next_id: u32,
 }
 
@@ -85,7 +107,7 @@ impl Listeners {
         listeners
     }
 
-    fn offer(&mut self, name: &str, socket: OwnedFd, address: SocketAddr) {
+    fn offer(&mut self, name: &str, socket: OwnedFd, address: Address) {
         let nth = self.passed.keys().filter(|key| key.is_systemd(name)).count();
         self.passed.insert(Key::Systemd { name: name.into(), nth }, (socket, address));
     }
@@ -96,8 +118,8 @@ impl Listeners {
         let mut opened = Vec::new();
         for server in &config.server {
             for (nth, requested) in server.listen.iter().enumerate() {
-                match self.open_one(&server.name, nth, requested, &mut opened) {
-                    Ok(keys) => claims.extend(keys.into_iter().map(|key| Claim { key, server: server.name.clone() })),
+                match self.open_one(server, nth, requested, &mut opened) {
+                    Ok(one) => claims.extend(one),
                     Err(failure) => {
                         opened.into_iter().for_each(|key| self.take_back(key));
                         return Err(failure);
@@ -110,24 +132,40 @@ impl Listeners {
 
     fn open_one(
         &mut self,
-        server: &str,
+        server: &Server,
         nth: usize,
         requested: &str,
         opened: &mut Vec<Key>,
-    ) -> Result<Vec<Key>, Failure> {
-        let listen: Listen = requested.parse().map_err(|why: String| Failure::new(Stage::Listen, why))?;
-        let key = match listen {
-            Listen::Systemd(name) => return self.claim_passed(&name, opened),
-            Listen::Address(address) if address.port() == 0 => Key::Chosen { server: server.into(), address, nth },
-            Listen::Address(address) => Key::Fixed(address),
+    ) -> Result<Vec<Claim>, Failure> {
+        let refused = |why: String| Failure::new(Stage::Listen, why);
+        let claim = |key, access| Claim { key, server: server.name.clone(), access };
+        let (key, bound, access) = match requested.parse().map_err(refused)? {
+            Listen::Systemd(name) => {
+                let keys = self.claim_passed(&name, opened)?;
+                return Ok(keys.into_iter().map(|key| claim(key, None)).collect());
+            }
+            Listen::Unix(path) => {
+                let access = Access::of(server).map_err(refused)?;
+                let key = Key::Unix(path.clone());
+                // Then a new one takes its place, and children that still have it lose nothing.
+                let kept = self.open.get(&key).is_some_and(|listener| !listener.is_lost());
+                let bound = if kept { None } else { Some(bind_path(&path, access)?) };
+                (key, bound, Some(access))
+            }
+            Listen::Address(address) => {
+                let key = match address.port() {
+                    0 => Key::Chosen { server: server.name.clone(), address, nth },
+                    _ => Key::Fixed(address),
+                };
+                let bound = if self.open.contains_key(&key) { None } else { Some(bind(address)?) };
+                (key, bound, None)
+            }
         };
-        if !self.open.contains_key(&key) {
-            let (Key::Fixed(address) | Key::Chosen { address, .. }) = key else { return Ok(Vec::new()) };
-            let (socket, address) = bind(address)?;
-            self.insert(key.clone(), socket, address);
+        if let Some((socket, address, file)) = bound {
+            self.insert(key.clone(), socket, address, file);
             opened.push(key.clone());
         }
-        Ok(vec![key])
+        Ok(vec![claim(key, access)])
     }
 
     /// All sockets of that name.
@@ -135,7 +173,7 @@ impl Listeners {
         let waiting: Vec<Key> = self.passed.keys().filter(|key| key.is_systemd(name)).cloned().collect();
         for key in waiting {
             if let Some((socket, address)) = self.passed.remove(&key) {
-                self.insert(key.clone(), socket, address);
+                self.insert(key.clone(), socket, address, None);
                 opened.push(key);
             }
         }
@@ -157,8 +195,8 @@ impl Listeners {
             .hint(hint))
     }
 
-    fn insert(&mut self, key: Key, socket: OwnedFd, address: SocketAddr) {
-        self.open.insert(key, Listener { id: self.next_id, address, socket });
+    fn insert(&mut self, key: Key, socket: OwnedFd, address: Address, file: Option<SocketFile>) {
+        self.open.insert(key, Listener { id: self.next_id, address, file, socket });
         self.next_id += 1;
     }
 
@@ -173,17 +211,31 @@ impl Listeners {
 
     /// Closes what systemd passed and the first set that is served does not name: on a socket that nobody accepts from,
     /// clients would wait for ever. Answers names and addresses.
-    pub fn close_unclaimed(&mut self) -> Vec<(String, SocketAddr)> {
-        let name = |key| match key {
-            Key::Systemd { name, .. } => name,
-            Key::Fixed(address) | Key::Chosen { address, .. } => address.to_string(),
-        };
-        std::mem::take(&mut self.passed).into_iter().map(|(key, (_, address))| (name(key), address)).collect()
+    pub fn close_unclaimed(&mut self) -> Vec<(String, Address)> {
+        let passed = std::mem::take(&mut self.passed).into_iter();
+        let named = passed.filter_map(|(key, (_, address))| match key {
+            Key::Systemd { name, .. } => Some((name, address)),
+            _ => None,
+        });
+        named.collect()
+    }
+
+    /// Opens the sockets of a set that is served now to those whom it says: they may have been others before.
+    pub fn grant(&mut self, claims: &[Claim]) {
+        for Claim { key, access, .. } in claims {
+            let file = self.open.get_mut(key).and_then(|listener| listener.file.as_mut());
+            if let Some((file, access)) = file.zip(*access)
+                && let Err(error) = file.open_to(access)
+            {
+                tracing::error!(path = %file.path().display(), "failed to change who may connect: {error}");
+            }
+        }
     }
 
     /// Closes all but `keys`; answers the addresses that are gone.
-    pub fn retain(&mut self, keys: &BTreeSet<Key>) -> Vec<SocketAddr> {
-        let gone = self.open.iter().filter(|(key, _)| !keys.contains(key)).map(|(_, listener)| listener.address);
+    pub fn retain(&mut self, keys: &BTreeSet<Key>) -> Vec<Address> {
+        let gone =
+            self.open.iter().filter(|(key, _)| !keys.contains(key)).map(|(_, listener)| listener.address.clone());
         let gone = gone.collect();
         self.open.retain(|key, _| keys.contains(key));
         gone
@@ -192,7 +244,7 @@ impl Listeners {
     /// What a child is told of `claims`, and copies of their sockets.
     pub fn lend(&self, claims: &[Claim]) -> std::io::Result<Vec<(ListenerInfo, OwnedFd)>> {
         let mut lent = Vec::new();
-        for Claim { key, server } in claims {
+        for Claim { key, server, .. } in claims {
             if let Some(listener) = self.open.get(key) {
                 let info =
                     ListenerInfo { id: listener.id, server: server.clone(), address: listener.address.to_string() };
@@ -207,14 +259,20 @@ impl Listeners {
     }
 
     /// Somebody called shutdown(2) on a shared socket (plugin code: Baton's child has no such call): it no longer listens,
-    /// in any process. Listening again brings it back; answers the addresses where that was needed.
-    pub fn mend(&self) -> Vec<SocketAddr> {
-        let deaf = |listener: &&Listener| getsockopt(&listener.socket.as_fd(), AcceptConn) == Ok(false);
+    /// in any process. Listening again brings it back; answers the addresses where that was needed. A Unix socket is past
+    /// that, and bound anew by the next reload.
+    pub fn mend(&self) -> Vec<&Address> {
         let mut mended = Vec::new();
-        for listener in self.open.values().filter(deaf) {
-            match SockRef::from(&listener.socket).listen(BACKLOG) {
-                Ok(()) => mended.push(listener.address),
-                Err(error) => tracing::error!(address = %listener.address, "failed to listen again: {error}"),
+        for listener in self.open.values() {
+            if matches!(listener.address, Address::Unix(_)) {
+                if socket::is_shut(listener.socket.as_fd()) {
+                    tracing::error!(address = %listener.address, "somebody shut the listening socket down; reload to bind it anew");
+                }
+            } else if getsockopt(&listener.socket.as_fd(), AcceptConn) == Ok(false) {
+                match SockRef::from(&listener.socket).listen(BACKLOG) {
+                    Ok(()) => mended.push(&listener.address),
+                    Err(error) => tracing::error!(address = %listener.address, "failed to listen again: {error}"),
+                }
             }
         }
         mended
@@ -231,15 +289,21 @@ impl Listeners {
 }
 
 /// A listening socket at that number, which cannot block.
-fn passed(number: i32) -> std::io::Result<(OwnedFd, SocketAddr)> {
+fn passed(number: i32) -> std::io::Result<(OwnedFd, Address)> {
     let socket = worker::inherited(number)?.ok_or_else(|| std::io::Error::other("it is not open"))?;
     socket::adopt_listener(&socket)?;
-    let address = socket::local_addr(socket.as_fd())?.ok_or_else(|| std::io::Error::other("it is no TCP socket"))?;
+    let no_stream = || std::io::Error::other("it is neither a TCP nor a Unix stream socket");
+    if SockRef::from(&socket).r#type()? != Type::STREAM {
+        return Err(no_stream());
+    }
+    let address = socket::local_addr(socket.as_fd())?.ok_or_else(no_stream)?;
     Ok((socket, address))
 }
 
-fn bind(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), Failure> {
-    let attempt = || -> std::io::Result<(OwnedFd, SocketAddr)> {
+type Bound = (OwnedFd, Address, Option<SocketFile>);
+
+fn bind(address: SocketAddr) -> Result<Bound, Failure> {
+    let attempt = || -> std::io::Result<Bound> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         if address.is_ipv6() {
@@ -249,7 +313,7 @@ fn bind(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), Failure> {
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         let bound = socket.local_addr()?.as_socket().unwrap_or(address);
-        Ok((socket.into(), bound))
+        Ok((socket.into(), Address::Ip(bound), None))
     };
     attempt().map_err(|error| {
         let failure = Failure::new(Stage::Listen, format!("listen on {address}: {error}"));
@@ -264,12 +328,36 @@ fn bind(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), Failure> {
     })
 }
 
+/// A socket that a dead process left behind is replaced; one that is alive is not.
+fn bind_path(path: &Path, access: Access) -> Result<Bound, Failure> {
+    let listen_on = |why: String| Failure::new(Stage::Listen, format!("listen on unix:{}: {why}", path.display()));
+    let failed = |error: std::io::Error| {
+        let failure = listen_on(error.to_string());
+        match error.kind() {
+            std::io::ErrorKind::NotFound => failure.hint("its folder must be there"),
+            std::io::ErrorKind::PermissionDenied => {
+                failure.hint("its folder must be writable; only root gives a socket to another owner")
+            }
+            _ => failure,
+        }
+    };
+    if is_live(path).map_err(failed)? {
+        return Err(
+            listen_on("another process listens there".into()).hint("see `ss -lxp`; what is alive is not replaced")
+        );
+    }
+    let (socket, file) = SocketFile::bind(path, access, BACKLOG).map_err(failed)?;
+    Ok((socket, Address::Unix(path.to_owned()), Some(file)))
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
-    use crate::config::Server;
+    use crate::config::Mode;
 
     fn config(listen: &[&str]) -> Config {
         Config { server: vec![Server::new("a", listen)], ..Config::default() }
@@ -292,7 +380,7 @@ mod tests {
     fn passed_by_systemd(names: &[&str]) -> Listeners {
         let mut listeners = Listeners::default();
         for name in names {
-            let (socket, address) = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let (socket, address, _) = bind("127.0.0.1:0".parse().unwrap()).unwrap();
             listeners.offer(name, socket, address);
         }
         listeners
@@ -357,7 +445,7 @@ mod tests {
         assert_eq!(addresses(&listeners, &claims).len(), 2);
         let closed = listeners.close_unclaimed();
         assert_eq!((closed.len(), closed[0].0.as_str()), (1, "other"));
-        assert!(TcpStream::connect(closed[0].1).is_err());
+        assert!(TcpStream::connect(closed[0].1.to_string()).is_err());
         assert_eq!(listeners.open(&config(&["systemd:web"])).unwrap(), claims);
         assert_eq!(
             addresses(&listeners, &claims).iter().filter(|address| TcpStream::connect(address).is_ok()).count(),
@@ -371,6 +459,88 @@ mod tests {
         let failure = refused(passed_by_systemd(&["web", "admin"]));
         assert!(failure.error.contains("wbe") && failure.hint.unwrap().contains("admin, web"));
         assert!(refused(Listeners::default()).hint.unwrap().contains("passed none"));
+    }
+
+    fn path_in(dir: &tempfile::TempDir) -> (PathBuf, String) {
+        let path = dir.path().join("socket");
+        let listen = format!("unix:{}", path.display());
+        (path, listen)
+    }
+
+    #[test]
+    fn a_unix_socket_stays_while_it_is_named_and_its_file_goes_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, listen) = path_in(&dir);
+        let mut listeners = Listeners::default();
+        let mut config = config(&[&listen, "127.0.0.1:0"]);
+        let claims = listeners.open(&config).unwrap();
+        assert_eq!(addresses(&listeners, &claims)[0], listen);
+        let before = (inodes(&listeners), path.metadata().unwrap().ino());
+        config.server[0].socket_mode = Mode(0o600);
+        let again = listeners.open(&config).unwrap();
+        let mode = || path.metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode(), 0o666, "the set is not served yet");
+        listeners.grant(&again);
+        assert_eq!(mode(), 0o600);
+        assert_eq!((inodes(&listeners), path.metadata().unwrap().ino()), before);
+        UnixStream::connect(&path).unwrap();
+        assert_eq!(listeners.retain(&keys(&again[1..])).len(), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_what_is_alive_or_no_socket_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, listen) = path_in(&dir);
+        let mut listeners = Listeners::default();
+        let other = UnixListener::bind(&path).unwrap();
+        let refused = listeners.open(&config(&["127.0.0.1:0", &listen])).unwrap_err();
+        assert!(refused.error.contains("another process listens"), "{refused}");
+        assert!(listeners.open.is_empty());
+        UnixStream::connect(&path).unwrap();
+        drop(other);
+        let claims = listeners.open(&config(&[&listen])).unwrap();
+        UnixStream::connect(&path).unwrap();
+        assert_eq!(listeners.ids(&claims).len(), 1);
+        drop(listeners);
+        std::fs::write(&path, "precious").unwrap();
+        assert!(Listeners::default().open(&config(&[&listen])).unwrap_err().error.contains("no socket"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_unix_socket_that_nobody_reaches_any_more_is_bound_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, listen) = path_in(&dir);
+        let mut listeners = Listeners::default();
+        let first = listeners.open(&config(&[&listen])).unwrap();
+        let id = listeners.ids(&first);
+        std::fs::remove_file(&path).unwrap();
+        let second = listeners.open(&config(&[&listen])).unwrap();
+        UnixStream::connect(&path).unwrap();
+        assert_ne!(listeners.ids(&second), id);
+        let (_, copy) = listeners.lend(&second).unwrap().remove(0);
+        Socket::from(copy).shutdown(std::net::Shutdown::Both).unwrap();
+        assert!(UnixStream::connect(&path).is_err());
+        assert!(listeners.mend().is_empty(), "there is no way back");
+        listeners.open(&config(&[&listen])).unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_unix_socket_of_systemd_is_used_and_its_file_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, listen) = path_in(&dir);
+        let socket = OwnedFd::from(UnixListener::bind(&path).unwrap());
+        let address = socket::local_addr(socket.as_fd()).unwrap().unwrap();
+        let mut listeners = Listeners::default();
+        listeners.offer("web", socket, address);
+        let claims = listeners.open(&config(&["systemd:web"])).unwrap();
+        listeners.grant(&claims);
+        assert_eq!(addresses(&listeners, &claims), [listen]);
+        UnixStream::connect(&path).unwrap();
+        drop(listeners);
+        assert!(path.exists());
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod handle;
 mod listeners;
 mod run;
+mod socket_file;
 mod spawn;
 pub mod state;
 mod store;

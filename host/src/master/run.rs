@@ -496,6 +496,9 @@ impl Master {
         for (name, address) in self.listeners.close_unclaimed() {
             tracing::warn!(%address, "closed the socket `{name}` that systemd passed: no `listen` names it");
         }
+        if let Some(set) = self.state.set_of(generation).and_then(|id| self.sets.get(&id)) {
+            self.listeners.grant(&set.listeners);
+        }
         for listener in self.listeners.status(self.claims(self.state.set_of(generation))) {
             tracing::info!(
                 generation = generation.0,

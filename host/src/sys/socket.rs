@@ -1,16 +1,19 @@
 //! Stream sockets as a worker uses them: accepting from a listener that other processes share, and the few questions that
 //! std does not ask. Nothing here shuts a listener down or clears its O_NONBLOCK: both act on the open file that all share.
 
+use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use hyper::rt::ReadBufCursor;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{getsockopt, sockopt};
 use socket2::Domain;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -95,9 +98,37 @@ pub fn accept(listener: BorrowedFd) -> io::Result<(Bare, Option<SocketAddr>)> {
     Ok((connection, address.as_socket()))
 }
 
+/// Where a listening socket is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Ip(SocketAddr),
+    /// A path; an abstract name begins with `@`.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Ip(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// The address that `socket` is bound to, unless it has none.
-pub fn local_addr(socket: BorrowedFd) -> io::Result<Option<SocketAddr>> {
-    Ok(socket2::SockRef::from(&socket).local_addr()?.as_socket())
+pub fn local_addr(socket: BorrowedFd) -> io::Result<Option<Address>> {
+    let address = socket2::SockRef::from(&socket).local_addr()?;
+    let ip = address.as_socket().map(Address::Ip);
+    let path = || address.as_pathname().map(|path| Address::Unix(path.into()));
+    let name = || address.as_abstract_namespace().map(|name| Address::Unix(format!("@{}", name.escape_ascii()).into()));
+    Ok(ip.or_else(path).or_else(name))
+}
+
+/// Whether nobody can connect to a Unix socket that listened: somebody called shutdown(2) on it. There is no way back.
+pub fn is_shut(listener: BorrowedFd) -> bool {
+    let mut poll = [PollFd::new(listener, PollFlags::empty())];
+    // POLLHUP is told unasked (poll(2)).
+    nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok_and(|count| count > 0)
 }
 
 /// How many bytes the kernel holds for us, unread. Takes a number rather than a borrow: a wrong one gives a wrong count and
@@ -178,7 +209,7 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let listener = OwnedFd::from(listener);
         adopt_listener(&listener).unwrap();
-        assert_eq!(local_addr(listener.as_fd()).unwrap(), Some(addr));
+        assert_eq!(local_addr(listener.as_fd()).unwrap(), Some(Address::Ip(addr)));
         assert_eq!(accept(listener.as_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
 
         let mut client = TcpStream::connect(addr).unwrap();

@@ -16,6 +16,7 @@ mod reload;
 mod servers;
 mod shutdown;
 mod under_load;
+mod unix_sockets;
 
 use baton_tests::artifacts;
 use baton_tests::http::Connection;

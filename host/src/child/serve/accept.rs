@@ -17,7 +17,7 @@ use super::conn::Origin;
 use crate::child::handover::Start;
 use crate::metrics::Slot;
 use crate::sys::readiness;
-use crate::sys::socket::{self, Bare};
+use crate::sys::socket::{self, Address, Bare};
 
 /// After so many connections in a row, other tasks have their turn.
 const BATCH: u32 = 64;
@@ -48,7 +48,10 @@ impl Listener {
     /// Takes over a socket that came from the master.
     pub fn new(socket: OwnedFd, id: u32, server: &'static str, address: String) -> io::Result<Listener> {
         socket::adopt_listener(&socket)?;
-        let local = socket::local_addr(socket.as_fd())?.filter(|addr| !addr.ip().is_unspecified());
+        let local = match socket::local_addr(socket.as_fd())? {
+            Some(Address::Ip(addr)) if !addr.ip().is_unspecified() => Some(addr),
+            _ => None,
+        };
         Ok(Listener { socket, facts: Facts { id, server, address, local } })
     }
 }

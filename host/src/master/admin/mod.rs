@@ -7,7 +7,6 @@ mod access;
 mod exposition;
 mod page;
 mod routes;
-mod socket;
 mod token;
 
 use std::convert::Infallible;
@@ -28,14 +27,16 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 
 use self::access::{Access, Denied, Policy};
-use self::socket::SocketFile;
 use self::token::Token;
 use super::handle::Handle;
+use super::socket_file::{self, SocketFile};
 use crate::config::{self, ConfigError};
 use crate::dirs::Dirs;
 
 /// Connections at once, on each side.
 const CONNECTIONS: usize = 32;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 /// A request's head must be here by then; an idle connection ends then too.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of a head.
@@ -122,8 +123,8 @@ pub fn start(options: AdminOptions<'_>, handle: Handle) -> Result<Admin, AdminEr
     };
     let path = options.dirs.socket();
     let failed = |source| AdminError::Socket { path: path.clone(), source };
-    let (unix, socket) = SocketFile::bind(&path).map_err(failed)?;
-    let unix = UnixListener::from_std(unix).map_err(failed)?;
+    let (unix, socket) = SocketFile::bind(&path, socket_file::Access::OURS, BACKLOG).map_err(failed)?;
+    let unix = UnixListener::from_std(unix.into()).map_err(failed)?;
     let (stop, stopped) = watch::channel(false);
     let tcp = match tcp {
         None => None,
