@@ -3,6 +3,7 @@
 //! * [`artifacts`] builds the binary and the fixture plugins, once a run; [`elf`] damages files on purpose
 //! * [`server`] is an instance in directories of its own; [`status`] is what it says of itself; [`process`] what the kernel says
 //! * [`load`] is the client that counts every loss; [`chaos`] the server that it must report; [`http`] what both read
+//! * [`torture`] is the load with what is done to the real server meanwhile
 //! * [`wait`] is the one way to wait; [`stats`] the numbers of the benches
 
 pub mod artifacts;
@@ -14,4 +15,5 @@ pub mod process;
 pub mod server;
 pub mod stats;
 pub mod status;
+pub mod torture;
 pub mod wait;

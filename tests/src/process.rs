@@ -36,6 +36,14 @@ pub fn is_alive(pid: i32) -> bool {
     stat(pid).is_some_and(|stat| !stat.is_zombie())
 }
 
+/// Whether every thread of the process is stopped by a signal.
+pub fn is_stopped(pid: i32) -> bool {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.flatten().all(|task| {
+        task.file_name().to_str().and_then(|id| stat(id.parse().ok()?)).is_none_or(|stat| stat.state == 'T')
+    })
+}
+
 fn all() -> impl Iterator<Item = Stat> {
     fs::read_dir("/proc")
         .expect("failed to list /proc")

@@ -153,6 +153,8 @@ pub struct Drain {
     pub cut: Cut,
     pub lost: u64,
     pub unanswered_pipelined: u64,
+    /// From RETIRE to the end.
+    pub ms: f64,
 }
 
 #[derive(Clone, Debug, Deserialize)]

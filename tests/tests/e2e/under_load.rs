@@ -8,6 +8,7 @@ use baton_tests::chaos::{Chaos, Misdeed};
 use baton_tests::load::{Class, Load, Plan, Tally};
 use baton_tests::server::{Server, Setup};
 use baton_tests::status::Status;
+use baton_tests::torture::{self, Course};
 use baton_tests::wait;
 use nix::sys::signal::Signal;
 
@@ -103,6 +104,39 @@ fn the_same_client_reports_a_server_that_closes_idle_connections_as_lossy() {
     let tally = load.stop();
     println!("{tally}");
     assert!(tally.is_balanced() && tally.lost() > 0, "the client sees no loss where there is some:\n{tally}");
+}
+
+#[test]
+fn torture_through_switches_and_kills_of_the_new_process_loses_nothing_and_closes_nothing() {
+    let torture = |addr| Plan::torture(addr, 100);
+    let seen = torture::run(Setup::probe("v1"), torture, Course::Kills { count: 12, pause: Duration::from_millis(50) });
+    println!("{seen}");
+    seen.assert_held(12);
+    assert_eq!(seen.kills, 4);
+}
+
+#[test]
+fn torture_at_twenty_triggers_a_second_loses_nothing_and_closes_nothing() {
+    let torture = |addr| Plan { slow: 2, slow_for: Duration::from_secs(2), ..Plan::torture(addr, 100) };
+    let seen = torture::run(Setup::probe("v1"), torture, Course::Triggers { every: SPACING, switches: LEAST_SWITCHES });
+    println!("{seen}");
+    // The slow clients ask on a connection of their own each time, and end it themselves.
+    seen.assert_held(LEAST_SWITCHES);
+    // A generation with a slow request lives as long as that, and no other's requests keep it.
+    assert!(seen.drain_ms(1.0) < 4000.0 && seen.drain_ms(0.5) < 1000.0, "{:#?}", seen.drains);
+}
+
+#[test]
+fn torture_shows_what_this_server_loses_once_handover_and_linger_are_off() {
+    let lossy = Setup::probe("v1").set("drain.handover", "false").set("drain.keepalive", "0s");
+    let seen = torture::run(
+        lossy,
+        |addr| Plan::torture(addr, 100),
+        Course::Switches { count: 12, pause: Duration::from_millis(50) },
+    );
+    println!("{seen}");
+    assert!(seen.tally.is_balanced() && seen.tally.lost() > 0, "the client sees no loss where there is some");
+    assert!(seen.tally.closed_unannounced() > 100);
 }
 
 #[test]

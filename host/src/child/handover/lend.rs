@@ -69,7 +69,7 @@ pub async fn run(
         Ok(()) => tracing::debug!(to = to.0, moved = server.handover.moved(), "connections handed over"),
         Err(error) => {
             tracing::warn!(to = to.0, "{error}; the connections stay here");
-            server.handover.close(to);
+            server.handover.close(to, matches!(error, LendError::Gone));
             lender.take_back();
             // Their tasks wait behind a gate that is open now.
             server.connections.wake_all();

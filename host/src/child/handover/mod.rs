@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 
 use super::serve::conn::{Conn, Origin};
 use super::serve::{Entry, Server};
@@ -29,6 +30,8 @@ pub use wire::MAX_CARRIED;
 
 /// How long [`Handover::settled`] waits for those that have not left yet: they move when they can.
 const SETTLE: Duration = Duration::from_millis(250);
+/// How long a successor is waited for, once the target has died: the master starts one at once.
+pub const SUCCESSOR: Duration = Duration::from_secs(2);
 
 /// A connection as it goes from one task, or one process, to another.
 #[derive(Debug, Default)]
@@ -74,6 +77,8 @@ pub struct Handover {
     /// Whether there is a target: looked at on every poll of every connection.
     open: AtomicBool,
     target: Mutex<Option<Target>>,
+    /// Until when another target is expected, since the last one died.
+    successor: Mutex<Option<Instant>>,
     /// Given away, and not acknowledged yet.
     leaving: AtomicUsize,
     moved: AtomicU64,
@@ -144,6 +149,12 @@ impl Handover {
         let _ = self.inbound.subscribe().wait_for(|inbound| *inbound == 0).await;
     }
 
+    /// Whether the target has died and another may come any moment.
+    fn expects_successor(&self) -> bool {
+        let until = *self.successor.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
     fn with_target<T>(&self, look: impl FnOnce(&Target) -> T) -> Option<T> {
         self.target.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(look)
     }
@@ -153,8 +164,11 @@ impl Handover {
         self.open.store(true, Ordering::Release);
     }
 
-    /// Nothing goes to `to` any more; a newer target stays.
-    fn close(&self, to: Generation) {
+    /// Nothing goes to `to` any more; a newer target stays. If it has `died`, its successor takes what is left.
+    fn close(&self, to: Generation, died: bool) {
+        if died {
+            *self.successor.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now().checked_add(SUCCESSOR);
+        }
         let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
         if target.as_ref().is_some_and(|target| target.to == to) {
             *target = None;
@@ -221,4 +235,9 @@ pub fn adopt(server: &'static Server, socket: OwnedFd, from: Generation, names: 
 /// Whether `conn` may go at all: what it has read ahead must fit into a message.
 pub fn may_go(conn: &Conn) -> bool {
     !conn.is_overfull() && conn.server.handover.takes(&conn.origin)
+}
+
+/// Whether `conn` goes sooner or later, so that its close is not to be announced.
+pub fn will_go(conn: &Conn) -> bool {
+    may_go(conn) || conn.server.handover.expects_successor()
 }

@@ -274,7 +274,7 @@ impl Conn {
     pub fn announces_close(&self) -> bool {
         self.note_pipelining();
         // One that will be handed over is not closed.
-        if self.server.drain.is_serving() || handover::may_go(self) {
+        if self.server.drain.is_serving() || handover::will_go(self) {
             return false;
         }
         // Below zero the body of this request is still coming, and what the kernel holds is a part of it.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::fake::read;
 use super::*;
-use crate::child::handover::{adopt, lend};
+use crate::child::handover::{SUCCESSOR, adopt, lend};
 use crate::report::Generation;
 use crate::sys::seqpacket;
 
@@ -286,6 +286,57 @@ fn while_it_can_move_no_close_is_announced_and_afterwards_it_is() {
     gate.notify_one();
     assert!(slow.answer().closes());
     slow.is_closed();
+}
+
+#[test]
+fn when_the_target_has_died_its_successor_is_waited_for_and_only_then_a_close_announced() {
+    let (mut old, gate) = named("old");
+    let (new, _) = named("new");
+    let (mut waits, mut slow) = (old.connect(), old.connect());
+    slow.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
+    assert_eq!(waits.get("/a").text(), "old /a");
+    eventually(|| old.metric(Slot::InFlight) == 1);
+    impostor(&old, 2, |_, offer| assert_eq!(offer[0], 2, "an OFFER")).join().unwrap();
+    eventually(|| !old.server.handover.is_open());
+    eventually(|| old.metric(Slot::TakenBack) == 1);
+    old.retire(NEVER);
+    assert!(!waits.get("/b").closes());
+    hand_over(&old, &new);
+    assert_eq!(waits.get("/c").text(), "new /c");
+    // Another one dies, and nobody follows in time.
+    let (giver, taker) = seqpacket::pair().unwrap();
+    drop(taker);
+    lend_over(&old, giver, vec![1]);
+    eventually(|| !old.server.handover.is_open());
+    old.runtime.block_on(async { tokio::time::sleep(SUCCESSOR).await });
+    gate.notify_one();
+    assert!(slow.answer().closes());
+    slow.is_closed();
+    old.drained();
+}
+
+#[test]
+fn a_pause_is_not_over_while_an_offer_is_not_answered() {
+    let (old, _) = named("old");
+    let mut client = old.connect();
+    assert_eq!(client.get("/a").text(), "old /a");
+    let (offered, told) = std::sync::mpsc::channel();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let silent = impostor(&old, 2, move |_, _| {
+        offered.send(()).unwrap();
+        // Ends with the sender.
+        let _ = wait.recv();
+    });
+    told.recv_timeout(PATIENCE).unwrap();
+    let settled = |time| {
+        let settled = async { tokio::time::timeout(time, old.server.handover.settled(old.server)).await.is_ok() };
+        old.runtime.block_on(settled)
+    };
+    assert!(!settled(Duration::from_millis(600)), "the offer is out");
+    drop(go_on);
+    silent.join().unwrap();
+    assert!(settled(PATIENCE));
+    assert_eq!(client.get("/b").text(), "old /b");
 }
 
 #[test]
