@@ -50,10 +50,12 @@ pub enum Slot {
     Carried,
     /// Connections offered to another generation that came back.
     TakenBack,
+    /// Answers with a status of 500 and above.
+    Failures,
 }
 
 /// How many slots there are.
-pub const SLOTS: usize = Slot::TakenBack as usize + 1;
+pub const SLOTS: usize = Slot::Failures as usize + 1;
 
 /// A view of the slots; cheap to copy.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +114,7 @@ impl Counts {
             idle: self.get(Slot::Idle),
             requests_in_flight: self.get(Slot::InFlight),
             requests: self.get(Slot::Requests),
+            failures: self.get(Slot::Failures),
             panics: self.get(Slot::Panics),
             http2: self.get(Slot::Http2),
             upgraded: self.get(Slot::Upgraded),

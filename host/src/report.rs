@@ -98,7 +98,7 @@ pub enum OpResult {
     Switched,
     /// Nothing changed; the old code serves on.
     Refused,
-    /// The new generation was committed and died before the old one retired: the old one serves again.
+    /// The new generation was committed and failed before the old one retired: the old one serves again.
     RolledBack,
     /// An operation of higher priority took its place before it began.
     Superseded,
@@ -285,6 +285,9 @@ pub struct Report {
     pub serving: Option<Generation>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub superseded_by: Option<OpId>,
+    /// The generation that stands by to take over again, while the new one is on probation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<Generation>,
     /// Why it waits, while it is queued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued: Option<String>,
@@ -313,6 +316,7 @@ impl Report {
             detail: None,
             serving: None,
             superseded_by: None,
+            standby: None,
             queued: None,
             drain: None,
         }
@@ -331,6 +335,8 @@ pub enum GenerationState {
     Committing,
     Serving,
     Paused,
+    /// Accepts no more, and would again.
+    Standby,
     Retiring,
     Exited,
 }
@@ -357,6 +363,9 @@ pub struct Load {
     pub idle: u64,
     pub requests_in_flight: u64,
     pub requests: u64,
+    /// Of these, answered 5xx.
+    #[serde(default)]
+    pub failures: u64,
     pub panics: u64,
     /// Connections that speak HTTP/2.
     #[serde(default)]

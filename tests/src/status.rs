@@ -70,6 +70,7 @@ pub struct Load {
     pub idle: u64,
     pub requests_in_flight: u64,
     pub requests: u64,
+    pub failures: u64,
     pub panics: u64,
     pub limits: LimitHits,
 }
@@ -127,6 +128,8 @@ pub struct Report {
     /// The whole of it, such as the output of the process that failed.
     pub detail: Option<String>,
     pub serving: Option<u64>,
+    /// Who stands by, while the new generation is on probation.
+    pub standby: Option<u64>,
     pub drain: Option<Drain>,
 }
 

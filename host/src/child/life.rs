@@ -417,6 +417,7 @@ impl Worker {
     fn start_accepting(&mut self) -> io::Result<()> {
         let Some(service) = &self.service else { return Ok(()) };
         let _entered = service.runtime.enter();
+        service.server.handover.keep(service.server);
         self.acceptors = Some(Acceptors::start(service.server, std::mem::take(&mut self.listeners))?);
         self.accepting.send_replace(true);
         Ok(())

@@ -132,12 +132,13 @@ A baton.toml beside the (first) crate's Cargo.toml is honoured.")]
     /// Swap in the plugins and configuration as they are on disk now
     #[command(after_help = "\
 Examples:
-  baton reload                            # returns once the new code serves
+  baton reload                            # returns once the new code serves and is settled
+  baton reload --wait switched            # returns once it serves
   baton reload --wait drained             # returns once the old code has ended
   baton reload --json | jq .result
   baton reload --allow-empty              # even if no plugin is left
 
-Exit codes: 0 switched, 1 refused (the old code serves on), 2 usage, 69 no master runs.")]
+Exit codes: 0 switched, 1 refused or rolled back (the old code serves on), 2 usage, 69 no master runs.")]
     Reload(ReloadArgs),
     /// Drain and end the server
     #[command(
@@ -232,12 +233,12 @@ pub struct ReloadArgs {
     #[command(flatten)]
     which: Which,
     /// Until when to wait
-    #[arg(long, value_enum, default_value_t = Wait::Switched)]
+    #[arg(long, value_enum, default_value_t = Wait::Settled)]
     wait: Wait,
     /// Reload even if no plugin is left: every request is answered 503 then
     #[arg(long)]
     allow_empty: bool,
-    /// Give up waiting after this long (the reload goes on) [default: 2min, with --wait drained 15min]
+    /// Give up waiting after this long (the reload goes on) [default: 2min until it serves, then 15min]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
     /// Show all there is about a refusal
@@ -252,6 +253,8 @@ pub struct ReloadArgs {
 pub enum Wait {
     /// The new code serves
     Switched,
+    /// And its probation is over ([probation] window): without one, at once
+    Settled,
     /// The old code has ended
     Drained,
 }

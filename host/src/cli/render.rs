@@ -155,6 +155,9 @@ pub fn phase(status: &Status, verb: Verb) -> String {
             GenerationState::Ready | GenerationState::Committing => {
                 format!("switching to generation {}", newest.generation)
             }
+            _ if newest.state == GenerationState::Serving && standby(status).is_some() => {
+                format!("generation {} is on probation", newest.generation)
+            }
             _ => match retiring(status) {
                 Some(line) => line,
                 None => "reading the plugins".into(),
@@ -162,6 +165,10 @@ pub fn phase(status: &Status, verb: Verb) -> String {
         },
         (Verb::Reload, None) => "reading the plugins".into(),
     }
+}
+
+fn standby(status: &Status) -> Option<&crate::report::GenerationStatus> {
+    status.generations.iter().find(|generation| generation.state == GenerationState::Standby)
 }
 
 /// What the last switch left behind, once no operation is under way.
@@ -285,6 +292,7 @@ fn state(state: GenerationState) -> &'static str {
         GenerationState::Committing => "committing",
         GenerationState::Serving => "serving",
         GenerationState::Paused => "paused",
+        GenerationState::Standby => "standby",
         GenerationState::Retiring => "retiring",
         GenerationState::Exited => "exited",
     }

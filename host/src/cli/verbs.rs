@@ -18,14 +18,15 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(900);
 
 pub fn reload(args: &ReloadArgs) -> Result<u8, CliError> {
     with_master(&args.which, async |client| {
-        let patience = args.timeout.unwrap_or(match args.wait {
-            Wait::Switched => SWITCH_PATIENCE,
-            Wait::Drained => DRAIN_PATIENCE,
-        });
-        let deadline = Instant::now() + patience;
+        let begun = Instant::now();
         let work = async {
+            let patience = args.timeout.unwrap_or(SWITCH_PATIENCE);
             let report = client.operate(Verb::Reload, args.allow_empty, Some(patience)).await?;
+            // What was given is for all of it.
+            let patience = args.timeout.unwrap_or(DRAIN_PATIENCE);
+            let deadline = if args.timeout.is_some() { begun } else { Instant::now() } + patience;
             match (report.result, args.wait) {
+                (OpResult::Switched, Wait::Settled) => settled(client, report, patience, deadline).await,
                 (OpResult::Switched, Wait::Drained) => drained(client, report, patience, deadline).await,
                 _ => Ok(report),
             }
@@ -50,6 +51,24 @@ pub fn reload(args: &ReloadArgs) -> Result<u8, CliError> {
     })
 }
 
+/// Waits until nobody stands by to take over again.
+async fn settled(
+    client: &Client,
+    mut report: Report,
+    patience: Duration,
+    deadline: Instant,
+) -> Result<Report, ClientError> {
+    let mut poll = tokio::time::interval(POLL);
+    while report.standby.is_some() {
+        poll.tick().await;
+        if Instant::now() >= deadline {
+            return Err(ClientError::Timeout(patience));
+        }
+        report = client.operation(report.op).await?;
+    }
+    Ok(report)
+}
+
 /// Waits until the generation before has ended; the report with its last word.
 async fn drained(
     client: &Client,
@@ -62,7 +81,7 @@ async fn drained(
     loop {
         poll.tick().await;
         let report = client.operation(report.op).await?;
-        if report.drain.is_some() {
+        if report.drain.is_some() || report.result != OpResult::Switched {
             return Ok(report);
         }
         // One that died instead leaves no word.

@@ -231,6 +231,7 @@ pub(super) fn known(path: &[String]) -> Option<&'static [&'static str]> {
         ["drain"] => Some(keys::<Drain>()),
         ["shutdown"] => Some(keys::<Shutdown>()),
         ["limits"] => Some(keys::<Limits>()),
+        ["probation"] => Some(keys::<Probation>()),
         ["crash"] => Some(keys::<Crash>()),
         ["store"] => Some(keys::<Store>()),
         ["admin"] => Some(keys::<Admin>()),

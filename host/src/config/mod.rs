@@ -143,6 +143,7 @@ pub struct Config {
     pub drain: Drain,
     pub shutdown: Shutdown,
     pub limits: Limits,
+    pub probation: Probation,
     pub crash: Crash,
     pub store: Store,
     pub admin: Admin,
@@ -199,6 +200,18 @@ pub struct Limits {
     pub connections: usize,
     /// Of these, from one IPv4 address or IPv6 /64 network; 0 for no limit.
     pub connections_per_peer: usize,
+}
+
+/// For how long after a switch the old generation stands by to take over again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Probation {
+    #[serde(with = "finite")]
+    pub window: Duration,
+    /// Fewer answers than this say nothing.
+    pub min_requests: u64,
+    /// Of the new generation's answers, the part that may be 5xx; absent for any.
+    pub max_failure_ratio: Option<f64>,
 }
 
 /// What follows the death of a child that serves.
@@ -348,6 +361,7 @@ impl Default for Config {
             drain: Drain::default(),
             shutdown: Shutdown::default(),
             limits: Limits::default(),
+            probation: Probation::default(),
             crash: Crash::default(),
             store: Store::default(),
             admin: Admin::default(),
@@ -390,6 +404,12 @@ impl Default for Limits {
             connections: 0,
             connections_per_peer: 0,
         }
+    }
+}
+
+impl Default for Probation {
+    fn default() -> Probation {
+        Probation { window: Duration::ZERO, min_requests: 20, max_failure_ratio: None }
     }
 }
 

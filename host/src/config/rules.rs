@@ -30,6 +30,12 @@ impl Config {
         if !(1..=10_000).contains(&self.limits.head_fields) {
             problem("limits.head_fields", "must lie between 1 and 10000".into());
         }
+        if self.probation.max_failure_ratio.is_some_and(|ratio| !(0.0..1.0).contains(&ratio)) {
+            problem(
+                "probation.max_failure_ratio",
+                "must lie between 0 and 1: 0.05 allows 5 of 100 answers to be 5xx".into(),
+            );
+        }
         if self.server.is_empty() {
             problem("server", "at least one [[server]] is needed".into());
         }

@@ -26,6 +26,8 @@ use crate::report::{Cause, Failure, Generation, OpId, Report, Stage, Status, Ver
 use crate::sys::process::{self, Image};
 use crate::sys::{files, readiness, seqpacket};
 
+/// How often the answers of a generation on probation are counted.
+const COUNT: Duration = Duration::from_millis(100);
 /// How often the listeners are looked after.
 const MEND: Duration = Duration::from_secs(1);
 /// What the master reacts to. The rest keeps its default action.
@@ -143,6 +145,8 @@ async fn serve(
     };
     let signals = readiness::signals(signals).map_err(system("wait for signals"))?;
     let mut mend = tokio::time::interval(MEND);
+    let mut count = tokio::time::interval(COUNT);
+    count.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
     let start = Event::Asked { verb: Verb::Reload, cause: Cause::Start, options: OpOptions::default(), caller: None };
     let mut exit = master.handle(start);
@@ -159,6 +163,7 @@ async fn serve(
             Some(request) = requests.recv() => master.request(request),
             () = sleep_until(deadline) => master.handle(Event::Tick),
             _ = mend.tick() => { master.mend(); None }
+            _ = count.tick(), if master.state.watched().is_some() => master.count(),
         };
     }
     if let Some(companion) = companion {
@@ -411,6 +416,12 @@ impl Master {
         set.and_then(|id| self.sets.get(&id)).map_or(&[], |set| &set.listeners)
     }
 
+    fn count(&mut self) -> Option<Exit> {
+        let generation = self.state.watched()?;
+        let load = self.children.get(&generation)?.counts().load();
+        self.handle(Event::Counted { generation, requests: load.requests, failures: load.failures })
+    }
+
     fn mend(&self) {
         for address in self.listeners.mend() {
             tracing::error!(%address, "somebody shut the listening socket down (plugin code?); it listens again");
@@ -468,8 +479,12 @@ impl Master {
                 Some(wait) => tracing::error!(generation = generation.0, exit, ?wait, "child died; respawning its set"),
                 None => tracing::error!(generation = generation.0, exit, "child died"),
             },
-            Note::RolledBack { to, from } => {
-                tracing::error!(to = to.0, from = from.0, "new child died: the old one serves again")
+            Note::RolledBack { to, from, why } => {
+                tracing::error!(
+                    to = to.0,
+                    from = from.0,
+                    "rolled back: failed to {why}; the old generation serves again"
+                )
             }
             Note::Drained { generation, report } => tracing::info!(
                 generation = generation.0,

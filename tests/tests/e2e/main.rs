@@ -11,6 +11,7 @@ mod handover;
 mod http;
 mod limits;
 mod metrics;
+mod probation;
 mod proving;
 mod reload;
 mod servers;

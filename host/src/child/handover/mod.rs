@@ -179,6 +179,15 @@ impl Handover {
     }
 
     /// These are the other's now.
+    /// Gives nothing more to anybody: this worker accepts again. What is under way is seen to its end.
+    pub fn keep(&self, server: &Server) {
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.open.store(false, Ordering::Release);
+        self.changed.notify_one();
+        // Their tasks wait behind a gate that is open now.
+        server.connections.wake_all();
+    }
+
     fn note_moved(&self, gone: Vec<Leaving>, metrics: Metrics) {
         let (count, carried) = (gone.len(), gone.iter().filter(|one| !one.start.carried.is_empty()).count() as u64);
         self.moved.fetch_add(count as u64, Ordering::Relaxed);

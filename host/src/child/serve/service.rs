@@ -142,6 +142,9 @@ impl Future for Answer {
         // Now and not earlier: hyper writes the head right after this.
         if let Some(answering) = this.answering.take() {
             answering.note_answer();
+            if response.status().is_server_error() {
+                answering.conn().server.metrics.add(Slot::Failures);
+            }
             if answering.conn().announces_close() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::operations::{RunStage, Running};
 use super::{Action, HISTORY, Note, Probes, Respawn, SetInfo, State, Time};
+use crate::config::Probation;
 use crate::control::{ControlVerb, EXIT_TIMEOUT, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT, ToChild, ToMaster};
 use crate::master::handle::OpOptions;
 use crate::report::{
@@ -27,6 +28,8 @@ pub enum Phase {
     Resuming,
     /// PAUSE was sent.
     Pausing,
+    /// It accepts no more, and its successor is on probation: RESUME may still follow.
+    Standby,
     Retiring,
     /// DONE was acknowledged.
     Leaving,
@@ -51,6 +54,10 @@ pub(super) struct Gen {
     loading: Option<String>,
     /// The operation that replaced it: the drain report goes there.
     pub replaced_by: Option<OpId>,
+    /// Until when it may be asked to accept again, once it was replaced.
+    standby_until: Time,
+    /// Why it accepts again although its successor lives: what the latter did.
+    back: Option<String>,
     drained: bool,
 }
 
@@ -64,6 +71,7 @@ impl Gen {
             Phase::Committing => GenerationState::Committing,
             Phase::Serving => GenerationState::Serving,
             Phase::Resuming | Phase::Pausing => GenerationState::Paused,
+            Phase::Standby => GenerationState::Standby,
             Phase::Retiring | Phase::Leaving | Phase::Killed => GenerationState::Retiring,
         };
         GenerationStatus {
@@ -137,6 +145,8 @@ impl State {
                 deadline,
                 loading: None,
                 replaced_by: None,
+                standby_until: self.now,
+                back: None,
                 drained: false,
             },
         );
@@ -201,8 +211,7 @@ impl State {
             }
             (Phase::Committing, ToMaster::Serving) => self.commit(generation),
             (Phase::Resuming, ToMaster::Serving) => self.enter(generation, Phase::Serving, None),
-            // It accepts no more; no window is to be waited for, so it retires.
-            (Phase::Pausing, ToMaster::Paused) => self.retire(generation),
+            (Phase::Pausing, ToMaster::Paused) => self.paused(generation),
             (Phase::Retiring, ToMaster::Done(report)) => {
                 entry.drained = true;
                 self.enter(generation, Phase::Leaving, Some(EXIT_TIMEOUT));
@@ -245,10 +254,15 @@ impl State {
         self.candidate = None;
         self.respawn = None;
         self.switches += 1;
+        // What stood by for the one that is replaced now stands by no longer: one step back is enough.
+        if let Some(older) = self.find(Phase::Standby) {
+            self.retire(older);
+        }
         let from = self.committed.replace(generation);
-        let entry = &mut self.generations.get_mut(&generation);
-        if let Some(entry) = entry {
+        let mut back = None;
+        if let Some(entry) = self.generations.get_mut(&generation) {
             entry.loading = None;
+            back = entry.back.take();
             // A respawn of the same set does not end the row of deaths; new code does.
             if self.set.as_ref().is_none_or(|set| set.id != entry.set.id) {
                 self.row = 0;
@@ -258,7 +272,10 @@ impl State {
         }
         self.hand_over_to(generation);
         if let Some(old) = from {
-            self.pause(old);
+            self.pause(old, if back.is_some() { Duration::ZERO } else { self.settings.probation.window });
+        }
+        if let (Some(why), Some(bad)) = (back, from) {
+            return self.rolled_back(generation, bad, why);
         }
         if self.running_candidate() == Some(generation) {
             self.switched(generation, from);
@@ -274,10 +291,8 @@ impl State {
         if !self.settings.drain.handover || self.stopping.is_some() {
             return;
         }
-        let holders = self
-            .generations
-            .values()
-            .filter(|entry| matches!(entry.phase, Phase::Serving | Phase::Resuming | Phase::Pausing | Phase::Retiring));
+        let holders =
+            self.generations.values().filter(|entry| (Phase::Serving..=Phase::Retiring).contains(&entry.phase));
         let holders: Vec<Generation> = holders.map(|entry| entry.number).filter(|number| *number != to).collect();
         for from in holders {
             self.act(Action::Handover { from, to });
@@ -292,9 +307,31 @@ impl State {
         }
     }
 
-    fn pause(&mut self, generation: Generation) {
+    fn pause(&mut self, generation: Generation, window: Duration) {
         self.enter(generation, Phase::Pausing, Some(PAUSE_TIMEOUT));
+        if let Some(entry) = self.generations.get_mut(&generation) {
+            entry.standby_until = self.now + window;
+        }
         self.send(generation, ToChild::Pause);
+    }
+
+    /// It accepts no more: whoever asked for the switch has his answer. Until the window is over it may be asked back.
+    fn paused(&mut self, generation: Generation) {
+        let Some(entry) = self.generations.get(&generation) else { return };
+        let left = entry.standby_until.saturating_sub(self.now);
+        if left.is_zero() || self.is_stopping() {
+            return self.retire(generation);
+        }
+        if let Some(op) = entry.replaced_by {
+            self.report_mut(op, |report| report.standby = Some(generation));
+        }
+        self.enter(generation, Phase::Standby, Some(left));
+        self.end_pause(generation);
+    }
+
+    /// The generation that could take over again.
+    pub(super) fn standing_by(&self) -> Option<Generation> {
+        self.find(Phase::Standby).or(self.find(Phase::Pausing))
     }
 
     fn retire(&mut self, generation: Generation) {
@@ -304,6 +341,14 @@ impl State {
         self.enter(generation, Phase::Retiring, patience);
         self.send(generation, ToChild::Retire(deadlines));
         self.end_standby(generation);
+        self.end_pause(generation);
+    }
+
+    /// Its probation is over, one way or the other: it will not take over again.
+    fn end_standby(&mut self, generation: Generation) {
+        if let Some(op) = self.generations.get(&generation).and_then(|entry| entry.replaced_by) {
+            self.report_mut(op, |report| report.standby = None);
+        }
     }
 
     fn drained(&mut self, generation: Generation, report: DrainReport) {
@@ -323,8 +368,9 @@ impl State {
     pub(super) fn kill(&mut self, generation: Generation, why: String) {
         let Some(entry) = self.generations.get_mut(&generation) else { return };
         let spawned = entry.pid.is_some();
-        self.any_cut |= matches!(entry.phase, Phase::Serving | Phase::Pausing | Phase::Retiring);
+        self.any_cut |= (Phase::Serving..=Phase::Retiring).contains(&entry.phase);
         self.enter(generation, Phase::Killed, None);
+        self.end_standby(generation);
         if self.candidate == Some(generation) {
             self.candidate = None;
         }
@@ -350,6 +396,7 @@ impl State {
     }
 
     pub(super) fn exited(&mut self, generation: Generation, exit: ExitKind, output: &str) {
+        self.end_standby(generation);
         let Some(entry) = self.generations.remove(&generation) else { return };
         self.history.push_back(entry.status(self.now, Some(exit.to_string())));
         if self.history.len() > HISTORY {
@@ -359,7 +406,7 @@ impl State {
             Phase::Leaving => {}
             Phase::Killed => {
                 // Without a candidate of its own nobody noticed yet that nothing serves.
-                self.end_standby(generation);
+                self.end_pause(generation);
             }
             Phase::Starting | Phase::Loading | Phase::Proving | Phase::Committing => {
                 self.candidate_failed(generation, death_of(&entry, exit, output));
@@ -370,15 +417,15 @@ impl State {
                 if self.now - entry.spawned_at >= self.settings.crash.window {
                     self.row = 0;
                 }
-                match self.find(Phase::Pausing) {
+                match self.standing_by() {
                     Some(old) if !self.is_stopping() => self.take_back(old, generation),
                     _ => self.crashed(generation, exit.to_string()),
                 }
             }
-            Phase::Pausing | Phase::Retiring => {
+            Phase::Pausing | Phase::Standby | Phase::Retiring => {
                 self.crashes += 1;
                 self.any_cut = true;
-                self.end_standby(generation);
+                self.end_pause(generation);
                 self.note(Note::Crashed { generation, exit: exit.to_string(), respawn_in: None });
             }
         }
@@ -390,16 +437,45 @@ impl State {
         self.send(old, ToChild::Resume);
         self.committed = Some(old);
         self.set = self.generations.get(&old).map(|entry| entry.set.clone());
-        if let Some(Running { op, .. }) = &self.running {
-            let id = op.id;
-            self.report_mut(id, |report| {
+        self.rolled_back(old, dead, format!("keep generation {dead} alive: it died before the old one retired"));
+        self.end_pause(old);
+    }
+
+    /// Too many of the answers of a generation on probation are failures: the one before it shall accept again.
+    pub(super) fn counted(&mut self, generation: Generation, requests: u64, failures: u64) {
+        let Probation { min_requests, max_failure_ratio, .. } = self.settings.probation;
+        let (Some(ratio), Some(old)) = (max_failure_ratio, self.find(Phase::Standby)) else { return };
+        let too_many = requests >= min_requests.max(1) && failures as f64 > ratio * requests as f64;
+        if !too_many || self.serving() != Some(generation) || self.is_stopping() {
+            return;
+        }
+        if let Some(candidate) = self.candidate {
+            // It replaces the bad one anyway, within a moment.
+            if self.phase(candidate) == Some(Phase::Committing) {
+                return;
+            }
+            self.put_back(candidate);
+            self.kill(candidate, "the generation before is rolled back first".into());
+        }
+        let why = format!("keep generation {generation}: {failures} of its {requests} answers were failures (5xx)");
+        if let Some(entry) = self.generations.get_mut(&old) {
+            entry.back = Some(why);
+        }
+        self.enter(old, Phase::Committing, Some(SWITCH_TIMEOUT));
+        self.candidate = Some(old);
+        self.send(old, ToChild::Resume);
+    }
+
+    fn rolled_back(&mut self, to: Generation, from: Generation, why: String) {
+        if let Some(op) = self.generations.get_mut(&to).and_then(|entry| entry.replaced_by.take()) {
+            self.report_mut(op, |report| {
                 report.result = OpResult::RolledBack;
-                report.serving = Some(old);
-                report.error = Some(format!("keep generation {dead} alive: it died before the old one retired"));
+                report.standby = None;
+                report.serving = Some(to);
+                report.error = Some(why.clone());
             });
         }
-        self.end_standby(old);
-        self.note(Note::RolledBack { to: old, from: dead });
+        self.note(Note::RolledBack { to, from, why });
     }
 
     /// Nothing serves any more: the set comes back, at once the first time, then after a growing wait.
@@ -457,7 +533,9 @@ impl State {
                     self.kill(generation, format!("it did not resume within {SWITCH_TIMEOUT:?}"));
                     self.crashed(generation, "no answer to RESUME".into());
                 }
+                // Whether it accepts is not known: no good stand-in.
                 Phase::Pausing => self.retire(generation),
+                Phase::Standby => self.retire(generation),
                 Phase::Retiring => self.kill(generation, "its drain deadline has passed".into()),
                 Phase::Leaving => self.kill(generation, format!("it did not end within {EXIT_TIMEOUT:?} of DONE")),
                 Phase::Serving | Phase::Killed => {}
@@ -494,6 +572,7 @@ impl State {
                 // It is the last that accepts: it empties the queue once more and closes the sockets, without a pause between
                 // in which a client would be let in by the kernel and served by nobody.
                 Phase::Serving => self.retire(generation),
+                Phase::Standby => self.retire(generation),
                 Phase::Pausing if cut => self.retire(generation),
                 Phase::Retiring if cut_now => {
                     self.enter(generation, Phase::Retiring, Some(EXIT_TIMEOUT));

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handle::OpOptions;
-use crate::config::{Config, Crash, Drain, Limit, Shutdown};
+use crate::config::{Config, Crash, Drain, Limit, Probation, Shutdown};
 use crate::control::{Deadlines, ToChild, ToMaster};
 use crate::report::{Cause, Failure, Generation, GenerationStatus, OpId, PluginStatus, Report, Verb};
 use crate::sys::process::ExitKind;
@@ -59,6 +59,7 @@ pub struct Settings {
     pub max_draining: usize,
     pub drain: Drain,
     pub shutdown: Shutdown,
+    pub probation: Probation,
     pub crash: Crash,
 }
 
@@ -69,6 +70,7 @@ impl Settings {
             max_draining: config.max_draining,
             drain: config.drain.clone(),
             shutdown: config.shutdown.clone(),
+            probation: config.probation.clone(),
             crash: config.crash.clone(),
         }
     }
@@ -111,6 +113,12 @@ pub enum Event {
         generation: Generation,
         exit: ExitKind,
         output: String,
+    },
+    /// How the generation that [`State::watched`] names answers.
+    Counted {
+        generation: Generation,
+        requests: u64,
+        failures: u64,
     },
     /// A deadline may have passed.
     Tick,
@@ -193,6 +201,7 @@ pub enum Note {
     RolledBack {
         to: Generation,
         from: Generation,
+        why: String,
     },
     Drained {
         generation: Generation,
@@ -313,6 +322,7 @@ impl State {
             Event::Spawned { generation, result } => self.spawned(generation, result),
             Event::Message { generation, message } => self.message(generation, message),
             Event::Exited { generation, exit, output } => self.exited(generation, exit, &output),
+            Event::Counted { generation, requests, failures } => self.counted(generation, requests, failures),
             Event::Tick => {}
         }
         self.deadlines();
@@ -471,6 +481,11 @@ impl State {
         self.crashes
     }
 
+    /// The generation whose answers are to be counted: it is on probation, and too many failures would end that.
+    pub fn watched(&self) -> Option<Generation> {
+        self.settings.probation.max_failure_ratio.and(self.standing_by()).and(self.serving())
+    }
+
     /// The set that a generation runs.
     pub fn set_of(&self, generation: Generation) -> Option<SetId> {
         self.generations.get(&generation).map(|generation| generation.set.id)
@@ -508,6 +523,9 @@ impl State {
         let phase = |phase: Phase| self.generations.values().filter(|generation| generation.phase == phase).count();
         let (committing, serving, resuming, pausing) =
             (phase(Phase::Committing), phase(Phase::Serving), phase(Phase::Resuming), phase(Phase::Pausing));
+        if pausing + phase(Phase::Standby) > 1 {
+            return Err("two generations stand by".into());
+        }
         if serving + resuming > 1 {
             return Err("two generations are committed".into());
         }

@@ -34,8 +34,8 @@ pub(super) enum RunStage {
     Prepared { set: Arc<SetInfo>, snapshot_ms: f64 },
     /// `generation` is the candidate.
     Starting { generation: Generation, snapshot_ms: f64 },
-    /// Committed; `old` is asked to pause and may still be asked to resume. Answered when that is over.
-    Standby { old: Generation },
+    /// Committed; `old` is asked to pause. Answered when it accepts no more.
+    Pausing { old: Generation },
 }
 
 impl Running {
@@ -219,17 +219,36 @@ impl State {
             Some(old) => {
                 old.replaced_by = Some(op.id);
                 let old = old.number;
-                self.running = Some(Running { op, stage: RunStage::Standby { old } });
+                self.running = Some(Running { op, stage: RunStage::Pausing { old } });
             }
             None => drop(self.answer_all(op)),
         }
     }
 
-    /// A switch is over once the old generation retires or is gone: its callers have their answer.
-    pub(super) fn end_standby(&mut self, generation: Generation) {
-        let over = |running: &mut Running| matches!(running.stage, RunStage::Standby { old } if old == generation);
+    /// The old generation accepts no more, or is gone, or accepts again: the callers of its switch have their answer.
+    pub(super) fn end_pause(&mut self, generation: Generation) {
+        let over = |running: &mut Running| matches!(running.stage, RunStage::Pausing { old } if old == generation);
         if let Some(Running { op, .. }) = self.running.take_if(over) {
             self.answer_all(op);
+        }
+    }
+
+    /// `candidate` will not be started now: its operation waits again, and begins anew.
+    pub(super) fn put_back(&mut self, candidate: Generation) {
+        let of = |running: &mut Running| matches!(running.stage, RunStage::Starting { generation, .. } if generation == candidate);
+        let Some(Running { mut op, .. }) = self.running.take_if(of) else { return };
+        match &mut self.waiting {
+            // It has not begun either, and was asked later.
+            Some(waiting) => {
+                let by = waiting.id;
+                waiting.callers.append(&mut op.callers);
+                waiting.options.allow_empty |= op.options.allow_empty;
+                self.superseded(op, by);
+            }
+            None => {
+                self.report_mut(op.id, |report| report.result = OpResult::Queued);
+                self.waiting = Some(op);
+            }
         }
     }
 

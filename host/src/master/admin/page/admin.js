@@ -106,7 +106,7 @@ function causeText(cause) {
   }
 }
 
-const STATE_CLASS = { serving: "good", paused: "warn", retiring: "warn", exited: "", starting: "warn", loading: "warn", proving: "warn", ready: "warn", committing: "warn" };
+const STATE_CLASS = { serving: "good", paused: "warn", standby: "warn", retiring: "warn", exited: "", starting: "warn", loading: "warn", proving: "warn", ready: "warn", committing: "warn" };
 const RESULT_CLASS = { switched: "good", refused: "bad", rolled_back: "bad", superseded: "warn", queued: "warn", running: "warn", shutting_down: "warn" };
 const RESULT_TEXT = { rolled_back: "rolled back", shutting_down: "shutting down" };
 
@@ -260,7 +260,7 @@ function generationCard(g) {
       g.deadline_ms !== undefined ? el("span", { class: "quiet", text: `ends in ${duration(g.deadline_ms)} at the latest` }) : null),
     el("p", { class: "counts" },
       number(load.connections, "connections"), number(load.idle, "idle"), number(load.requests_in_flight, "in flight"),
-      number(load.requests, "requests"), load.panics ? number(load.panics, "panics") : null),
+      number(load.requests, "requests"), load.failures ? number(load.failures, "failed") : null, load.panics ? number(load.panics, "panics") : null),
     g.plugins.length ? pluginTable(g.plugins) : g.state === "serving" ? el("p", { class: "quiet", text: "No plugin: every request is answered 503." }) : null);
 }
 

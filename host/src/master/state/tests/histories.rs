@@ -34,6 +34,11 @@ enum Chance {
     Die {
         at: usize,
     },
+    /// What is counted of the generation on probation.
+    Count {
+        requests: u64,
+        failures: u64,
+    },
     Wait {
         ms: u64,
     },
@@ -49,6 +54,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         30 => any::<usize>().prop_map(|at| Chance::Obey { at }),
         2 => (any::<usize>(), 0..9_usize).prop_map(|(at, what)| Chance::Babble { at, what }),
         2 => any::<usize>().prop_map(|at| Chance::Die { at }),
+        2 => (0..30_u64, 0..30_u64).prop_map(|(requests, failures)| Chance::Count { requests, failures }),
         4 => (0..40_000_u64).prop_map(|ms| Chance::Wait { ms }),
     ]
 }
@@ -64,6 +70,8 @@ struct World {
     /// What each living child would say next, in order.
     children: BTreeMap<Generation, Vec<ToMaster>>,
     killed: BTreeSet<Generation>,
+    /// Those that accept, from GO or RESUME to PAUSED or RETIRE.
+    accepting: BTreeSet<Generation>,
     asked: BTreeSet<Caller>,
     answered: BTreeSet<Caller>,
     finished: bool,
@@ -80,6 +88,7 @@ impl World {
             spawning: Vec::new(),
             children: BTreeMap::new(),
             killed: BTreeSet::new(),
+            accepting: BTreeSet::new(),
             asked: BTreeSet::new(),
             answered: BTreeSet::new(),
             finished: false,
@@ -110,9 +119,15 @@ impl World {
                 Action::Load { generation, probes: Probes::Skip } => self.will_say(generation, &[ToMaster::Ready]),
                 Action::Load { generation, .. } => self.will_say(generation, &[ToMaster::Proving, ToMaster::Ready]),
                 Action::Send { generation, message } => match message {
-                    ToChild::Go | ToChild::Resume => self.will_say(generation, &[ToMaster::Serving]),
+                    ToChild::Go | ToChild::Resume => {
+                        self.accepting.insert(generation);
+                        self.will_say(generation, &[ToMaster::Serving]);
+                    }
                     ToChild::Pause => self.will_say(generation, &[ToMaster::Paused]),
-                    ToChild::Retire(_) => self.will_say(generation, &[ToMaster::Done(DrainReport::default())]),
+                    ToChild::Retire(_) => {
+                        self.accepting.remove(&generation);
+                        self.will_say(generation, &[ToMaster::Done(DrainReport::default())]);
+                    }
                     ToChild::Cut | ToChild::DoneAck => {}
                     other => panic!("the loop sends {other:?} by itself"),
                 },
@@ -121,6 +136,7 @@ impl World {
                 }
                 Action::Kill { generation } => {
                     assert!(self.children.contains_key(&generation), "killed what is not there");
+                    self.accepting.remove(&generation);
                     self.killed.insert(generation);
                 }
                 Action::Answer { caller, .. } => assert!(self.answered.insert(caller), "{caller:?} answered twice"),
@@ -128,6 +144,7 @@ impl World {
                 Action::Finish(_) => self.finished = true,
             }
         }
+        assert!(self.accepting.len() <= 2, "{:?} accept: {:#?}", self.accepting, self.state);
     }
 
     fn will_say(&mut self, generation: Generation, messages: &[ToMaster]) {
@@ -154,6 +171,7 @@ impl World {
                 }
                 let op = self.preparing.remove(at % self.preparing.len());
                 let names: &[&str] = if empty { &[] } else { &["hello"] };
+                let info = if self.next_set.is_multiple_of(2) { info } else { info_on_probation };
                 let result = if ok { Ok(info(self.next_set, names)) } else { Err(Failure::new(Stage::Snapshot, "x")) };
                 self.next_set += 1;
                 self.event(Event::Prepared { op, result });
@@ -176,6 +194,9 @@ impl World {
                 } else if !queue.is_empty() {
                     let message = queue.remove(0);
                     let done = matches!(message, ToMaster::Done(_));
+                    if message == ToMaster::Paused {
+                        self.accepting.remove(&generation);
+                    }
                     self.event(Event::Message { generation, message });
                     if done {
                         self.reap(generation, ExitKind::Code(0));
@@ -203,6 +224,11 @@ impl World {
                     self.reap(generation, ExitKind::Signal(11));
                 }
             }
+            Chance::Count { requests, failures } => {
+                if let Some(generation) = self.state.watched() {
+                    self.event(Event::Counted { generation, requests, failures });
+                }
+            }
             Chance::Wait { ms } => {
                 self.now += Duration::from_millis(ms);
                 self.event(Event::Tick);
@@ -213,6 +239,7 @@ impl World {
     fn reap(&mut self, generation: Generation, exit: ExitKind) {
         self.children.remove(&generation);
         self.killed.remove(&generation);
+        self.accepting.remove(&generation);
         self.event(Event::Exited { generation, exit, output: String::new() });
     }
 
