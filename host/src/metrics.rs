@@ -52,10 +52,12 @@ pub enum Slot {
     TakenBack,
     /// Answers with a status of 500 and above.
     Failures,
+    /// HTTP/2 connections that we ended: their clients broke the protocol, or flooded it.
+    Http2Errors,
 }
 
 /// How many slots there are.
-pub const SLOTS: usize = Slot::Failures as usize + 1;
+pub const SLOTS: usize = Slot::Http2Errors as usize + 1;
 
 /// A view of the slots; cheap to copy.
 #[derive(Clone, Copy, Debug)]
@@ -146,6 +148,7 @@ impl Counts {
             accept_pauses: self.get(Slot::AcceptPauses),
             peer_refusals: self.get(Slot::PeerRefusals),
             accept_failures: self.get(Slot::AcceptFailures),
+            http2_errors: self.get(Slot::Http2Errors),
         }
     }
 }

@@ -239,6 +239,7 @@ pub struct DrainReport {
     pub finished: u64,
     /// Closed while idle, at the end of `drain.keepalive`.
     pub lingered: u64,
+    /// HTTP/2 connections that ended after GOAWAY, with all answered.
     pub goaway: u64,
     pub upgraded: u64,
     pub cut: Cut,
@@ -392,11 +393,14 @@ pub struct LimitHits {
     /// Accepting paused, since descriptors or memory ran out: a limit of the machine.
     #[serde(default)]
     pub accept_failures: u64,
+    /// Their clients broke the protocol of HTTP/2, or flooded it.
+    #[serde(default)]
+    pub http2_errors: u64,
 }
 
 impl LimitHits {
     /// Each with its name, as status and metrics show it.
-    pub fn named(&self) -> [(&'static str, u64); 10] {
+    pub fn named(&self) -> [(&'static str, u64); 11] {
         let LimitHits {
             head_timeouts,
             idle_timeouts,
@@ -408,6 +412,7 @@ impl LimitHits {
             accept_pauses,
             peer_refusals,
             accept_failures,
+            http2_errors,
         } = *self;
         [
             ("head_timeouts", head_timeouts),
@@ -420,6 +425,7 @@ impl LimitHits {
             ("accept_pauses", accept_pauses),
             ("peer_refusals", peer_refusals),
             ("accept_failures", accept_failures),
+            ("http2_errors", http2_errors),
         ]
     }
 }

@@ -23,7 +23,8 @@ use hyper::body::{Body as _, Incoming};
 
 use super::plugin::Plugin;
 use super::route::{self, Stripped};
-use super::serve::conn::{Answering, Conn, Receiving};
+use super::serve::conn::Conn;
+use super::serve::exchange::{Answering, Exchange, Receiving};
 
 // ---- the request's head ----
 
@@ -188,11 +189,11 @@ struct Upload {
 static UPLOAD: FfiBodyVtable = FfiBodyVtable { poll_frame: upload_poll, size_hint: upload_hint, drop: upload_drop };
 
 #[inline]
-fn lend_body(incoming: Incoming, conn: &Arc<Conn>) -> FfiBody {
+fn lend_body(incoming: Incoming, exchange: &Exchange) -> FfiBody {
     if incoming.is_end_stream() {
         return FfiBody::EMPTY;
     }
-    let receiving = Receiving::new(conn.clone());
+    let receiving = Receiving::new(exchange.clone());
     let upload = Box::new(Upload { incoming, left: receiving.limit(), receiving });
     FfiBody { kind: BODY_STREAM, bytes: FfiBytes::EMPTY, data: Box::into_raw(upload).cast(), vtable: &UPLOAD }
 }
@@ -204,9 +205,12 @@ unsafe extern "C" fn upload_poll(data: *mut c_void, cx: *const FfiContext, out: 
         // SAFETY: the context is lent for this poll.
         let cx = unsafe { &*cx };
         let polled = cx.with_waker(|waker| Pin::new(&mut upload.incoming).poll_frame(&mut Context::from_waker(waker)));
-        upload.receiving.note_poll(polled.is_pending());
-        let Poll::Ready(Some(Ok(frame))) = &polled else { return polled.map_err(|error| error.to_string()) };
-        match upload.left.checked_sub(frame.data_ref().map_or(0, |data| data.len() as u64)) {
+        let len = match &polled {
+            Poll::Ready(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
+            _ => 0,
+        };
+        upload.receiving.note_poll(polled.is_pending(), len);
+        match upload.left.checked_sub(len as u64) {
             Some(left) => {
                 upload.left = left;
                 polled.map_err(|error| error.to_string())
@@ -316,11 +320,16 @@ enum BadResponse {
 
 impl Call {
     #[inline]
-    pub fn begin(plugin: &'static Plugin, prefix: &'static str, request: Request<Incoming>, conn: &Arc<Conn>) -> Call {
+    pub fn begin(
+        plugin: &'static Plugin,
+        prefix: &'static str,
+        request: Request<Incoming>,
+        exchange: &Exchange,
+    ) -> Call {
         let (parts, incoming) = request.into_parts();
         let is_head = parts.method == Method::HEAD;
-        let body = lend_body(incoming, conn);
-        let head = Head::lend(parts, conn.clone(), prefix);
+        let body = lend_body(incoming, exchange);
+        let head = Head::lend(parts, exchange.conn().clone(), prefix);
         Call { future: plugin.call(head, body), plugin, is_head }
     }
 

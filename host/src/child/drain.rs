@@ -2,7 +2,7 @@
 //! connection ended.
 //!
 //! Retiring is state, never an event: a connection that looks late sees it all the same. What a single connection does about
-//! it is `serve::h1`'s.
+//! it is `serve::h1`'s and `serve::h2`'s.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU8, AtomicU64};

@@ -87,7 +87,7 @@ impl Set {
     fn server(&self, plugins: &[&'static Plugin], metrics: Metrics) -> Result<&'static Server, Failure> {
         let open_files = process::open_files_limit()
             .map_err(|error| Failure::new(Stage::Load, format!("failed to learn the limit of open files: {error}")))?;
-        let limits = Limits::new(&self.load.config.limits, open_files);
+        let limits = Limits::new(&self.load.config.limits, &self.load.config.drain, open_files);
         let mounts = plugins.iter().map(|plugin| (plugin.mount(), *plugin));
         let sites = Sites::new(&self.load.config.server, mounts, |name| {
             plugins.iter().find(|plugin| same_plugin(plugin.name(), name)).copied()

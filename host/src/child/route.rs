@@ -24,6 +24,8 @@ pub struct Site<T> {
     pub routes: Routes<T>,
     /// The path that says that the server lives.
     health: Option<String>,
+    /// Whether its clients may speak HTTP/2.
+    pub http2: bool,
 }
 
 impl<T: Copy> Sites<T> {
@@ -33,16 +35,17 @@ impl<T: Copy> Sites<T> {
         mounts: impl Iterator<Item = (&'a str, T)> + Clone,
         plugin: impl Fn(&str) -> Option<T>,
     ) -> Sites<T> {
-        let own = servers.iter().filter(|server| !server.route.is_empty() || server.health.is_some());
+        let own = servers.iter().filter(|server| !server.route.is_empty() || server.health.is_some() || !server.http2);
         let site = |server: &config::Server| {
             let routes = match &server.route[..] {
                 [] => Routes::of_mounts(mounts.clone()),
                 // The master has refused routes to plugins that are not there; only the set without plugins is left.
                 routes => Routes::new(routes.iter().filter_map(|route| Some((route, plugin(&route.plugin)?)))),
             };
-            (server.name.clone(), Site { routes, health: server.health.clone() })
+            (server.name.clone(), Site { routes, health: server.health.clone(), http2: server.http2 })
         };
-        Sites { own: own.map(site).collect(), others: Site { routes: Routes::of_mounts(mounts.clone()), health: None } }
+        let others = Site { routes: Routes::of_mounts(mounts.clone()), health: None, http2: true };
+        Sites { own: own.map(site).collect(), others }
     }
 
     /// What the server of that name serves.

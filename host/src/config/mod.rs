@@ -162,6 +162,8 @@ pub struct Drain {
     pub keepalive: Limit,
     /// A request in flight may go on for this long without progress.
     pub timeout: Limit,
+    /// An HTTP/2 client without a request may take this long to answer that it has seen GOAWAY.
+    pub goaway: Limit,
     /// All in all, from RETIRE.
     pub max: Limit,
     /// All in all, if the master died.
@@ -200,6 +202,10 @@ pub struct Limits {
     pub connections: usize,
     /// Of these, from one IPv4 address or IPv6 /64 network; 0 for no limit.
     pub connections_per_peer: usize,
+    /// Requests at once on one HTTP/2 connection.
+    pub http2_streams: u32,
+    /// An HTTP/2 client that says nothing is asked this often whether it lives, and has as long to answer.
+    pub http2_ping: Limit,
 }
 
 /// For how long after a switch the old generation stands by to take over again.
@@ -287,6 +293,9 @@ pub struct Server {
     /// What a new generation must answer before it may serve.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probe: Vec<Probe>,
+    /// Whether a client may speak HTTP/2.
+    #[serde(default = "yes")]
+    pub http2: bool,
 }
 
 /// A request through the routes of its server, and what must come back.
@@ -329,6 +338,10 @@ pub struct Plugin {
     pub workers: u32,
     /// Handed to the plugin as it is.
     pub config: toml::Table,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn root() -> String {
@@ -378,6 +391,7 @@ impl Default for Drain {
             handover: true,
             keepalive: Limit::After(seconds(5)),
             timeout: Limit::After(seconds(60)),
+            goaway: Limit::After(seconds(1)),
             max: Limit::After(seconds(600)),
             orphan: seconds(5),
         }
@@ -403,6 +417,8 @@ impl Default for Limits {
             body_size: Size(1 << 30),
             connections: 0,
             connections_per_peer: 0,
+            http2_streams: 100,
+            http2_ping: Limit::After(seconds(30)),
         }
     }
 }
@@ -450,6 +466,7 @@ impl Server {
             route: Vec::new(),
             health: None,
             probe: Vec::new(),
+            http2: true,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use super::{Config, ConfigError, Probe, Problem, Size, same_plugin};
 
@@ -35,6 +36,12 @@ impl Config {
                 "probation.max_failure_ratio",
                 "must lie between 0 and 1: 0.05 allows 5 of 100 answers to be 5xx".into(),
             );
+        }
+        if !(1..=10_000).contains(&self.limits.http2_streams) {
+            problem("limits.http2_streams", "must lie between 1 and 10000".into());
+        }
+        if self.limits.http2_ping.duration().is_some_and(|ping| ping < Duration::from_millis(100)) {
+            problem("limits.http2_ping", "must be at least 100ms, or \"never\"".into());
         }
         if self.server.is_empty() {
             problem("server", "at least one [[server]] is needed".into());

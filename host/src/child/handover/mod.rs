@@ -84,6 +84,8 @@ pub struct Handover {
     moved: AtomicU64,
     /// Of these, with bytes that were read ahead.
     carried: AtomicU64,
+    /// Idle connections that cannot go, whatever the target.
+    staying: AtomicUsize,
     /// How many generations may still give us connections.
     inbound: watch::Sender<usize>,
     /// Told when a batch was acknowledged, or the target lost.
@@ -129,7 +131,7 @@ impl Handover {
     /// Until every connection that was idle has gone, or nobody takes them. As long as one is neither here nor there, it is
     /// not over: a taker that dies now may still be made good.
     pub async fn settled(&self, server: &Server) {
-        let none_idle = self.wait(|| server.metrics.get(Slot::Idle) == 0);
+        let none_idle = self.wait(|| server.metrics.get(Slot::Idle) <= self.staying.load(Ordering::Relaxed) as u64);
         // Not a failure: those left are busy again, or came on an address that the target does not have.
         let _ = tokio::time::timeout(SETTLE, none_idle).await;
         self.wait(|| self.leaving.load(Ordering::SeqCst) == 0).await;
@@ -140,6 +142,11 @@ impl Handover {
         while self.is_open() && !holds() {
             self.changed.notified().await;
         }
+    }
+
+    /// One idle connection more, or one less, that cannot go.
+    pub fn note_staying(&self, change: isize) {
+        self.staying.fetch_add(change.cast_unsigned(), Ordering::Relaxed);
     }
 
     /// Until nobody gives us connections any more. Until then this worker must not end: a batch that was acknowledged is ours,
@@ -243,7 +250,7 @@ pub fn adopt(server: &'static Server, socket: OwnedFd, from: Generation, names: 
 
 /// Whether `conn` may go at all: what it has read ahead must fit into a message.
 pub fn may_go(conn: &Conn) -> bool {
-    !conn.is_overfull() && conn.server.handover.takes(&conn.origin)
+    !conn.is_overfull() && !conn.is_staying() && conn.server.handover.takes(&conn.origin)
 }
 
 /// Whether `conn` goes sooner or later, so that its close is not to be announced.

@@ -16,6 +16,7 @@ use baton_plugin_api::abi::FfiAddr;
 use http::HeaderMap;
 
 use super::Server;
+use super::h2::Streams;
 use super::limits::{Activity, Counts, Overdue, Stand};
 use super::service::Own;
 use crate::child::handover;
@@ -84,9 +85,13 @@ pub struct Conn {
     /// What the metrics say of it.
     shown_in_flight: AtomicBool,
     shown_idle: AtomicBool,
+    /// It cannot be handed over.
+    stays: AtomicBool,
 
     /// For the time limits.
     pub activity: Activity,
+    /// What it carries, if it speaks HTTP/2.
+    streams: OnceLock<Arc<Streams>>,
 
     // ---- written by anybody ----
     /// Why the request that is being answered gets an answer of ours instead: a [`Own`], or 0.
@@ -128,6 +133,8 @@ impl Conn {
             shut: AtomicBool::new(false),
             shown_in_flight: AtomicBool::new(false),
             shown_idle: AtomicBool::new(true),
+            stays: AtomicBool::new(false),
+            streams: OnceLock::new(),
             activity: Activity::new(server.clock.now().saturating_sub(idle.as_millis() as u64)),
             refusal: AtomicU8::new(0),
             bodies: AtomicU32::new(0),
@@ -296,7 +303,58 @@ impl Conn {
         self.was_quiet.store(true, Relaxed);
     }
 
+    // ---- told by its one exchange ----
+
+    #[inline]
+    pub fn begin_answer(&self) {
+        self.answering.store(MAKING, Relaxed);
+    }
+
+    #[inline]
+    pub fn note_answer(&self) {
+        self.answering.store(WRITING, Relaxed);
+        self.answered.store(self.answered.load(Relaxed) + 1, Relaxed);
+    }
+
+    #[inline]
+    pub fn end_answer(&self) {
+        self.answering.store(0, Relaxed);
+        self.note_pipelining();
+    }
+
+    pub fn begin_body(&self) {
+        self.bodies.fetch_add(1, Relaxed);
+    }
+
+    pub fn end_body(&self) {
+        self.activity.body.end();
+        self.bodies.fetch_sub(1, Release);
+        // hyper does not wake for a body that it has given out whole; a drain waits for just this.
+        if !self.server.is_calm() {
+            self.wake();
+        }
+    }
+
+    /// Has its task look again.
+    pub fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
+    }
+
     // ---- the handover ----
+
+    /// It stays until its end: what it speaks has a state that cannot move. Said by its task, before it counts as anything
+    /// but idle.
+    pub fn set_staying(&self) {
+        if !self.stays.swap(true, Relaxed) && self.shown_idle.load(Relaxed) {
+            self.server.handover.note_staying(1);
+        }
+    }
+
+    pub fn is_staying(&self) -> bool {
+        self.stays.load(Relaxed)
+    }
 
     /// Whether nothing more is to be read: it is about to be handed over. The task must be polled again when that changes.
     #[inline]
@@ -342,8 +400,17 @@ impl Conn {
     pub fn is_past_its_time(&self, now: u64) -> bool {
         let counts = self.counts();
         self.activity.observe(now, counts);
+        let limits = &self.server.limits;
+        let late = match self.streams.get() {
+            None => self.activity.overdue(now, limits, counts, self.stand()).is_some(),
+            Some(streams) => {
+                // Each of them has limits of its own; left for the whole is whether the kernel takes anything.
+                streams.are_past_their_time(now, limits)
+                    || self.activity.overdue(now, limits, counts, Stand::Other).is_some()
+            }
+        };
         // All is said, and the io waits for the client's end, not for long.
-        if self.is_shut() || self.activity.overdue(now, &self.server.limits, counts, self.stand()).is_none() {
+        if self.is_shut() || !late {
             return false;
         }
         self.activity.set_due(true);
@@ -369,6 +436,27 @@ impl Conn {
             self.activity.set_due(false);
         }
         met
+    }
+
+    /// The task's look, whatever it speaks: whether the client has taken nothing for too long.
+    pub fn is_stuck(&self) -> bool {
+        let (now, limits) = (self.server.clock.now(), &self.server.limits);
+        self.activity.overdue(now, limits, self.counts(), Stand::Other) == Some(Overdue::Write)
+            && self.activity.is_stuck(now, limits, crate::sys::socket::unacknowledged(self.socket))
+    }
+
+    /// From here on it speaks HTTP/2.
+    pub fn speak_http2(&self, streams: Arc<Streams>) {
+        self.set_staying();
+        // Said once, by its task.
+        self.streams.get_or_init(|| {
+            self.server.metrics.add(Slot::Http2);
+            streams
+        });
+    }
+
+    pub fn bytes_written(&self) -> u64 {
+        self.written.load(Relaxed)
     }
 
     /// For how long nothing has moved.
@@ -436,10 +524,23 @@ impl Conn {
             self.shown_in_flight.store(in_flight, Relaxed);
             if in_flight { metrics.add(Slot::InFlight) } else { metrics.sub(Slot::InFlight) }
         }
-        let idle = !busy && !self.is_ahead();
-        if idle != self.shown_idle.load(Relaxed) {
-            self.shown_idle.store(idle, Relaxed);
-            if idle { metrics.add(Slot::Idle) } else { metrics.sub(Slot::Idle) }
+        self.show_idle(!busy && !self.is_ahead());
+    }
+
+    #[inline]
+    pub fn show_idle(&self, idle: bool) {
+        if idle == self.shown_idle.load(Relaxed) {
+            return;
+        }
+        self.shown_idle.store(idle, Relaxed);
+        let server = self.server;
+        if idle {
+            server.metrics.add(Slot::Idle)
+        } else {
+            server.metrics.sub(Slot::Idle)
+        }
+        if self.is_staying() {
+            server.handover.note_staying(if idle { 1 } else { -1 });
         }
     }
 }
@@ -458,91 +559,14 @@ impl Conn {
         self.answering.store(0, Relaxed);
         self.flushed.store(true, Relaxed);
         self.publish(false);
-        let metrics = self.server.metrics;
-        metrics.sub(Slot::Connections);
-        if self.shown_idle.swap(false, Relaxed) {
-            metrics.sub(Slot::Idle);
+        self.show_idle(false);
+        if self.streams.get().is_some() {
+            self.server.metrics.sub(Slot::Http2);
         }
+        self.server.metrics.sub(Slot::Connections);
     }
 }
 
 /// Values of [`Conn::answering`]: the handler has not said what to answer; the response is on its way.
 const MAKING: u32 = 1;
 const WRITING: u32 = 2;
-
-/// A request from its head to the end of its response: held by the handler's future, then by the response's body. Both live
-/// inside hyper's connection, so the connection's task is the only one to drop it.
-pub struct Answering(Arc<Conn>);
-
-impl Answering {
-    #[inline]
-    pub fn new(conn: Arc<Conn>) -> Answering {
-        conn.answering.store(MAKING, Relaxed);
-        Answering(conn)
-    }
-
-    #[inline]
-    pub fn conn(&self) -> &Arc<Conn> {
-        &self.0
-    }
-
-    /// The response is known: it counts as answered.
-    #[inline]
-    pub fn note_answer(&self) {
-        self.0.answering.store(WRITING, Relaxed);
-        self.0.answered.store(self.0.answered.load(Relaxed) + 1, Relaxed);
-    }
-}
-
-impl Drop for Answering {
-    #[inline]
-    fn drop(&mut self) {
-        self.0.answering.store(0, Relaxed);
-        self.0.note_pipelining();
-    }
-}
-
-/// A request's body, from the head to its drop by the handler, on whatever thread. The field after the body in whatever
-/// holds both, so that it is dropped last.
-pub struct Receiving(Arc<Conn>);
-
-impl Receiving {
-    pub fn new(conn: Arc<Conn>) -> Receiving {
-        conn.bodies.fetch_add(1, Relaxed);
-        Receiving(conn)
-    }
-
-    /// The handler waits for more of it, or does not.
-    #[inline]
-    pub fn note_poll(&self, waits: bool) {
-        if waits { self.0.activity.body.begin() } else { self.0.activity.body.end() }
-    }
-
-    /// More has come than may be.
-    #[cold]
-    pub fn refuse(&self) {
-        self.0.server.metrics.add(Slot::BodyTooLarge);
-        self.0.refuse(Own::BodyTooLarge);
-        // The body may be read by another task than the one that answers.
-        if let Some(waker) = self.0.waker.get() {
-            waker.wake_by_ref();
-        }
-    }
-
-    pub fn limit(&self) -> u64 {
-        self.0.server.limits.body_size
-    }
-}
-
-impl Drop for Receiving {
-    fn drop(&mut self) {
-        self.0.activity.body.end();
-        self.0.bodies.fetch_sub(1, Release);
-        // hyper does not wake for a body that it has given out whole; a drain waits for just this.
-        if !self.0.server.is_calm()
-            && let Some(waker) = self.0.waker.get()
-        {
-            waker.wake_by_ref();
-        }
-    }
-}

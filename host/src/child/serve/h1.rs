@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::Entry;
 use super::conn::Conn;
+use super::h2;
 use super::io::{Io, LINGER_TIME, begins_request};
 use super::limits::{Limits, Overdue};
 use super::service::{Http, Own};
@@ -84,6 +85,7 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
     } else {
         match begin(conn, &mut io, &mut watch, &start.carried).await {
             Begun::Http1 => {}
+            Begun::Http2 if conn.site.http2 => return h2::serve(conn, io).await.into(),
             Begun::Http2 => return refuse(io, NO_HTTP2).await.into(),
             Begun::Ended => return End::Finished.into(),
             Begun::Leaves => return leave(conn, io, Bytes::new(), http1, &watch),

@@ -40,6 +40,10 @@ pub struct Limits {
     pub body_size: u64,
     pub connections: usize,
     pub per_peer: usize,
+    pub http2_streams: u32,
+    pub http2_ping: Option<Duration>,
+    /// How long an HTTP/2 client may take to answer the PING that comes with GOAWAY, in a drain or not.
+    pub goaway: Option<Duration>,
     /// None if there is nothing to sweep for.
     pub tick: Option<Duration>,
 }
@@ -48,7 +52,7 @@ const NEVER: u64 = u64::MAX;
 
 impl Limits {
     /// `open_files` is how many descriptors this process may have.
-    pub fn new(limits: &config::Limits, open_files: u64) -> Limits {
+    pub fn new(limits: &config::Limits, drain: &config::Drain, open_files: u64) -> Limits {
         let ms = |limit: config::Limit| {
             limit.duration().map_or(NEVER, |limit| u64::try_from(limit.as_millis()).unwrap_or(NEVER))
         };
@@ -76,8 +80,17 @@ impl Limits {
                 own => own,
             },
             per_peer: limits.connections_per_peer,
+            http2_streams: limits.http2_streams,
+            http2_ping: limits.http2_ping.duration(),
+            goaway: drain.goaway.duration(),
             tick: shortest.map(|time| (time / TICKS).clamp(TICK.0, TICK.1)),
         }
+    }
+}
+
+impl Limits {
+    pub fn write_timeout(&self) -> Option<Duration> {
+        (self.write != NEVER).then(|| Duration::from_millis(self.write))
     }
 }
 
@@ -305,6 +318,11 @@ impl Wait {
         }
     }
 
+    #[inline]
+    pub fn set(&self, waits: bool) {
+        if waits { self.begin() } else { self.end() }
+    }
+
     fn observe(&self, now: u64) {
         let turns = self.turns.load(Relaxed);
         if self.seen.load(Relaxed) != turns {
@@ -373,7 +391,7 @@ mod tests {
             head_size: Size(8192),
             ..config::Limits::default()
         };
-        Limits::new(&limits, 1024)
+        Limits::new(&limits, &config::Drain::default(), 1024)
     }
 
     const NOTHING: Counts = Counts { read: 0, written: 0, calls: 0 };
@@ -381,10 +399,10 @@ mod tests {
     #[test]
     fn descriptors_are_kept_for_other_things() {
         assert_eq!(limits().connections, 1024 - 64 - 64);
-        assert_eq!(Limits::new(&config::Limits::default(), 12_000).connections, 11_186);
-        assert_eq!(Limits::new(&config::Limits::default(), 10).connections, 1);
+        assert_eq!(Limits::new(&config::Limits::default(), &config::Drain::default(), 12_000).connections, 11_186);
+        assert_eq!(Limits::new(&config::Limits::default(), &config::Drain::default(), 10).connections, 1);
         let own = config::Limits { connections: 7, ..config::Limits::default() };
-        assert_eq!(Limits::new(&own, 1024).connections, 7);
+        assert_eq!(Limits::new(&own, &config::Drain::default(), 1024).connections, 7);
     }
 
     #[test]
@@ -399,9 +417,12 @@ mod tests {
             request_timeout: never,
             ..config::Limits::default()
         };
-        assert_eq!(Limits::new(&none, 1024).tick, None);
+        assert_eq!(Limits::new(&none, &config::Drain::default(), 1024).tick, None);
         let activity = Activity::new(0);
-        assert_eq!(activity.overdue(START, &Limits::new(&none, 1024), NOTHING, Stand::Idle), None);
+        assert_eq!(
+            activity.overdue(START, &Limits::new(&none, &config::Drain::default(), 1024), NOTHING, Stand::Idle),
+            None
+        );
     }
 
     #[test]

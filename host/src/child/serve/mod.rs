@@ -3,7 +3,9 @@
 
 pub mod accept;
 pub mod conn;
+pub mod exchange;
 pub mod h1;
+pub mod h2;
 mod io;
 pub mod limits;
 mod service;

@@ -12,7 +12,8 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::Service;
 
-use super::conn::{Answering, Conn};
+use super::conn::Conn;
+use super::exchange::{Answering, Exchange};
 use crate::child::bridge::{Body, Call};
 use crate::child::route;
 use crate::metrics::Slot;
@@ -34,23 +35,17 @@ impl Service<Request<Incoming>> for Http {
 
     #[inline]
     fn call(&self, request: Request<Incoming>) -> Answer {
-        let conn = &self.conn;
-        let len = if request.body().is_end_stream() { Some(0) } else { request.body().size_hint().exact() };
-        conn.note_call(request.headers(), len);
-        if len.is_some_and(|len| len > conn.server.limits.body_size) {
-            conn.server.metrics.add(Slot::BodyTooLarge);
-            return Answer::refused(conn.clone(), Own::BodyTooLarge);
-        }
-        let site = conn.site;
-        let path = route::target(request.uri()).split('?').next().unwrap_or("/");
-        let source = match site.routes.find(path, || route::host(&request)) {
-            _ if site.is_health(path) => Source::Own(Own::Healthy),
-            Some(found) => Source::Plugin(Call::begin(found.to, found.prefix, request, conn)),
-            None if site.routes.is_empty() => Source::Own(Own::NoPlugin),
-            None => Source::Own(Own::NotFound),
-        };
-        Answer { source, answering: Some(Answering::new(conn.clone())) }
+        let len = length(&request);
+        self.conn.note_call(request.headers(), len);
+        Answer::to(request, len, Exchange::Http1(self.conn.clone()))
     }
+}
+
+/// How long a request's body is, if that is known.
+#[inline]
+pub fn length(request: &Request<Incoming>) -> Option<u64> {
+    let body = request.body();
+    if body.is_end_stream() { Some(0) } else { body.size_hint().exact() }
 }
 
 /// A response in the making. Dropping it cancels the request in the plugin.
@@ -76,6 +71,9 @@ pub enum Own {
     BodyTooLarge,
     BodyTimeout,
     RequestTimeout,
+    HeadTooLarge,
+    BadHost,
+    NoTunnel,
 }
 
 impl Own {
@@ -93,26 +91,50 @@ impl Own {
             Own::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the request body is larger than allowed\n"),
             Own::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "the request body did not come in time\n"),
             Own::RequestTimeout => (StatusCode::SERVICE_UNAVAILABLE, "the request took too long\n"),
+            Own::HeadTooLarge => {
+                (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the request has too many header fields\n")
+            }
+            Own::BadHost => (StatusCode::BAD_REQUEST, "the request names two hosts\n"),
+            Own::NoTunnel => (StatusCode::NOT_IMPLEMENTED, "no tunnels here\n"),
         }
     }
 
-    /// The rest of the request is not waited for.
+    /// The rest of the request is not waited for: an HTTP/1 connection has no other.
     fn closes(self) -> bool {
-        !matches!(self, Own::Healthy | Own::NotFound | Own::NoPlugin)
+        matches!(self, Own::BodyTooLarge | Own::BodyTimeout | Own::RequestTimeout)
     }
 }
 
 impl Answer {
+    /// Begins to answer. `len` is the [`length`] of its body.
+    #[inline]
+    pub fn to(request: Request<Incoming>, len: Option<u64>, exchange: Exchange) -> Answer {
+        let conn = exchange.conn();
+        if len.is_some_and(|len| len > conn.server.limits.body_size) {
+            conn.server.metrics.add(Slot::BodyTooLarge);
+            return Answer::refused(exchange, Own::BodyTooLarge);
+        }
+        let site = conn.site;
+        let path = route::target(request.uri()).split('?').next().unwrap_or("/");
+        let source = match site.routes.find(path, || route::host(&request)) {
+            _ if site.is_health(path) => Source::Own(Own::Healthy),
+            Some(found) => Source::Plugin(Call::begin(found.to, found.prefix, request, &exchange)),
+            None if site.routes.is_empty() => Source::Own(Own::NoPlugin),
+            None => Source::Own(Own::NotFound),
+        };
+        Answer { source, answering: Some(Answering::new(exchange)) }
+    }
+
     #[cold]
-    fn refused(conn: Arc<Conn>, refusal: Own) -> Answer {
-        Answer { source: Source::Own(refusal), answering: Some(Answering::new(conn)) }
+    pub fn refused(exchange: Exchange, refusal: Own) -> Answer {
+        Answer { source: Source::Own(refusal), answering: Some(Answering::new(exchange)) }
     }
 
     /// Whether a limit was met before the response is known: then the handler is dropped, and a response of ours takes the
     /// place of its own.
     #[inline]
     fn is_refused(&self) -> Option<Own> {
-        self.answering.as_ref().and_then(|answering| answering.conn().refusal())
+        self.answering.as_ref().and_then(|answering| answering.exchange().refusal())
     }
 }
 
@@ -141,11 +163,10 @@ impl Future for Answer {
         };
         // Now and not earlier: hyper writes the head right after this.
         if let Some(answering) = this.answering.take() {
-            answering.note_answer();
             if response.status().is_server_error() {
-                answering.conn().server.metrics.add(Slot::Failures);
+                answering.exchange().conn().server.metrics.add(Slot::Failures);
             }
-            if answering.conn().announces_close() {
+            if answering.note_answer() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             response.body_mut().hold(answering);

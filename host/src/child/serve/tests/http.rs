@@ -355,8 +355,9 @@ fn a_malformed_request_is_answered_and_closed() {
 }
 
 #[test]
-fn http_2_is_refused_in_words() {
-    let site = serve(mirror);
+fn http_2_is_refused_in_words_where_it_is_switched_off() {
+    let web = config::Server { http2: false, ..config::Server::new("web", &[]) };
+    let site = site_of(&[web], vec![("/", fake::plugin(mirror))]);
     let mut client = site.connect();
     client.send("PRI * HTTP/2.0\r\n\r\n").send("SM\r\n\r\n");
     assert_eq!(client.answer().status(), 505);

@@ -4,6 +4,7 @@ mod drain;
 mod fake;
 mod handover;
 mod http;
+mod http2;
 mod limits;
 mod prove;
 
@@ -45,7 +46,7 @@ fn site(mounts: Vec<(&str, &'static Plugin)>) -> Site {
 }
 
 fn site_with(limits: &config::Limits, mounts: Vec<(&str, &'static Plugin)>) -> Site {
-    site_in_full(&[], limits, mounts)
+    site_in_full(&[], limits, &config::Drain::default(), mounts)
 }
 
 /// The limits of tests, which do not wait for long.
@@ -55,15 +56,20 @@ fn limits() -> config::Limits {
 
 /// With what the configuration says of its server, which is named `web`.
 fn site_of(servers: &[config::Server], mounts: Vec<(&str, &'static Plugin)>) -> Site {
-    site_in_full(servers, &limits(), mounts)
+    site_in_full(servers, &limits(), &config::Drain::default(), mounts)
 }
 
-fn site_in_full(servers: &[config::Server], limits: &config::Limits, mounts: Vec<(&str, &'static Plugin)>) -> Site {
+fn site_in_full(
+    servers: &[config::Server],
+    limits: &config::Limits,
+    drain: &config::Drain,
+    mounts: Vec<(&str, &'static Plugin)>,
+) -> Site {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     // A route names a plugin by its mount, as all plugins of these tests have the same name.
     let find = |name: &str| mounts.iter().find(|(mount, _)| *mount == name).map(|(_, plugin)| *plugin);
     let sites = Sites::new(servers, mounts.iter().copied(), find);
-    let server = Server::new(sites, Metrics::local(), Limits::new(limits, 20_000));
+    let server = Server::new(sites, Metrics::local(), Limits::new(limits, drain, 20_000));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let mut site = Site { runtime, server, at: At::Port(addr), acceptors: None };

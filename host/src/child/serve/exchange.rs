@@ -1,0 +1,135 @@
+//! One request, from its head to the end of its response, and its body as long as a handler has it. The bridge and the service
+//! know a request by this and not by its connection: HTTP/1 carries one at a time, so that its connection counts for it;
+//! HTTP/2 carries many, each with a count of its own.
+
+use std::sync::Arc;
+
+use super::conn::Conn;
+use super::h2::Stream;
+use super::service::Own;
+use crate::metrics::Slot;
+
+/// Whose request it is.
+#[derive(Clone)]
+pub enum Exchange {
+    /// The one that its connection carries now.
+    Http1(Arc<Conn>),
+    /// One of many.
+    Http2(Arc<Stream>),
+}
+
+impl Exchange {
+    #[inline]
+    pub fn conn(&self) -> &Arc<Conn> {
+        match self {
+            Exchange::Http1(conn) => conn,
+            Exchange::Http2(stream) => stream.conn(),
+        }
+    }
+
+    /// The answer of ours that takes the place of the handler's, if a limit was met.
+    #[inline]
+    pub fn refusal(&self) -> Option<Own> {
+        match self {
+            Exchange::Http1(conn) => conn.refusal(),
+            Exchange::Http2(stream) => stream.refusal(),
+        }
+    }
+}
+
+/// A request that is being answered: held by the handler's future, then by the response's body. With HTTP/1 both live inside
+/// hyper's connection, so the connection's task is the only one to drop it; with HTTP/2 it is the stream's task.
+pub struct Answering(Exchange);
+
+impl Answering {
+    #[inline]
+    pub fn new(exchange: Exchange) -> Answering {
+        match &exchange {
+            Exchange::Http1(conn) => conn.begin_answer(),
+            Exchange::Http2(stream) => stream.begin_answer(),
+        }
+        Answering(exchange)
+    }
+
+    #[inline]
+    pub fn exchange(&self) -> &Exchange {
+        &self.0
+    }
+
+    /// The response is known: it counts as answered. Whether it shall say that the connection closes after it.
+    #[inline]
+    pub fn note_answer(&self) -> bool {
+        match &self.0 {
+            Exchange::Http1(conn) => {
+                conn.note_answer();
+                conn.announces_close()
+            }
+            // GOAWAY says it there, of the whole connection.
+            Exchange::Http2(stream) => {
+                stream.note_answer();
+                false
+            }
+        }
+    }
+}
+
+impl Drop for Answering {
+    #[inline]
+    fn drop(&mut self) {
+        match &self.0 {
+            Exchange::Http1(conn) => conn.end_answer(),
+            Exchange::Http2(stream) => stream.end_answer(),
+        }
+    }
+}
+
+/// A request's body, from the head to its drop by the handler, on whatever thread. The field after the body in whatever
+/// holds both, so that it is dropped last.
+pub struct Receiving(Exchange);
+
+impl Receiving {
+    pub fn new(exchange: Exchange) -> Receiving {
+        match &exchange {
+            Exchange::Http1(conn) => conn.begin_body(),
+            Exchange::Http2(stream) => stream.begin_body(),
+        }
+        Receiving(exchange)
+    }
+
+    /// The handler waits for more of it, or has got so many bytes.
+    #[inline]
+    pub fn note_poll(&self, waits: bool, len: usize) {
+        match &self.0 {
+            // Its io has counted the bytes.
+            Exchange::Http1(conn) => conn.activity.body.set(waits),
+            Exchange::Http2(stream) => stream.note_upload(waits, len),
+        }
+    }
+
+    /// More has come than may be.
+    #[cold]
+    pub fn refuse(&self) {
+        self.0.conn().server.metrics.add(Slot::BodyTooLarge);
+        // The body may be read by another task than the one that answers: that one is woken.
+        match &self.0 {
+            Exchange::Http1(conn) => {
+                conn.refuse(Own::BodyTooLarge);
+                conn.wake();
+            }
+            Exchange::Http2(stream) => stream.refuse(Own::BodyTooLarge),
+        }
+    }
+
+    pub fn limit(&self) -> u64 {
+        self.0.conn().server.limits.body_size
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        match &self.0 {
+            Exchange::Http1(conn) => conn.end_body(),
+            Exchange::Http2(stream) => stream.end_body(),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What hyper calls with each request of an HTTP/2 connection, and the response's body as hyper pulls it. What HTTP/2 has and
+//! HTTP/1 has not is settled here; then it is a request like any other (`serve::service`).
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::{HeaderValue, Method, Request, Response};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::service::Service;
+
+use super::stream::{Stream, Streams};
+use crate::child::bridge::{Body, BodyError};
+use crate::child::serve::conn::Conn;
+use crate::child::serve::exchange::Exchange;
+use crate::child::serve::service::{Answer, Own, length};
+use crate::metrics::Slot;
+
+/// A response goes to hyper in parts of at most this size: the largest frame that every client takes (RFC 9113 4.2). hyper
+/// asks for the next once the client's windows let it send, so that a client who takes nothing is seen, and no more than this
+/// of a stream lies in between.
+const PART: usize = 16 * 1024;
+
+pub struct Http2 {
+    pub conn: Arc<Conn>,
+    pub streams: Arc<Streams>,
+}
+
+impl Service<Request<Incoming>> for Http2 {
+    type Response = Response<Paced>;
+    type Error = Infallible;
+    type Future = PacedAnswer;
+
+    fn call(&self, mut request: Request<Incoming>) -> PacedAnswer {
+        let stream = self.streams.call(&self.conn);
+        let exchange = Exchange::Http2(stream.clone());
+        let answer = match self.check(&mut request) {
+            Ok(()) => {
+                let len = length(&request);
+                Answer::to(request, len, exchange)
+            }
+            Err(refusal) => Answer::refused(exchange, refusal),
+        };
+        PacedAnswer { answer, stream }
+    }
+}
+
+impl Http2 {
+    fn check(&self, request: &mut Request<Incoming>) -> Result<(), Own> {
+        if request.headers().len() > self.conn.server.limits.head_fields {
+            self.conn.server.metrics.add(Slot::HeadTooLarge);
+            return Err(Own::HeadTooLarge);
+        }
+        if request.method() == Method::CONNECT {
+            return Err(Own::NoTunnel);
+        }
+        let Some(authority) = request.uri().authority() else { return Ok(()) };
+        let mut hosts = request.headers().get_all(HOST).iter();
+        match (hosts.next(), hosts.next()) {
+            // Handlers find it where HTTP/1 has it, as behind a proxy (RFC 9113 8.3.1).
+            (None, _) => {
+                let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Own::BadHost)?;
+                request.headers_mut().insert(HOST, host);
+                Ok(())
+            }
+            (Some(host), None) if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => Ok(()),
+            // Two hosts are a way past whoever looks at the other one (RFC 9113 8.3.1).
+            (Some(_), _) => Err(Own::BadHost),
+        }
+    }
+}
+
+/// An answer in the making.
+pub struct PacedAnswer {
+    answer: Answer,
+    stream: Arc<Stream>,
+}
+
+impl Future for PacedAnswer {
+    type Output = Result<Response<Paced>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Ok(response) = ready!(Pin::new(&mut self.answer).poll(cx));
+        let stream = self.stream.clone();
+        Poll::Ready(Ok(response.map(|body| Paced { body, rest: Bytes::new(), stream })))
+    }
+}
+
+/// A response's body in parts.
+pub struct Paced {
+    body: Body,
+    /// Pulled from the body, and not given yet.
+    rest: Bytes,
+    stream: Arc<Stream>,
+}
+
+impl http_body::Body for Paced {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        this.stream.note_asked();
+        if this.rest.is_empty() {
+            let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                other => return Poll::Ready(other),
+            };
+            match frame.into_data() {
+                Ok(data) => this.rest = data,
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            }
+        }
+        let part = this.rest.split_to(this.rest.len().min(PART));
+        this.stream.note_given(part.len());
+        Poll::Ready(Some(Ok(Frame::data(part))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.body.size_hint();
+        let rest = self.rest.len() as u64;
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint.set_lower(hint.lower().saturating_add(rest));
+        hint
+    }
+}
