@@ -10,11 +10,11 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
-use crate::report::{OpId, Report, Status, Verb};
+use crate::report::{Generation, OpId, Report, Status, Verb};
 
 /// Bytes of an answer.
 const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
@@ -44,6 +44,17 @@ pub struct Client {
     socket: PathBuf,
 }
 
+/// What is asked of one operation.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Ask {
+    /// Of a reload.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub allow_empty: bool,
+    /// Of a cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Generation>,
+}
+
 #[derive(Deserialize)]
 struct Problem {
     error: String,
@@ -61,35 +72,31 @@ impl Client {
     }
 
     pub async fn status(&self) -> Result<Status, ClientError> {
-        self.ask(Method::GET, "/debug/admin/status", "", Some(PATIENCE)).await
+        self.ask(Method::GET, "/debug/admin/status", Bytes::new(), Some(PATIENCE)).await
     }
 
     pub async fn operation(&self, id: OpId) -> Result<Report, ClientError> {
-        self.ask(Method::GET, &format!("/debug/admin/ops/{id}"), "", Some(PATIENCE)).await
+        self.ask(Method::GET, &format!("/debug/admin/ops/{id}"), Bytes::new(), Some(PATIENCE)).await
     }
 
     /// The admin page's address with the token.
     pub async fn link(&self) -> Result<String, ClientError> {
-        let link: Link = self.ask(Method::GET, "/debug/admin/link", "", Some(PATIENCE)).await?;
+        let link: Link = self.ask(Method::GET, "/debug/admin/link", Bytes::new(), Some(PATIENCE)).await?;
         Ok(link.url)
     }
 
     /// Answered when the operation has ended, or a shutdown has begun.
-    pub async fn operate(
-        &self,
-        verb: Verb,
-        allow_empty: bool,
-        patience: Option<Duration>,
-    ) -> Result<Report, ClientError> {
-        let body = if allow_empty { r#"{"allow_empty":true}"# } else { "" };
-        self.ask(Method::POST, &format!("/debug/admin/{verb}"), body, patience).await
+    pub async fn operate(&self, verb: Verb, ask: Ask, patience: Option<Duration>) -> Result<Report, ClientError> {
+        // Fields of plain types: that cannot fail.
+        let body = serde_json::to_vec(&ask).unwrap_or_default();
+        self.ask(Method::POST, &format!("/debug/admin/{verb}"), body.into(), patience).await
     }
 
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
-        body: &'static str,
+        body: Bytes,
         patience: Option<Duration>,
     ) -> Result<T, ClientError> {
         let exchange = self.exchange(method, path, body);
@@ -106,12 +113,7 @@ impl Client {
         })
     }
 
-    async fn exchange(
-        &self,
-        method: Method,
-        path: &str,
-        body: &'static str,
-    ) -> Result<(StatusCode, Bytes), ClientError> {
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), ClientError> {
         let socket = self.socket.clone();
         let stream = UnixStream::connect(&socket).await.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoMaster { socket, source },
@@ -126,7 +128,7 @@ impl Client {
             .header(header::HOST, "baton")
             .header(header::CONNECTION, "close")
             .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from_static(body.as_bytes())))
+            .body(Full::new(body))
             .map_err(|error| ClientError::Answer { status: StatusCode::BAD_REQUEST, text: error.to_string() })?;
         let response = sender.send_request(request).await.map_err(ClientError::Ended)?;
         let status = response.status();
@@ -157,7 +159,7 @@ mod tests {
             let _ = stream.read(&mut head).await.unwrap();
             stream.write_all(answer.as_bytes()).await.unwrap();
         });
-        let result = Client::new(&path).operate(Verb::Reload, false, Some(Duration::from_secs(5))).await;
+        let result = Client::new(&path).operate(Verb::Reload, Ask::default(), Some(Duration::from_secs(5))).await;
         server.await.unwrap();
         result
     }
@@ -192,7 +194,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let _listener = UnixListener::bind(&path).unwrap();
-        let result = Client::new(&path).operate(Verb::Reload, false, Some(Duration::from_millis(50))).await;
+        let result = Client::new(&path).operate(Verb::Reload, Ask::default(), Some(Duration::from_millis(50))).await;
         assert!(matches!(result, Err(ClientError::Timeout(_))));
     }
 }

@@ -54,10 +54,12 @@ pub enum Slot {
     Failures,
     /// HTTP/2 connections that we ended: their clients broke the protocol, or flooded it.
     Http2Errors,
+    /// For how many milliseconds the oldest request in flight has been, as the last sweep saw; 0 if there is none.
+    OldestRequest,
 }
 
 /// How many slots there are.
-pub const SLOTS: usize = Slot::Http2Errors as usize + 1;
+pub const SLOTS: usize = Slot::OldestRequest as usize + 1;
 
 /// A view of the slots; cheap to copy.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +84,10 @@ impl Metrics {
     #[inline]
     pub fn sub(self, slot: Slot) {
         self.0[slot as usize].fetch_sub(1, Relaxed);
+    }
+
+    pub fn set(self, slot: Slot, value: u64) {
+        self.0[slot as usize].store(value, Relaxed);
     }
 
     pub fn get(self, slot: Slot) -> u64 {
@@ -120,6 +126,7 @@ impl Counts {
             panics: self.get(Slot::Panics),
             http2: self.get(Slot::Http2),
             upgraded: self.get(Slot::Upgraded),
+            oldest_request_ms: self.get(Slot::OldestRequest),
             limits: self.limits(),
         }
     }

@@ -31,6 +31,8 @@ impl fmt::Display for OpId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verb {
+    /// Never waits.
+    Cut,
     Reload,
     Shutdown,
 }
@@ -38,6 +40,7 @@ pub enum Verb {
 impl fmt::Display for Verb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Verb::Cut => "cut",
             Verb::Reload => "reload",
             Verb::Shutdown => "shutdown",
         })
@@ -104,6 +107,8 @@ pub enum OpResult {
     Superseded,
     /// A shutdown that has begun.
     ShuttingDown,
+    /// What was asked for has come true: of a cut.
+    Done,
 }
 
 /// Where a refused operation failed.
@@ -251,6 +256,37 @@ pub struct DrainReport {
     pub ms: f64,
 }
 
+/// Of several generations: the longest time, the sum of all else.
+impl std::ops::AddAssign for DrainReport {
+    fn add_assign(&mut self, other: DrainReport) {
+        let DrainReport {
+            handed_over,
+            carried,
+            finished,
+            lingered,
+            goaway,
+            upgraded,
+            cut,
+            lost,
+            unanswered_pipelined,
+            ms,
+        } = other;
+        self.handed_over += handed_over;
+        self.carried += carried;
+        self.finished += finished;
+        self.lingered += lingered;
+        self.goaway += goaway;
+        self.upgraded += upgraded;
+        self.cut.busy += cut.busy;
+        self.cut.head += cut.head;
+        self.cut.upgraded += cut.upgraded;
+        self.cut.http2 += cut.http2;
+        self.lost += lost;
+        self.unanswered_pipelined += unanswered_pipelined;
+        self.ms = self.ms.max(ms);
+    }
+}
+
 /// One operation, from its request to its last word.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -295,6 +331,9 @@ pub struct Report {
     /// How the generation before it drained, once it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainReport>,
+    /// The generations that a cut ended; the drain is of all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<Vec<Generation>>,
 }
 
 impl Report {
@@ -320,6 +359,7 @@ impl Report {
             standby: None,
             queued: None,
             drain: None,
+            cut: None,
         }
     }
 }
@@ -374,6 +414,9 @@ pub struct Load {
     /// Connections that were upgraded.
     #[serde(default)]
     pub upgraded: u64,
+    /// For how long the oldest request in flight has been; 0 if there is none.
+    #[serde(default)]
+    pub oldest_request_ms: u64,
     #[serde(default)]
     pub limits: LimitHits,
 }

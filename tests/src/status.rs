@@ -59,6 +59,8 @@ pub struct Generation {
     pub state: String,
     pub pid: Option<i32>,
     pub cause: Cause,
+    /// When its drain ends at the latest.
+    pub deadline_ms: Option<u64>,
     pub load: Load,
     pub plugins: Vec<Plugin>,
     pub exit: Option<String>,
@@ -72,6 +74,7 @@ pub struct Load {
     pub requests: u64,
     pub failures: u64,
     pub panics: u64,
+    pub oldest_request_ms: u64,
     pub limits: LimitHits,
 }
 
@@ -131,6 +134,8 @@ pub struct Report {
     /// Who stands by, while the new generation is on probation.
     pub standby: Option<u64>,
     pub drain: Option<Drain>,
+    /// Generations that a cut ended.
+    pub cut: Option<Vec<u64>>,
 }
 
 impl Report {

@@ -444,6 +444,10 @@ impl Worker {
             return;
         }
         let (server, plugins, told) = (*server, plugins.clone(), self.told.0.clone());
+        {
+            let _entered = runtime.enter();
+            server.watch();
+        }
         let mut accepting = self.accepting.subscribe();
         runtime.spawn(async move {
             // The sender lives as long as the worker.

@@ -211,6 +211,8 @@ impl State {
                 self.stopping = false;
                 vec![Action::CloseListeners]
             }
+            // With other limits from now on.
+            (Retiring, Event::Retire(deadlines)) => vec![Action::Drain(deadlines)],
             (Retiring, Event::Cut) => vec![Action::CutAll],
             (Retiring, Event::Drained(_)) if self.orphaned => self.go_to(Ended, vec![Action::Exit(1)]),
             (Retiring, Event::Drained(report)) => {

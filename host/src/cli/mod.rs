@@ -140,6 +140,15 @@ Examples:
 
 Exit codes: 0 switched, 1 refused or rolled back (the old code serves on), 2 usage, 69 no master runs.")]
     Reload(ReloadArgs),
+    /// End now what still drains: old generations, with the requests that are in flight there
+    #[command(after_help = "\
+Examples:
+  baton cut                               # returns once the old code has ended
+  baton cut --generation 7
+  baton cut --json | jq .drain.cut
+
+What serves is not touched. Exit codes: 0 ended, 1 refused, 2 usage, 69 no master runs.")]
+    Cut(CutArgs),
     /// Drain and end the server
     #[command(
         alias = "stop",
@@ -148,7 +157,7 @@ Examples:
   baton shutdown                          # returns once the server has ended
   baton stop --wait begun                 # returns at once
 
-A second `baton shutdown` does not cut; a second SIGTERM does."
+A second `baton shutdown` does not cut; `baton cut` does, and so does a second SIGTERM."
     )]
     Shutdown(ShutdownArgs),
     /// Show what serves, since when, and how the last operation ended
@@ -260,6 +269,21 @@ pub enum Wait {
 }
 
 #[derive(Debug, Args)]
+pub struct CutArgs {
+    #[command(flatten)]
+    which: Which,
+    /// This one alone
+    #[arg(long, value_name = "N")]
+    generation: Option<u64>,
+    /// Give up waiting after this long (the cut goes on)
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
+    timeout: Duration,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct ShutdownArgs {
     #[command(flatten)]
     which: Which,
@@ -314,6 +338,7 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => run::run(&args),
         Verb::Dev(args) => crate::dev::run(&args),
         Verb::Reload(args) => verbs::reload(&args),
+        Verb::Cut(args) => verbs::cut(&args),
         Verb::Shutdown(args) => verbs::shutdown(&args),
         Verb::Status(args) => verbs::status(&args),
         Verb::Admin(args) => verbs::admin(&args),

@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::report::{
-    DrainReport, GenerationState, OpResult, PluginChanges, PluginStatus, Report, Status, Totals, Verb,
+    Cut, DrainReport, Generation, GenerationState, GenerationStatus, OpResult, PluginChanges, PluginStatus, Report,
+    Status, Totals, Verb,
 };
 
 /// Colours, or none.
@@ -49,6 +50,7 @@ pub fn report(report: &Report, plugins: &[PluginStatus], verbose: bool, paint: P
             None => "queued".into(),
         },
         OpResult::Running => "running".into(),
+        OpResult::Done => done(report, paint),
     };
     if let Some(hint) = &report.hint {
         push(&mut text, format_args!("\nhint: {hint}"));
@@ -81,6 +83,18 @@ fn switched(report: &Report, plugins: &[PluginStatus], paint: Paint) -> String {
         push(&mut text, format_args!("; {}", changed(changes, plugins)));
     }
     text
+}
+
+/// Of a cut.
+fn done(report: &Report, paint: Paint) -> String {
+    match (report.cut.as_deref(), &report.drain) {
+        (None | Some([]), _) => "nothing was draining".into(),
+        (Some(ended), how) => {
+            let ended: Vec<String> = ended.iter().map(Generation::to_string).collect();
+            let text = format!("{} generation {}", paint.good("ended:"), ended.join(", "));
+            how.map_or(text.clone(), |how| format!("{text}; {}", drain(&how, paint)))
+        }
+    }
 }
 
 fn failure(report: &Report) -> String {
@@ -126,7 +140,14 @@ pub fn drain(drain: &DrainReport, paint: Paint) -> String {
             parts.push(format!("{count} {what}"));
         }
     }
-    for (count, what) in [(drain.cut.total(), "cut"), (drain.lost, "lost")] {
+    let Cut { busy, head, upgraded, http2 } = drain.cut;
+    for (count, what) in [
+        (busy, "cut in a request"),
+        (head, "cut in a head"),
+        (upgraded, "cut after an upgrade"),
+        (http2, "cut of HTTP/2"),
+        (drain.lost, "lost"),
+    ] {
         if count > 0 {
             parts.push(paint.bad(&format!("{count} {what}")));
         }
@@ -148,6 +169,7 @@ pub fn phase(status: &Status, verb: Verb) -> String {
             let busy: u64 = alive().map(|generation| generation.load.requests_in_flight).sum();
             format!("{busy} in flight on {open} connections")
         }
+        (Verb::Cut, _) => draining(status).unwrap_or_else(|| "ending".into()),
         (Verb::Reload, Some(newest)) => match newest.state {
             GenerationState::Starting => format!("starting generation {}", newest.generation),
             GenerationState::Loading => format!("loading generation {}", newest.generation),
@@ -177,8 +199,36 @@ fn retiring(status: &Status) -> Option<String> {
     if status.operations.iter().any(|op| under_way(op.result)) {
         return None;
     }
+    draining(status)
+}
+
+/// What the newest of those that drain still has.
+fn draining(status: &Status) -> Option<String> {
     let old = status.generations.iter().find(|generation| generation.state == GenerationState::Retiring)?;
-    Some(format!("draining generation {}: {} connections", old.generation, old.load.connections))
+    Some(format!("draining generation {}: {}", old.generation, left(old)))
+}
+
+/// What a generation that drains still has, by class, and for how long at most.
+fn left(old: &GenerationStatus) -> String {
+    let load = &old.load;
+    let mut parts = vec![format!("{} connections", load.connections)];
+    for (count, what) in [
+        (load.requests_in_flight, "in flight"),
+        (load.http2, "HTTP/2"),
+        (load.upgraded, "upgraded"),
+        (load.idle, "idle"),
+    ] {
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    if load.oldest_request_ms > 0 {
+        parts.push(format!("the oldest request {}", duration(Duration::from_millis(load.oldest_request_ms))));
+    }
+    if let Some(most) = old.deadline_ms {
+        parts.push(format!("at most {} more", duration(Duration::from_millis(most))));
+    }
+    parts.join(", ")
 }
 
 /// The whole, for a person.

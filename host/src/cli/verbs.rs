@@ -5,9 +5,11 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use super::render::{self, Paint};
-use super::{AdminArgs, CliError, ReloadArgs, ShutdownArgs, StatusArgs, Wait, WaitEnd, Which, exit, progress, say};
-use crate::client::{Client, ClientError};
-use crate::report::{GenerationState, OpResult, PluginStatus, Report, Status, Verb};
+use super::{
+    AdminArgs, CliError, CutArgs, ReloadArgs, ShutdownArgs, StatusArgs, Wait, WaitEnd, Which, exit, progress, say,
+};
+use crate::client::{Ask, Client, ClientError};
+use crate::report::{Generation, GenerationState, OpResult, PluginStatus, Report, Status, Verb};
 
 /// How often a report is asked for that is not complete yet.
 const POLL: Duration = Duration::from_millis(50);
@@ -19,9 +21,10 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(900);
 pub fn reload(args: &ReloadArgs) -> Result<u8, CliError> {
     with_master(&args.which, async |client| {
         let begun = Instant::now();
+        let ask = Ask { allow_empty: args.allow_empty, ..Ask::default() };
         let work = async {
             let patience = args.timeout.unwrap_or(SWITCH_PATIENCE);
-            let report = client.operate(Verb::Reload, args.allow_empty, Some(patience)).await?;
+            let report = client.operate(Verb::Reload, ask, Some(patience)).await?;
             // What was given is for all of it.
             let patience = args.timeout.unwrap_or(DRAIN_PATIENCE);
             let deadline = if args.timeout.is_some() { begun } else { Instant::now() } + patience;
@@ -99,11 +102,28 @@ async fn drained(
     }
 }
 
+pub fn cut(args: &CutArgs) -> Result<u8, CliError> {
+    with_master(&args.which, async |client| {
+        let ask = Ask { generation: args.generation.map(Generation), ..Ask::default() };
+        let work = client.operate(Verb::Cut, ask, Some(args.timeout));
+        let report = progress::show(args.json, client, Verb::Cut, work).await?;
+        let done = report.result == OpResult::Done;
+        if args.json {
+            say(&json(&report))?;
+        } else if done {
+            say(&format!("{}\n", render::report(&report, &[], false, Paint(colours(&std::io::stdout())))))?;
+        } else {
+            crate::telemetry::print(&render::report(&report, &[], false, Paint(colours(&std::io::stderr()))));
+        }
+        Ok(if done { exit::DONE } else { exit::FAILED })
+    })
+}
+
 pub fn shutdown(args: &ShutdownArgs) -> Result<u8, CliError> {
     with_master(&args.which, async |client| {
         let begun = Instant::now();
         let pid = client.status().await?.pid;
-        let report = client.operate(Verb::Shutdown, false, Some(args.timeout)).await?;
+        let report = client.operate(Verb::Shutdown, Ask::default(), Some(args.timeout)).await?;
         let accepted = report.result == OpResult::ShuttingDown;
         if accepted && args.wait == WaitEnd::Ended {
             let deadline = begun + args.timeout;

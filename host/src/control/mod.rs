@@ -21,6 +21,7 @@
 //! | `Handover` (+ socket) | master | serving to retiring, at each commit of another | - | - | - |
 //! | `Resume` | master | pausing or paused | `Serving` | [`SWITCH_TIMEOUT`] | respawn of its set |
 //! | `Retire` | master | paused; or serving, at a shutdown | `Done`, in the end | its deadlines, then SIGKILL | reaped; a crash |
+//! | `Retire` again | master | retiring: other limits, from now on | as before | as before | as before |
 //! | `Done` | child | retired, nothing left | `DoneAck` | [`EXIT_TIMEOUT`] | - |
 //! | `DoneAck` | master | after `Done` | exit 0 | [`EXIT_TIMEOUT`], then SIGKILL | - |
 //! | `Cut` | master | retiring | `Done` | [`EXIT_TIMEOUT`], then SIGKILL | - |

@@ -3,7 +3,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::report::{Cause, OpId, Report, Status, Verb};
+use crate::report::{Cause, Generation, OpId, Report, Status, Verb};
 
 /// What the loop may be asked.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub enum Request {
 pub struct OpOptions {
     /// Go on although no plugin is left.
     pub allow_empty: bool,
+    /// Cut this one alone.
+    pub generation: Option<Generation>,
 }
 
 /// The master's loop has ended.

@@ -5,6 +5,7 @@ mod admin;
 mod broken;
 mod command_line;
 mod crash;
+mod cut;
 mod dev;
 mod growth;
 mod handover;

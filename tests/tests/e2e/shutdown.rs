@@ -85,6 +85,47 @@ fn a_request_that_outlasts_the_shutdown_is_cut_and_the_exit_code_says_so() {
 }
 
 #[test]
+fn during_the_delay_it_serves_and_says_that_it_is_not_ready() {
+    let mut server = Setup::probe("v1").set("shutdown.delay", "3s").start();
+    let addr = server.addr();
+    assert_eq!(server.admin("GET", "/readyz").status, 200);
+    let begun = Instant::now();
+    server.signal(Signal::SIGTERM);
+    server.wait_for("the shutdown to begin", |status| status.shutting_down);
+    assert_eq!((server.admin("GET", "/readyz").status, server.admin("GET", "/livez").status), (503, 200));
+    assert_eq!(server.get("/").status, 200, "balancers may still send");
+    let mut slow = slow_request(&server, 4_000);
+    assert!(begun.elapsed() < Duration::from_secs(3), "this machine is too slow for this test");
+    slow.receive().expect("a request from the delay was cut");
+    assert_gone(&mut server, addr, 0);
+    assert!(begun.elapsed() >= Duration::from_secs(3));
+}
+
+#[test]
+fn a_second_signal_ends_the_delay() {
+    let mut server = Setup::probe("v1").set("shutdown.delay", "10min").start();
+    let addr = server.addr();
+    let mut slow = slow_request(&server, 600_000);
+    server.signal(Signal::SIGTERM);
+    server.wait_for("the shutdown to begin", |status| status.shutting_down);
+    server.signal(Signal::SIGTERM);
+    slow.receive().expect_err("a cut request must not look answered");
+    assert_gone(&mut server, addr, 3);
+}
+
+#[test]
+fn a_cut_ends_a_shutdown_that_waits_and_the_exit_code_says_so() {
+    let mut server = Setup::probe("v1").set("shutdown.timeout", "never").start();
+    let addr = server.addr();
+    let mut slow = slow_request(&server, 600_000);
+    server.signal(Signal::SIGTERM);
+    server.wait_for("the drain", |status| status.living().all(|one| one.state == "retiring"));
+    server.cli(&["cut", "--name", &server.name.clone()]);
+    slow.receive().expect_err("a cut request must not look answered");
+    assert_gone(&mut server, addr, 3);
+}
+
+#[test]
 fn the_command_line_shuts_down() {
     let mut server = Setup::probe("v1").start();
     let addr = server.addr();

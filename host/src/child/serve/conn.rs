@@ -396,6 +396,11 @@ impl Conn {
         }
     }
 
+    /// When the request began that is being answered, as far as the last sweep knows.
+    pub fn request_began(&self) -> Option<u64> {
+        (self.stand() == Stand::Answering).then(|| self.activity.called_at())
+    }
+
     /// The sweep's look: whether its task shall judge.
     pub fn is_past_its_time(&self, now: u64) -> bool {
         let counts = self.counts();

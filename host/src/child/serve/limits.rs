@@ -21,6 +21,8 @@ use crate::metrics::Slot;
 /// A tick is this part of the shortest time limit, within the bounds.
 const TICKS: u32 = 8;
 const TICK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// The tick where there is no time limit.
+pub const LOOK: Duration = Duration::from_secs(1);
 /// A response that is stuck is looked at this often within its limit.
 const LOOKS: u64 = 4;
 /// Descriptors kept for other things than connections: a part of all, and a number.
@@ -118,13 +120,18 @@ pub async fn sweep(server: &'static Server, tick: Duration) {
         server.connections.some().await;
         tokio::time::sleep(tick).await;
         let now = server.clock.now();
+        let mut oldest: Option<u64> = None;
         server.connections.each(|conn| {
+            oldest = oldest.into_iter().chain(conn.request_began()).min();
             if conn.is_past_its_time(now)
                 && let Some(waker) = conn.waker.get()
             {
                 waker.wake_by_ref();
             }
         });
+        // At least one: 0 is none.
+        let age = oldest.map_or(0, |since| now.saturating_sub(since).max(1));
+        server.metrics.set(Slot::OldestRequest, age);
     }
 }
 
@@ -241,6 +248,11 @@ impl Activity {
         note(&self.calls, counts.calls, &self.called_at);
         self.body.observe(now);
         self.write.observe(now);
+    }
+
+    /// When the last request began, to a tick.
+    pub fn called_at(&self) -> u64 {
+        self.called_at.load(Relaxed)
     }
 
     /// Since when nothing has moved; nothing if something has since the last tick.

@@ -17,6 +17,7 @@ mod tests;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -76,6 +77,15 @@ impl Server {
         }
     }
 
+    /// Looks at the connections from now on, also where no limit asks for it: a drain shows how old its requests are.
+    pub fn watch(&'static self) {
+        self.sweep(self.limits.tick.unwrap_or(limits::LOOK));
+    }
+
+    fn sweep(&'static self, tick: Duration) {
+        self.sweep.call_once(|| drop(tokio::spawn(limits::sweep(self, tick))));
+    }
+
     /// Serves a connection, within the runtime that serves.
     pub fn begin(&'static self, origin: Origin, stream: Bare, start: Start) {
         let raw = stream.as_fd().as_raw_fd();
@@ -84,7 +94,7 @@ impl Server {
             Err(error) => return tracing::error!(%error, "failed to register a connection"),
         };
         if let Some(tick) = self.limits.tick {
-            self.sweep.call_once(|| drop(tokio::spawn(limits::sweep(self, tick))));
+            self.sweep(tick);
         }
         // From here on it counts, before any task has seen it.
         let entry = self.connections.enter(Conn::new(self, origin, raw, start.idle));

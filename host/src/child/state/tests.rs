@@ -74,6 +74,15 @@ fn retire_without_paused_stops_accepting_first() {
 }
 
 #[test]
+fn other_limits_may_follow_and_the_end_of_all() {
+    let mut state = serving();
+    run(&mut state, [Event::Pause, Event::Stopped, Event::Retire(NEVER)]);
+    let hurry = Deadlines { keepalive_ms: Some(0), ..NEVER };
+    assert_eq!(run(&mut state, [Event::Retire(hurry)]), [Action::Drain(hurry)], "the plugins know already");
+    assert_eq!(run(&mut state, [Event::Cut]), [Action::CutAll]);
+}
+
+#[test]
 fn sigterm_asks_once_and_serves_on() {
     let mut state = serving();
     assert_eq!(run(&mut state, [Event::Term, Event::Term]), [Action::SendReplaceMe]);

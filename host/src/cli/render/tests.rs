@@ -79,7 +79,37 @@ fn a_drain_names_what_was_cut_or_lost() {
     let clean = DrainReport { handed_over: 12, finished: 3, ms: 5012.0, ..DrainReport::default() };
     assert_eq!(drain(&clean, PLAIN), "drained in 5012 ms: 12 handed over, 3 finished");
     let harsh = DrainReport { cut: Cut { busy: 2, ..Cut::default() }, lost: 1, ..clean };
-    assert_eq!(drain(&harsh, PLAIN), "drained in 5012 ms: 12 handed over, 3 finished, 2 cut, 1 lost");
+    assert_eq!(drain(&harsh, PLAIN), "drained in 5012 ms: 12 handed over, 3 finished, 2 cut in a request, 1 lost");
+    let classes = Cut { busy: 0, head: 1, upgraded: 2, http2: 3 };
+    let text = drain(&DrainReport { cut: classes, ..clean }, PLAIN);
+    assert!(text.ends_with("3 finished, 1 cut in a head, 2 cut after an upgrade, 3 cut of HTTP/2"), "{text}");
+}
+
+#[test]
+fn a_cut_names_what_it_ended_and_a_drain_what_it_waits_for() {
+    let cut = |generations: &[u64]| Report {
+        verb: Verb::Cut,
+        cut: Some(generations.iter().copied().map(Generation).collect()),
+        drain: Some(DrainReport { cut: Cut { busy: 1, ..Cut::default() }, ms: 50.0, ..DrainReport::default() }),
+        ..reload(OpResult::Done)
+    };
+    assert_eq!(report(&cut(&[]), &[], false, PLAIN), "nothing was draining");
+    assert_eq!(
+        report(&cut(&[6, 7]), &[], false, PLAIN),
+        "ended: generation 6, 7; drained in 50 ms: 0 handed over, 0 finished, 1 cut in a request"
+    );
+    let mut at = world();
+    at.operations.clear();
+    let old = &mut at.generations[0];
+    old.state = GenerationState::Retiring;
+    old.deadline_ms = Some(50_000);
+    old.load =
+        Load { connections: 9, idle: 4, requests_in_flight: 3, upgraded: 2, oldest_request_ms: 12_345, ..old.load };
+    let line = format!(
+        "draining generation {}: 9 connections, 3 in flight, 2 upgraded, 4 idle, the oldest request 12 s, at most 50 s more",
+        old.generation
+    );
+    assert_eq!((phase(&at, Verb::Reload), phase(&at, Verb::Cut)), (line.clone(), line));
 }
 
 fn world() -> Status {
@@ -166,7 +196,7 @@ fn progress_says_what_is_waited_for() {
     at.operations[0].queued = None;
     at.generations[0].state = GenerationState::Serving;
     at.generations[1].state = GenerationState::Retiring;
-    assert_eq!(phase(&at, Verb::Reload), "draining generation 7: 64 connections");
+    assert_eq!(phase(&at, Verb::Reload), "draining generation 7: 64 connections, 4 in flight, 60 idle");
     at.operations[0].result = OpResult::Running;
     assert_eq!(phase(&at, Verb::Reload), "reading the plugins");
     at.generations.clear();

@@ -23,6 +23,7 @@ const ACTION: &str = include_str!("page/action.html");
 /// One button that does `verb`, and the line for a shell.
 pub fn action(verb: Verb, name: &str, curl: &str) -> String {
     let label = match verb {
+        Verb::Cut => "Cut what drains",
         Verb::Reload => "Reload",
         Verb::Shutdown => "Shut down",
     };

@@ -7,6 +7,7 @@
 //! | GET | `/debug/admin/status` | token | `Status` |
 //! | GET | `/debug/admin/ops/ID` | token | `Report` |
 //! | POST | `/debug/admin/reload` | token | `Report` once it has ended: 200 switched, 409 otherwise |
+//! | POST | `/debug/admin/cut` | token | `Report` once what drained has ended: 200, or 409 |
 //! | POST | `/debug/admin/shutdown` | token | `Report` once it has begun: 202 |
 //! | GET | `/debug/admin/link` | Unix socket | the page's address with the token |
 //! | GET | `/metrics` | token | counters and gauges, for Prometheus |
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::access::{Access, Denied};
 use super::{Peer, Surface, exposition, page};
 use crate::master::handle::{Gone, OpOptions};
-use crate::report::{Cause, OpId, OpResult, Report, Verb};
+use crate::report::{Cause, Generation, OpId, OpResult, Report, Verb};
 
 /// Bytes of a request's body.
 const BODY_LIMIT: usize = 64 * 1024;
@@ -67,6 +68,7 @@ static ROUTES: &[Route] = &[
     route(Method::GET, "/debug/admin/status", Access::Token, To::Status),
     route(Method::GET, "/debug/admin/ops/{id}", Access::Token, To::Operation),
     route(Method::POST, "/debug/admin/reload", Access::Token, To::Operate(Verb::Reload)),
+    route(Method::POST, "/debug/admin/cut", Access::Token, To::Operate(Verb::Cut)),
     route(Method::POST, "/debug/admin/shutdown", Access::Token, To::Operate(Verb::Shutdown)),
     route(Method::GET, "/debug/admin/link", Access::Socket, To::Link),
     route(Method::GET, "/metrics", Access::Token, To::Metrics),
@@ -84,11 +86,17 @@ fn find(path: &str) -> Option<(&'static Route, &str)> {
     })
 }
 
+/// What to say to who said it wrong.
+const ASKING: &str = "send none, or {\"allow_empty\":true} with a reload, or {\"generation\":7} with a cut";
+
 /// What a caller may say with an operation.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Ask {
+    /// Of a reload.
     allow_empty: bool,
+    /// Of a cut.
+    generation: Option<u64>,
 }
 
 /// Answers one request.
@@ -103,7 +111,7 @@ where
         return problem(
             StatusCode::NOT_FOUND,
             "failed to find this path",
-            "see /debug/admin, /debug/admin/status, /debug/admin/ops/ID, /debug/admin/reload, /debug/admin/shutdown, \
+            "see /debug/admin, /debug/admin/status, /debug/admin/ops/ID, /debug/admin/reload, /debug/admin/cut, /debug/admin/shutdown, \
              /metrics, /livez, /readyz",
         );
     };
@@ -163,9 +171,10 @@ where
         },
         To::Operate(verb) => match ask(body).await {
             Err(refused) => refused,
-            Ok(Ask { allow_empty }) => {
+            Ok(Ask { allow_empty, generation }) => {
                 let cause = Cause::Admin { peer: peer.to_string() };
-                let report = surface.handle.operate(verb, cause, OpOptions { allow_empty }).await?;
+                let options = OpOptions { allow_empty, generation: generation.map(Generation) };
+                let report = surface.handle.operate(verb, cause, options).await?;
                 json(status_of(&report), &report)
             }
         },
@@ -192,7 +201,7 @@ struct Link {
 
 fn status_of(report: &Report) -> StatusCode {
     match report.result {
-        OpResult::Switched => StatusCode::OK,
+        OpResult::Switched | OpResult::Done => StatusCode::OK,
         OpResult::Refused | OpResult::RolledBack | OpResult::Superseded => StatusCode::CONFLICT,
         OpResult::Queued | OpResult::Running | OpResult::ShuttingDown => StatusCode::ACCEPTED,
     }
@@ -211,7 +220,7 @@ where
             return Err(problem(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 &format!("failed to read the body: it has more than {BODY_LIMIT} bytes"),
-                "send none, or {\"allow_empty\":true}",
+                ASKING,
             ));
         }
         Ok(Err(error)) => {
@@ -228,13 +237,8 @@ where
     if bytes.trim_ascii().is_empty() {
         return Ok(Ask::default());
     }
-    serde_json::from_slice(&bytes).map_err(|error| {
-        problem(
-            StatusCode::BAD_REQUEST,
-            &format!("failed to understand the body: {error}"),
-            "send none, or {\"allow_empty\":true}",
-        )
-    })
+    serde_json::from_slice(&bytes)
+        .map_err(|error| problem(StatusCode::BAD_REQUEST, &format!("failed to understand the body: {error}"), ASKING))
 }
 
 fn wrong_method(surface: &Surface, peer: &Peer, route: &Route, html: bool) -> Response {

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::cut::Haste;
 use super::operations::{RunStage, Running};
 use super::{Action, HISTORY, Note, Probes, Respawn, SetInfo, State, Time};
 use crate::config::Probation;
-use crate::control::{ControlVerb, EXIT_TIMEOUT, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT, ToChild, ToMaster};
+use crate::control::{
+    ControlVerb, Deadlines, EXIT_TIMEOUT, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT, ToChild, ToMaster,
+};
 use crate::master::handle::OpOptions;
 use crate::report::{
     Cause, DrainReport, Failure, Generation, GenerationState, GenerationStatus, Load, OpId, OpResult, Stage,
@@ -59,6 +62,9 @@ pub(super) struct Gen {
     /// Why it accepts again although its successor lives: what the latter did.
     back: Option<String>,
     drained: bool,
+    /// What it was told at RETIRE.
+    pub deadlines: Option<Deadlines>,
+    pub haste: Haste,
 }
 
 impl Gen {
@@ -114,7 +120,7 @@ impl State {
         self.find(Phase::Resuming)
     }
 
-    fn enter(&mut self, generation: Generation, phase: Phase, patience: Option<Duration>) {
+    pub(super) fn enter(&mut self, generation: Generation, phase: Phase, patience: Option<Duration>) {
         let deadline = patience.map(|patience| self.now + patience);
         if let Some(entry) = self.generations.get_mut(&generation) {
             entry.phase = phase;
@@ -122,7 +128,7 @@ impl State {
         }
     }
 
-    fn send(&mut self, generation: Generation, message: ToChild) {
+    pub(super) fn send(&mut self, generation: Generation, message: ToChild) {
         self.act(Action::Send { generation, message });
     }
 
@@ -148,6 +154,8 @@ impl State {
                 standby_until: self.now,
                 back: None,
                 drained: false,
+                deadlines: None,
+                haste: Haste::None,
             },
         );
         self.candidate = Some(number);
@@ -339,6 +347,9 @@ impl State {
         // Whatever the child's own deadlines are, in the end the master's word counts.
         let patience = deadlines.max_ms.map(|max| Duration::from_millis(max) + EXIT_TIMEOUT);
         self.enter(generation, Phase::Retiring, patience);
+        if let Some(entry) = self.generations.get_mut(&generation) {
+            entry.deadlines = Some(deadlines);
+        }
         self.send(generation, ToChild::Retire(deadlines));
         self.end_standby(generation);
         self.end_pause(generation);
@@ -353,6 +364,7 @@ impl State {
 
     fn drained(&mut self, generation: Generation, report: DrainReport) {
         self.any_cut |= report.cut.total() > 0;
+        self.cut_drained(generation, &report);
         if let Some(op) = self.generations.get(&generation).and_then(|entry| entry.replaced_by) {
             self.report_mut(op, |entry| entry.drain = Some(report));
         }
@@ -398,6 +410,7 @@ impl State {
     pub(super) fn exited(&mut self, generation: Generation, exit: ExitKind, output: &str) {
         self.end_standby(generation);
         let Some(entry) = self.generations.remove(&generation) else { return };
+        self.cut_exited(generation);
         self.history.push_back(entry.status(self.now, Some(exit.to_string())));
         if self.history.len() > HISTORY {
             self.history.pop_front();
@@ -574,10 +587,7 @@ impl State {
                 Phase::Serving => self.retire(generation),
                 Phase::Standby => self.retire(generation),
                 Phase::Pausing if cut => self.retire(generation),
-                Phase::Retiring if cut_now => {
-                    self.enter(generation, Phase::Retiring, Some(EXIT_TIMEOUT));
-                    self.send(generation, ToChild::Cut);
-                }
+                Phase::Retiring if cut_now => self.cut(generation),
                 // Committing and Resuming answer soon, or time out; the others are on their way.
                 _ => {}
             }

@@ -9,6 +9,7 @@
 //! only at a cold start, between a crash and its respawn, or while stopping. And, by the tests' random histories: every
 //! spawn is reaped, every caller is answered exactly once.
 
+mod cut;
 mod generations;
 mod operations;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use crate::control::{Deadlines, ToChild, ToMaster};
 use crate::report::{Cause, Failure, Generation, GenerationStatus, OpId, PluginStatus, Report, Verb};
 use crate::sys::process::ExitKind;
 
+use cut::Cutting;
 use generations::Gen;
 pub use generations::Phase;
 use operations::{Operation, Running};
@@ -272,6 +274,7 @@ pub struct State {
     running: Option<Running>,
     waiting: Option<Operation>,
     stopping: Option<Stopping>,
+    cuts: Vec<Cutting>,
     /// Newest last.
     reports: VecDeque<Report>,
     /// Since the shutdown began.
@@ -302,6 +305,7 @@ impl State {
             running: None,
             waiting: None,
             stopping: None,
+            cuts: Vec::new(),
             reports: VecDeque::new(),
             any_cut: false,
             ending: None,
@@ -317,6 +321,7 @@ impl State {
         self.now = now.max(self.now);
         match event {
             Event::Asked { verb: Verb::Reload, cause, options, caller } => self.reload_asked(cause, options, caller),
+            Event::Asked { verb: Verb::Cut, cause, options, caller } => self.cut_asked(cause, options, caller),
             Event::Asked { verb: Verb::Shutdown, cause, caller, .. } => self.shutdown_asked(cause, caller),
             Event::Prepared { op, result } => self.prepared(op, result),
             Event::Spawned { generation, result } => self.spawned(generation, result),

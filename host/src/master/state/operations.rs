@@ -112,6 +112,9 @@ impl State {
             return;
         }
         if self.count(Phase::Retiring) >= self.settings.max_draining {
+            if self.waiting.is_some() {
+                self.make_room();
+            }
             return self.explain_waiting("draining full");
         }
         let Some(op) = self.waiting.take() else { return };

@@ -107,7 +107,7 @@ function causeText(cause) {
 }
 
 const STATE_CLASS = { serving: "good", paused: "warn", standby: "warn", retiring: "warn", exited: "", starting: "warn", loading: "warn", proving: "warn", ready: "warn", committing: "warn" };
-const RESULT_CLASS = { switched: "good", refused: "bad", rolled_back: "bad", superseded: "warn", queued: "warn", running: "warn", shutting_down: "warn" };
+const RESULT_CLASS = { switched: "good", done: "good", refused: "bad", rolled_back: "bad", superseded: "warn", queued: "warn", running: "warn", shutting_down: "warn" };
 const RESULT_TEXT = { rolled_back: "rolled back", shutting_down: "shutting down" };
 
 /** One line that says how an operation stands. */
@@ -123,6 +123,8 @@ function verdict(report) {
       return `${result}${report.stage ? " at " + report.stage : ""}${report.plugin ? " of " + report.plugin : ""}: ${report.error ?? ""}`;
     case "superseded":
       return result + (report.superseded_by ? ` by operation ${report.superseded_by}` : "");
+    case "done":
+      return report.cut?.length ? `ended generation ${report.cut.join(", ")}` : "nothing was draining";
     case "queued":
       return result + (report.queued ? ": " + report.queued : "");
     default:
@@ -141,11 +143,12 @@ function timingsText(ms) {
   return ["snapshot", "load", "prove", "switch"].map((part) => `${part} ${millis(ms[part])}`).join(" · ");
 }
 
+const CUT_TEXT = { busy: "in a request", head: "in a head", upgraded: "upgraded", http2: "HTTP/2" };
+
 function drainText(drain) {
   const parts = [`drained in ${duration(drain.ms)}`, `${count(drain.handed_over)} handed over`, `${count(drain.finished)} finished`];
-  const cut = Object.values(drain.cut).reduce((sum, n) => sum + n, 0);
   if (drain.lingered) parts.push(`${count(drain.lingered)} closed idle`);
-  if (cut) parts.push(`${count(cut)} cut`);
+  for (const [kind, n] of Object.entries(drain.cut)) if (n) parts.push(`${count(n)} cut (${CUT_TEXT[kind] ?? kind})`);
   if (drain.lost) parts.push(`${count(drain.lost)} lost`);
   return parts.join(", ");
 }
@@ -158,6 +161,7 @@ function reportParts(report) {
     const text = pluginsText(report.plugins);
     if (text) parts.push(el("p", { class: "quiet", text }));
   }
+  if (report.drain && report.cut) parts.push(el("p", { class: "quiet", text: drainText(report.drain) }));
   if (report.detail) parts.push(el("details", {}, el("summary", { text: "Details" }), el("pre", { text: report.detail })));
   return parts;
 }
@@ -171,10 +175,12 @@ function showOutcome(kind, ...parts) {
 
 // --- Operations ---
 
+const UNDER_WAY = { reload: "Reloading …", cut: "Ending what drains …", shutdown: "Shutting down …" };
+
 async function operate(verb, button) {
   button.disabled = true;
   button.dataset.busy = "yes";
-  showOutcome("", el("p", { text: verb === "reload" ? "Reloading …" : "Shutting down …" }));
+  showOutcome("", el("p", { text: UNDER_WAY[verb] }));
   try {
     const { status, body } = await call("POST", "/" + verb);
     ending ||= body.result === "shutting_down";
@@ -260,6 +266,8 @@ function generationCard(g) {
       g.deadline_ms !== undefined ? el("span", { class: "quiet", text: `ends in ${duration(g.deadline_ms)} at the latest` }) : null),
     el("p", { class: "counts" },
       number(load.connections, "connections"), number(load.idle, "idle"), number(load.requests_in_flight, "in flight"),
+      load.http2 ? number(load.http2, "HTTP/2") : null, load.upgraded ? number(load.upgraded, "upgraded") : null,
+      g.state === "retiring" && load.oldest_request_ms ? el("span", { text: "oldest request " + duration(load.oldest_request_ms) }) : null,
       number(load.requests, "requests"), load.failures ? number(load.failures, "failed") : null, load.panics ? number(load.panics, "panics") : null),
     g.plugins.length ? pluginTable(g.plugins) : g.state === "serving" ? el("p", { class: "quiet", text: "No plugin: every request is answered 503." }) : null);
 }
@@ -303,7 +311,9 @@ function show(status) {
   if (status.shutting_down) setState("warn", "shutting down");
   else if (status.ready) setState("good", "serving");
   else setState("bad", "not serving");
-  for (const [id, usable] of [["reload", !status.shutting_down], ["shutdown", !status.shutting_down]]) {
+  const draining = status.generations.some((g) => g.state === "retiring");
+  $("cut").hidden = !draining && !$("cut").dataset.busy;
+  for (const [id, usable] of [["reload", !status.shutting_down], ["cut", draining], ["shutdown", !status.shutting_down]]) {
     if (!$(id).dataset.busy) $(id).disabled = !usable;
   }
   const numbers = figures(status);
@@ -311,7 +321,7 @@ function show(status) {
   const ended = status.generations.filter((g) => g.state === "exited").slice(0, ENDED_SHOWN);
   const generations = [...status.generations.filter((g) => g.state !== "exited"), ...ended];
   // Ages are shown to the second; below that nothing needs to be drawn anew.
-  const rounded = generations.map((g) => ({ ...g, age_ms: duration(g.age_ms), deadline_ms: g.deadline_ms && duration(g.deadline_ms) }));
+  const rounded = generations.map((g) => ({ ...g, age_ms: duration(g.age_ms), deadline_ms: g.deadline_ms && duration(g.deadline_ms), load: { ...g.load, oldest_request_ms: duration(g.load.oldest_request_ms) } }));
   replace("generations", rounded, () => generations.length ? generations.map(generationCard) : [el("p", { class: "quiet", text: "None yet." })]);
   replace("listeners", status.listeners, () => status.listeners.length
     ? status.listeners.map((l) => el("li", {}, el("span", { class: "mono", text: l.address }), el("span", { class: "quiet", text: " " + l.server })))
@@ -323,7 +333,7 @@ function show(status) {
 
 function showGone() {
   setState(ending ? "warn" : "bad", ending ? "shut down" : "no answer");
-  $("reload").disabled = $("shutdown").disabled = true;
+  $("reload").disabled = $("cut").disabled = $("shutdown").disabled = true;
   const gone = $("gone");
   const text = ending
     ? `The server has shut down, as it was asked to. What follows is from ${seen.toLocaleTimeString()}.`
@@ -363,9 +373,13 @@ if ($("act")) {
   $("act").addEventListener("click", (event) => operate(event.target.dataset.verb, event.target));
 } else {
   $("reload").addEventListener("click", (event) => operate("reload", event.target));
-  $("shutdown").addEventListener("click", () => $("ask-shutdown").showModal());
-  $("shutdown-no").addEventListener("click", () => $("ask-shutdown").close());
-  $("shutdown-yes").addEventListener("click", () => { $("ask-shutdown").close(); operate("shutdown", $("shutdown")); });
+  // What cannot be taken back is asked about first.
+  for (const verb of ["cut", "shutdown"]) {
+    const ask = $("ask-" + verb);
+    $(verb).addEventListener("click", () => ask.showModal());
+    $(verb + "-no").addEventListener("click", () => ask.close());
+    $(verb + "-yes").addEventListener("click", () => { ask.close(); operate(verb, $(verb)); });
+  }
   document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
   poll();
 }

@@ -14,6 +14,10 @@ enum Chance {
     Shutdown {
         signal: bool,
     },
+    /// Of all that drains, or of one number.
+    Cut {
+        one: Option<u64>,
+    },
     Prepare {
         ok: bool,
         empty: bool,
@@ -48,6 +52,7 @@ fn chance() -> impl Strategy<Value = Chance> {
     prop_oneof![
         4 => Just(Chance::Reload),
         1 => any::<bool>().prop_map(|signal| Chance::Shutdown { signal }),
+        2 => prop::option::of(0..12_u64).prop_map(|one| Chance::Cut { one }),
         6 => (0..10_usize, any::<bool>(), any::<usize>())
             .prop_map(|(ok, empty, at)| Chance::Prepare { ok: ok != 0, empty: empty && ok == 1, at }),
         6 => (0..10_usize).prop_map(|ok| Chance::Spawn { ok: ok != 0 }),
@@ -98,13 +103,17 @@ impl World {
     }
 
     fn ask(&mut self, verb: Verb, cause: Cause) {
+        self.ask_with(verb, cause, OpOptions::default());
+    }
+
+    fn ask_with(&mut self, verb: Verb, cause: Cause, options: OpOptions) {
         if self.finished {
             return;
         }
         let caller = Caller(self.next_caller);
         self.next_caller += 1;
         self.asked.insert(caller);
-        self.event(Event::Asked { verb, cause, options: OpOptions::default(), caller: Some(caller) });
+        self.event(Event::Asked { verb, cause, options, caller: Some(caller) });
     }
 
     fn event(&mut self, event: Event) {
@@ -163,6 +172,10 @@ impl World {
             Chance::Reload => self.ask(Verb::Reload, Cause::Admin { peer: String::new() }),
             Chance::Shutdown { signal: true } => {
                 self.ask(Verb::Shutdown, Cause::Signal { signal: "SIGTERM".into(), sender: 1 });
+            }
+            Chance::Cut { one } => {
+                let options = OpOptions { generation: one.map(Generation), ..OpOptions::default() };
+                self.ask_with(Verb::Cut, Cause::Admin { peer: String::new() }, options);
             }
             Chance::Shutdown { signal: false } => self.ask(Verb::Shutdown, Cause::Admin { peer: String::new() }),
             Chance::Prepare { ok, empty, at } => {

@@ -1,5 +1,6 @@
 //! Each promise of the supervisor with its failure twin, told step by step; random histories are in `histories`.
 
+mod cut;
 mod histories;
 
 use super::*;
@@ -748,7 +749,7 @@ fn a_reload_to_nothing_is_refused_unless_it_was_meant() {
     story.reload(1);
     story.prepared(2, Ok(info(2, &[])));
     assert_eq!((story.answer(1).result, story.answer(1).stage), (OpResult::Refused, Some(Stage::Snapshot)));
-    let options = OpOptions { allow_empty: true };
+    let options = OpOptions { allow_empty: true, ..OpOptions::default() };
     let cause = Cause::Admin { peer: "test".into() };
     story.event(Event::Asked { verb: Verb::Reload, cause, options, caller: Some(Caller(2)) });
     story.prepared(3, Ok(info(3, &[])));
