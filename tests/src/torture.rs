@@ -106,6 +106,8 @@ impl fmt::Display for Seen {
 
 /// Runs `course` under the load of `plan`, from before its first reload to after the last generation has drained.
 pub fn run(setup: Setup, plan: impl FnOnce(SocketAddr) -> Plan, course: Course) -> Seen {
+    // Built before the load begins.
+    let _both = [artifacts::probe("v1"), artifacts::probe("v2")];
     let server = setup.start();
     let plan = plan(server.addr());
     let (seed, connections) = (plan.seed, plan.torture as u64);

@@ -5,6 +5,7 @@
 //!     cargo run --release -p baton-tests --bin bench -- growth [--reloads N]
 //!     cargo run --release -p baton-tests --bin bench -- soak [--seconds N]
 //!     cargo run --release -p baton-tests --bin bench -- idle [--connections N]
+//!     cargo run --release -p baton-tests --bin bench -- torture [--switches N] [--connections N]
 //!
 //! Each prints a table, or JSON with `--json`. Exit code 0: every limit held; 1: one was broken; 3: the machine was too noisy to tell.
 
@@ -12,9 +13,11 @@ mod client;
 mod cpu;
 mod growth;
 mod idle;
+mod nginx;
 mod report;
 mod soak;
 mod swap;
+mod torture;
 
 use std::process::ExitCode;
 
@@ -22,8 +25,7 @@ use baton_tests::artifacts::{self, Profile};
 
 use report::Report;
 
-const USAGE: &str =
-    "usage: bench cpu|swap|growth|soak|idle [--rounds N] [--seconds N] [--reloads N] [--connections N] [--json]";
+const USAGE: &str = "usage: bench cpu|swap|growth|soak|idle|torture [--rounds N] [--seconds N] [--reloads N] [--connections N] [--switches N] [--json]";
 
 /// What was asked for; each bench has its own defaults.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,7 @@ struct Options {
     seconds: Option<u64>,
     reloads: Option<u64>,
     connections: Option<u64>,
+    switches: Option<u64>,
     json: bool,
 }
 
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         "swap" => swap::run(&options),
         "growth" => growth::run(&options),
         "idle" => idle::run(&options),
+        "torture" => torture::run(&options),
         _ => soak::run(&options),
     };
     report.command = format!("cargo run --release -p baton-tests --bin bench -- {}", args.join(" "));
@@ -65,7 +69,7 @@ fn finish(report: &Report, json: bool) -> ExitCode {
 /// The bench and its options; nothing if they make no sense.
 fn parse(args: &[String]) -> Option<(&str, Options)> {
     let (bench, rest) = args.split_first()?;
-    if !["cpu", "swap", "growth", "soak", "idle"].contains(&bench.as_str()) {
+    if !["cpu", "swap", "growth", "soak", "idle", "torture"].contains(&bench.as_str()) {
         return None;
     }
     let (mut options, mut rest) = (Options::default(), rest.iter());
@@ -75,6 +79,7 @@ fn parse(args: &[String]) -> Option<(&str, Options)> {
             "--seconds" => &mut options.seconds,
             "--reloads" => &mut options.reloads,
             "--connections" => &mut options.connections,
+            "--switches" => &mut options.switches,
             "--json" => {
                 options.json = true;
                 continue;
