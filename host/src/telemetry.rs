@@ -10,7 +10,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::stat::{SFlag, fstat};
@@ -26,6 +26,8 @@ use line::{Fields, Line, Look};
 
 /// Lines that wait for a slow reader of stderr; more are dropped and counted.
 const QUEUE: usize = 4096;
+/// What may happen often is said at most once in this long.
+const SELDOM: Duration = Duration::from_secs(1);
 /// How long [`flush`] waits for that reader.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -226,6 +228,22 @@ impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
         let meta = event.metadata();
         let line = Line { time: SystemTime::now(), level: *meta.level(), target: meta.target(), fields };
         put(&stderr, line.render(look).into_bytes());
+    }
+}
+
+/// When something was last said that may happen often.
+#[derive(Debug, Default)]
+pub struct Seldom(Option<Instant>);
+
+impl Seldom {
+    /// Whether it may be said again.
+    pub fn again(&mut self) -> bool {
+        let now = Instant::now();
+        let again = self.0.is_none_or(|last| now.duration_since(last) >= SELDOM);
+        if again {
+            self.0 = Some(now);
+        }
+        again
     }
 }
 

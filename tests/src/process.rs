@@ -68,6 +68,17 @@ pub fn kill(pid: i32, signal: Signal) {
         .unwrap_or_else(|error| panic!("failed to send {signal} to {pid}: {error}"));
 }
 
+/// Sets how many descriptors the process may have, now and until it is said otherwise (util-linux, on every system). Children
+/// that it starts have the same limit.
+#[track_caller]
+pub fn limit_descriptors(pid: i32, soft: u64) {
+    let status = std::process::Command::new("prlimit")
+        .args(["--pid", &pid.to_string(), &format!("--nofile={soft}:")])
+        .status()
+        .expect("failed to run prlimit (package util-linux)");
+    assert!(status.success(), "prlimit failed");
+}
+
 /// Open descriptors by kind: `socket`, `pipe`, `memfd`, `file`, `[eventpoll]` and the like.
 pub fn fds(pid: i32) -> BTreeMap<String, usize> {
     let mut kinds = BTreeMap::new();

@@ -1,13 +1,10 @@
 //! Socket pairs that keep message boundaries, carry descriptors and report the peer's death: AF_UNIX, SOCK_SEQPACKET.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::cmsg_space;
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
-};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 
 /// A connected pair, close-on-exec and non-blocking.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -42,31 +39,73 @@ pub struct Received {
 
 /// Most descriptors that one [`recv`] accepts: SCM_MAX_FD of the kernel.
 pub const MAX_FDS: usize = 253;
+/// Room for their control message, in words: that keeps it aligned.
+const CONTROL: usize = control_len(MAX_FDS).div_ceil(size_of::<u64>());
+
+/// The length of a control message with so many descriptors, and what follows it up to the next.
+const fn control_len(fds: usize) -> usize {
+    // SAFETY: arithmetic only; the macro is unsafe for its family's sake.
+    unsafe { libc::CMSG_SPACE((fds * size_of::<RawFd>()) as u32) as usize }
+}
 
 /// Receives one message. `WouldBlock` when there is none.
 ///
 /// A peer that closed with our messages unread makes one receive fail with `ECONNRESET`; what it had sent before is still
 /// readable after that, so the call goes on.
 pub fn recv(socket: BorrowedFd, buffer: &mut [u8]) -> io::Result<Received> {
-    let mut space = cmsg_space!([RawFd; MAX_FDS]);
+    // Not by nix: where the kernel had no room for all descriptors, it gives an error, and those that came stay open unseen.
+    recv_into(socket, buffer, &mut [0; CONTROL])
+}
+
+/// With so much room for the descriptors.
+fn recv_into(socket: BorrowedFd, buffer: &mut [u8], control: &mut [u64]) -> io::Result<Received> {
     loop {
-        let mut parts = [IoSliceMut::new(buffer)];
-        match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
-            Ok(message) => {
-                let mut fds = Vec::new();
-                for control in message.cmsgs()? {
-                    if let ControlMessageOwned::ScmRights(raw) = control {
-                        // SAFETY: the kernel has just installed these descriptors for this message; nobody else owns them.
-                        fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                    }
-                }
-                let truncated = message.flags.intersects(MsgFlags::MSG_CTRUNC | MsgFlags::MSG_TRUNC);
-                return Ok(Received { len: message.bytes, fds, truncated });
+        let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        // SAFETY: a struct of numbers and pointers, for which zero is nothing at all.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(control) as _;
+        // SAFETY: `message` points to one buffer and to room for control messages, each live and of the length that it says.
+        let len = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+        match Errno::result(len) {
+            Ok(len) => {
+                // SAFETY: the kernel has just filled in `message`, and nobody has looked at its descriptors.
+                let fds = unsafe { take_fds(&message) };
+                let truncated = message.msg_flags & (libc::MSG_CTRUNC | libc::MSG_TRUNC) != 0;
+                return Ok(Received { len: len as usize, fds, truncated });
             }
             Err(Errno::EINTR | Errno::ECONNRESET) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// The descriptors that came with `message`.
+///
+/// # Safety
+/// `message` is as `recvmsg` has left it, its control buffer is live, and this is called once for it.
+unsafe fn take_fds(message: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    // SAFETY: the kernel wrote whole headers into the buffer, and how far they reach into `msg_controllen`.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    while !header.is_null() {
+        // SAFETY: not null, so it lies in the buffer, which is aligned for it.
+        let (level, kind, len) = unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len as usize) };
+        if (level, kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: the descriptors follow the header, as many as its length says, also where some were lost.
+            let (first, count) = unsafe {
+                let bytes = len.saturating_sub(libc::CMSG_LEN(0) as usize);
+                (libc::CMSG_DATA(header).cast::<RawFd>(), bytes / size_of::<RawFd>())
+            };
+            // SAFETY: the kernel has just installed these descriptors for this message; nobody else owns them.
+            fds.extend((0..count).map(|at| unsafe { OwnedFd::from_raw_fd(first.add(at).read_unaligned()) }));
+        }
+        // SAFETY: `header` lies in the buffer of `message`.
+        header = unsafe { libc::CMSG_NXTHDR(message, header) };
+    }
+    fds
 }
 
 #[cfg(test)]
@@ -104,6 +143,21 @@ mod tests {
         assert_eq!(recv(right.as_fd(), &mut buffer).unwrap().len, 10);
         assert_eq!(recv(right.as_fd(), &mut buffer).unwrap().len, 0);
         assert!(send(right.as_fd(), b"x", &[]).is_err());
+    }
+
+    #[test]
+    fn descriptors_for_which_there_is_no_room_are_told_and_those_that_came_are_closed() {
+        let (left, right) = pair().unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        // What does not fit is lost, as at the receiver's limit of descriptors.
+        let fds = [writer.as_fd(); MAX_FDS];
+        send(left.as_fd(), b"x", &fds).unwrap();
+        drop(writer);
+        let received = recv_into(right.as_fd(), &mut [0; 8], &mut [0; 8]).unwrap();
+        assert!(received.truncated && !received.fds.is_empty() && received.fds.len() < MAX_FDS, "{received:?}");
+        drop(received);
+        // No copy of the writing end is left anywhere.
+        assert_eq!(reader.read_to_string(&mut String::new()).unwrap(), 0);
     }
 
     #[test]

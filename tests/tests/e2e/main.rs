@@ -6,6 +6,7 @@ mod broken;
 mod command_line;
 mod crash;
 mod cut;
+mod descriptors;
 mod dev;
 mod growth;
 mod handover;

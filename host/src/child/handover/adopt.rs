@@ -34,7 +34,8 @@ pub async fn run(server: &'static Server, socket: AsyncFd<OwnedFd>, from: Genera
             Ok(Message::Hello { version: VERSION }) => {}
             Ok(Message::Offer { batch, entries }) => {
                 let count = entries.len();
-                let whole = !received.truncated && received.fds.len() == count;
+                let fits = server.connections.open() + count <= server.limits.room;
+                let whole = fits && !received.truncated && received.fds.len() == count;
                 let taken = if whole { register(&names, entries, received.fds) } else { None };
                 let Some(taken) = taken else {
                     // What came is closed here; the giver has its copies.

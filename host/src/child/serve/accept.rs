@@ -10,7 +10,6 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use super::Server;
 use super::conn::Origin;
@@ -18,13 +17,12 @@ use crate::child::handover::Start;
 use crate::metrics::Slot;
 use crate::sys::readiness;
 use crate::sys::socket::{self, Address, Bare};
+use crate::telemetry::Seldom;
 
 /// After so many connections in a row, other tasks have their turn.
 const BATCH: u32 = 64;
 /// How long to wait when descriptors or memory run out: doubled from the first to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
-/// At most one line in the log per this long.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A listener lent by the master.
 #[derive(Debug)]
@@ -73,7 +71,7 @@ impl Acceptors {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         for (socket, facts) in registered {
-            let acceptor = Acceptor { server, facts, backoff: BACKOFF.0, logged: Logged::default() };
+            let acceptor = Acceptor { server, facts, backoff: BACKOFF.0, logged: Seldom::default() };
             tasks.spawn(acceptor.run(socket, stopped.clone()));
         }
         Ok(Acceptors { stop, tasks })
@@ -98,23 +96,7 @@ struct Acceptor {
     server: &'static Server,
     facts: Facts,
     backoff: Duration,
-    logged: Logged,
-}
-
-/// When this was last said.
-#[derive(Default)]
-struct Logged(Option<Instant>);
-
-impl Logged {
-    /// Whether it may be said again.
-    fn again(&mut self) -> bool {
-        let now = Instant::now();
-        let again = self.0.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL);
-        if again {
-            self.0 = Some(now);
-        }
-        again
-    }
+    logged: Seldom,
 }
 
 /// What a pass over the queue ended with.

@@ -41,6 +41,8 @@ pub struct Limits {
     pub head_fields: usize,
     pub body_size: u64,
     pub connections: usize,
+    /// How many the descriptors allow, whatever is configured: more are not taken over from another generation either.
+    pub room: usize,
     pub per_peer: usize,
     pub http2_streams: u32,
     pub http2_ping: Option<Duration>,
@@ -67,6 +69,7 @@ impl Limits {
         ];
         let shortest = times.into_iter().flatten().min();
         let room = open_files.saturating_sub(open_files / RESERVE.0 + RESERVE.1).max(1);
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
         Limits {
             head_timeout: limits.head_timeout.duration(),
             head: ms(limits.head_timeout),
@@ -78,9 +81,10 @@ impl Limits {
             head_fields: limits.head_fields,
             body_size: limits.body_size.0,
             connections: match limits.connections {
-                0 => usize::try_from(room).unwrap_or(usize::MAX),
+                0 => room,
                 own => own,
             },
+            room,
             per_peer: limits.connections_per_peer,
             http2_streams: limits.http2_streams,
             http2_ping: limits.http2_ping.duration(),

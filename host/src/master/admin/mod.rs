@@ -32,6 +32,7 @@ use super::handle::Handle;
 use super::socket_file::{self, SocketFile};
 use crate::config::{self, ConfigError};
 use crate::dirs::Dirs;
+use crate::telemetry::Seldom;
 
 /// Connections at once, on each side.
 const CONNECTIONS: usize = 32;
@@ -235,13 +236,14 @@ impl Surface {
 async fn accept_unix(listener: UnixListener, surface: Arc<Surface>, mut stop: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let own = nix::unistd::geteuid().as_raw();
+    let mut logged = Seldom::default();
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
             accepted = listener.accept() => accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?, stream))),
         };
-        let Some((credentials, stream)) = or_backoff(accepted).await else { continue };
+        let Some((credentials, stream)) = or_backoff(accepted, &mut logged).await else { continue };
         let peer = Peer::Unix { uid: credentials.uid(), pid: credentials.pid() };
         // The file's mode says so already, unless somebody changed it.
         if credentials.uid() != own && credentials.uid() != 0 {
@@ -258,6 +260,7 @@ async fn accept_unix(listener: UnixListener, surface: Arc<Surface>, mut stop: wa
 
 async fn accept_tcp(listener: TcpListener, surface: Arc<Surface>, mut stop: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut logged = Seldom::default();
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
@@ -269,7 +272,7 @@ async fn accept_tcp(listener: TcpListener, surface: Arc<Surface>, mut stop: watc
                 Ok((Peer::Tcp { peer, local: stream.local_addr()? }, stream))
             }),
         };
-        let Some((peer, stream)) = or_backoff(accepted).await else { continue };
+        let Some((peer, stream)) = or_backoff(accepted, &mut logged).await else { continue };
         let (surface, stop) = (surface.clone(), stop.clone());
         tokio::spawn(async move {
             converse(stream, &surface, &peer, stop).await;
@@ -278,13 +281,15 @@ async fn accept_tcp(listener: TcpListener, surface: Arc<Surface>, mut stop: watc
     }
 }
 
-async fn or_backoff<T>(accepted: io::Result<T>) -> Option<T> {
+async fn or_backoff<T>(accepted: io::Result<T>, logged: &mut Seldom) -> Option<T> {
     match accepted {
         Ok(accepted) => Some(accepted),
         // The peer left before we came; the next one may be fine.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::ENOTCONN | libc::EINVAL)) => None,
         Err(error) => {
-            tracing::warn!(%error, "failed to accept an admin connection");
+            if logged.again() {
+                tracing::warn!(%error, "failed to accept an admin connection");
+            }
             tokio::time::sleep(ACCEPT_BACKOFF).await;
             None
         }
