@@ -40,7 +40,7 @@ pub enum Slot {
     PeerRefusals,
     /// Of the open connections, those that speak HTTP/2.
     Http2,
-    /// Of the open connections, those that were upgraded.
+    /// Of the open connections, those that have left HTTP and are a plugin's.
     Upgraded,
     /// Times that accepting paused, since descriptors or memory ran out.
     AcceptFailures,

@@ -246,6 +246,7 @@ pub struct DrainReport {
     pub lingered: u64,
     /// HTTP/2 connections that ended after GOAWAY, with all answered.
     pub goaway: u64,
+    /// Had left HTTP, and ended by themselves.
     pub upgraded: u64,
     pub cut: Cut,
     /// Closed by us with unread bytes and no close announced. A lost request; must be 0.
@@ -404,7 +405,7 @@ pub struct Load {
     pub idle: u64,
     pub requests_in_flight: u64,
     pub requests: u64,
-    /// Of these, answered 5xx.
+    /// Of these, answered 5xx, 501 apart: that says what is not served, not that it failed.
     #[serde(default)]
     pub failures: u64,
     pub panics: u64,

@@ -25,6 +25,8 @@ mod response;
 mod service;
 #[cfg(feature = "plugin")]
 pub mod testing;
+#[cfg(feature = "plugin")]
+pub mod upgrade;
 
 #[cfg(feature = "plugin")]
 mod author {

@@ -9,8 +9,10 @@ use http::{Extensions, HeaderMap, HeaderValue, Method, Uri, Version};
 
 use crate::abi;
 use crate::body::Body;
-use crate::ffi::{Head, Instance};
+use crate::ffi::{Claimed, Head, Instance};
 use crate::plugin::{Host, Shutdown};
+#[cfg(feature = "ws")]
+use crate::upgrade::OnUpgrade;
 
 /// A request. Nothing of its head is copied or parsed before it is asked for: a handler that reads no header pays for none.
 ///
@@ -171,6 +173,11 @@ impl Request {
         self.body
     }
 
+    /// Claims what the connection becomes, for `upgrade`.
+    pub(crate) fn claim(&self) -> Option<Claimed> {
+        self.instance.host.claim(&self.head)
+    }
+
     /// Values that the author's own layers pass along.
     pub fn extensions(&self) -> &Extensions {
         &self.extensions
@@ -182,7 +189,8 @@ impl Request {
     }
 
     /// The request as tower services take it. A [`RequestInfo`] in its extensions keeps the facts; with the feature `axum`
-    /// there is a `ConnectInfo<SocketAddr>` too, unless the client is on a Unix socket.
+    /// there is a `ConnectInfo<SocketAddr>` too, unless the client is on a Unix socket; with the feature `ws` hyper's
+    /// `OnUpgrade`, if the request asks for another protocol and was not [claimed](crate::upgrade::on) before.
     pub fn into_http(self) -> http::Request<Body> {
         let Request { head, instance, body, extensions, parsed } = self;
         let (headers, uri) = match parsed.into_inner().map(|parsed| *parsed) {
@@ -202,6 +210,14 @@ impl Request {
         #[cfg(feature = "axum")]
         if let Some(peer) = head.address(abi::FACT_PEER) {
             request.extensions_mut().insert(axum::extract::ConnectInfo(peer));
+        }
+        #[cfg(feature = "ws")]
+        if request.headers().contains_key(http::header::UPGRADE)
+            && request.method() != Method::CONNECT
+            && let Some(claimed) = instance.host.claim(&head)
+            && let Some(offered) = crate::upgrade::hyper::offer(OnUpgrade::new(claimed), instance.handle())
+        {
+            request.extensions_mut().insert(offered);
         }
         request.extensions_mut().insert(RequestInfo { head: Arc::new(head), instance });
         request

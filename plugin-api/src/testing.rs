@@ -40,7 +40,7 @@ use crate::ffi::BoxError;
 use crate::ffi::loopback::{self, Head, Loaded};
 use crate::logging::Bridge;
 
-pub use crate::ffi::loopback::Logged as Log;
+pub use crate::ffi::loopback::{Client, Logged as Log};
 
 /// A plugin that runs in the test's process. Dropping it ends it as the server does: shutdown, then the end of its runtime.
 pub struct Plugin {
@@ -196,6 +196,31 @@ impl Plugin {
     /// Sends a request. As in the server, dropping the future before its end cancels the request, and so does dropping the
     /// response's body; a panic is answered with a `500`.
     pub fn call(&self, request: http::Request<Body>) -> impl Future<Output = http::Response<Body>> + Send + use<> {
+        let exchange = self.exchange(request);
+        async move { exchange.await.0 }
+    }
+
+    /// Sends a request that asks for another protocol: the response, and the client's end of the stream.
+    ///
+    /// # Errors
+    /// The response, if the plugin did not switch.
+    pub fn upgrade(
+        &self,
+        request: http::Request<Body>,
+    ) -> impl Future<Output = Result<(http::Response<Body>, Client), http::Response<Body>>> + Send + use<> {
+        let exchange = self.exchange(request);
+        async move {
+            match exchange.await {
+                (response, Some(client)) => Ok((response, client)),
+                (response, None) => Err(response),
+            }
+        }
+    }
+
+    fn exchange(
+        &self,
+        request: http::Request<Body>,
+    ) -> impl Future<Output = (http::Response<Body>, Option<Client>)> + Send + use<> {
         let request_id = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         let (parts, body) = request.into_parts();
         let address = |port| Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
@@ -204,11 +229,11 @@ impl Plugin {
         let loaded = self.loaded;
         async move {
             match loaded.call(head, body.into_payload()).await {
-                Some(response) => response.map(Body::from_payload),
+                Some((response, client)) => (response.map(Body::from_payload), client),
                 None => {
                     let mut response = http::Response::new(Body::full("the plugin panicked\n"));
                     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-                    response
+                    (response, None)
                 }
             }
         }

@@ -75,6 +75,7 @@ pub struct Load {
     pub failures: u64,
     pub panics: u64,
     pub oldest_request_ms: u64,
+    pub upgraded: u64,
     pub limits: LimitHits,
 }
 
@@ -158,6 +159,7 @@ pub struct Drain {
     pub carried: u64,
     pub finished: u64,
     pub lingered: u64,
+    pub upgraded: u64,
     pub cut: Cut,
     pub lost: u64,
     pub unanswered_pipelined: u64,

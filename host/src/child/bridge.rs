@@ -25,6 +25,11 @@ use super::plugin::Plugin;
 use super::route::{self, Stripped};
 use super::serve::conn::Conn;
 use super::serve::exchange::{Answering, Exchange, Receiving};
+use super::serve::upgrade::{Offer, Wish};
+
+mod stream;
+
+pub use stream::UPGRADE;
 
 // ---- the request's head ----
 
@@ -35,6 +40,8 @@ struct Head {
     prefix: &'static str,
     /// The target without the prefix, where it is no part of the original.
     target: Option<Box<str>>,
+    /// What the connection may become.
+    offer: Option<Offer>,
 }
 
 static HEAD: RequestHeadVtable =
@@ -42,8 +49,8 @@ static HEAD: RequestHeadVtable =
 
 impl Head {
     #[inline]
-    fn lend(parts: request::Parts, conn: Arc<Conn>, prefix: &'static str) -> RequestHead {
-        let mut head = Box::new(Head { parts, conn, prefix, target: None });
+    fn lend(parts: request::Parts, conn: Arc<Conn>, prefix: &'static str, offer: Option<Offer>) -> RequestHead {
+        let mut head = Box::new(Head { parts, conn, prefix, target: None, offer });
         if !prefix.is_empty()
             && let Stripped::Query(query) = route::strip(route::target(&head.parts.uri), prefix)
         {
@@ -292,13 +299,16 @@ pub struct Call {
     plugin: &'static Plugin,
     /// No body will be sent, whatever the length says.
     is_head: bool,
+    /// What the client wishes the connection to become.
+    wish: Option<Wish>,
 }
 
 /// Where the response goes during one poll.
-struct Sink {
+struct Sink<'a> {
     response: Option<Result<Response<Body>, BadResponse>>,
     plugin: &'static Plugin,
     is_head: bool,
+    wish: Option<&'a Wish>,
 }
 
 /// A response that HTTP forbids.
@@ -306,6 +316,8 @@ struct Sink {
 enum BadResponse {
     #[error("status {0} is none that a handler can answer")]
     Status(u32),
+    #[error("status 101 is for requests that ask for another protocol, and for handlers that take the stream")]
+    Switching,
     #[error("header name {0:?} is not allowed in HTTP")]
     Name(String),
     #[error("the value of header `{0}` holds bytes that HTTP forbids")]
@@ -326,17 +338,25 @@ impl Call {
         request: Request<Incoming>,
         exchange: &Exchange,
     ) -> Call {
-        let (parts, incoming) = request.into_parts();
+        let (mut parts, incoming) = request.into_parts();
         let is_head = parts.method == Method::HEAD;
+        let wish = Wish::of(&mut parts, !incoming.is_end_stream());
         let body = lend_body(incoming, exchange);
-        let head = Head::lend(parts, exchange.conn().clone(), prefix);
-        Call { future: plugin.call(head, body), plugin, is_head }
+        let head = Head::lend(parts, exchange.conn().clone(), prefix, wish.as_ref().map(Wish::offer));
+        Call { future: plugin.call(head, body), plugin, is_head, wish }
+    }
+
+    /// Whether `response` grants what the client wished; then the connection is the plugin's once it is written.
+    #[inline]
+    pub fn take_granted(&mut self, response: &Response<Body>) -> Option<Wish> {
+        self.wish.take_if(|wish| wish.is_granted_by(response.status()))
     }
 
     /// The response; what went wrong is a 500.
     #[inline]
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<Body>> {
-        let mut sink = Sink { response: None, plugin: self.plugin, is_head: self.is_head };
+        let wish = self.wish.as_ref();
+        let mut sink = Sink { response: None, plugin: self.plugin, is_head: self.is_head, wish };
         let ffi_sink = ResponseSink { context: (&raw mut sink).cast(), send: take_response };
         let ffi_cx = FfiContext::lend(cx.waker());
         // SAFETY: the future is the plugin's, not ended yet (hyper drops it after `Ready`), and polled from one thread at a
@@ -344,6 +364,9 @@ impl Call {
         let polled = unsafe { ((*self.future.vtable).poll)(self.future.data, &raw const ffi_cx, &raw const ffi_sink) };
         match (polled, sink.response) {
             (PENDING, _) => Poll::Pending,
+            (READY, Some(Ok(_))) if wish.is_some_and(|wish| wish.is_connect() && !wish.is_claimed()) => {
+                Poll::Ready(not_implemented())
+            }
             (READY, Some(Ok(response))) => Poll::Ready(response),
             (READY, Some(Err(error))) => {
                 tracing::error!(plugin = self.plugin.name(), "answering 500: {error}");
@@ -367,22 +390,36 @@ fn internal_error() -> Response<Body> {
     response
 }
 
+/// To a CONNECT that no handler takes: RFC 9110 9.1 has this status for methods that are not implemented.
+#[cold]
+fn not_implemented() -> Response<Body> {
+    let mut response = Response::new(Body::from_static("no tunnels here\n"));
+    *response.status_mut() = StatusCode::NOT_IMPLEMENTED;
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, text);
+    response
+}
+
 unsafe extern "C" fn take_response(context: *mut c_void, head: *const ResponseHead, body: FfiBody) {
     quietly(|| {
         // SAFETY: `Call::poll` lends the sink and the plugin the head, both for this call.
-        let (sink, head) = unsafe { (&mut *context.cast::<Sink>(), &*head) };
+        let (sink, head) = unsafe { (&mut *context.cast::<Sink<'_>>(), &*head) };
         sink.response = Some(read_response(head, body, sink));
     });
 }
 
 #[inline]
-fn read_response(head: &ResponseHead, body: FfiBody, sink: &Sink) -> Result<Response<Body>, BadResponse> {
+fn read_response(head: &ResponseHead, body: FfiBody, sink: &Sink<'_>) -> Result<Response<Body>, BadResponse> {
     let status = u16::try_from(head.status)
         .ok()
-        // 1xx are hyper's to send, and there is no upgrade to switch to.
-        .filter(|status| *status >= 200)
+        // All other 1xx are hyper's to send.
+        .filter(|status| *status >= 200 || *status == 101)
         .and_then(|status| StatusCode::from_u16(status).ok())
         .ok_or(BadResponse::Status(head.status))?;
+    let granted = sink.wish.is_some_and(|wish| wish.is_granted_by(status) && wish.is_claimed());
+    if status == StatusCode::SWITCHING_PROTOCOLS && !granted {
+        return Err(BadResponse::Switching);
+    }
     let mut body = Body::import(body, sink.plugin)?;
     let count = head.header_count as usize;
     let mut headers = HeaderMap::try_with_capacity(count).map_err(|_| BadResponse::TooMany)?;
@@ -413,7 +450,10 @@ fn read_response(head: &ResponseHead, body: FfiBody, sink: &Sink) -> Result<Resp
         }
         headers.try_append(name, value).map_err(|_| BadResponse::TooMany)?;
     }
-    if let Some(known) = length {
+    if granted {
+        // What follows the head is the new protocol's.
+        body = Body::EMPTY;
+    } else if let Some(known) = length {
         let bodiless = sink.is_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         match body.exact_len() {
             // hyper says it, from the body itself.

@@ -24,6 +24,8 @@ pub struct Limits {
     pub keepalive: Option<Duration>,
     /// Of a busy one, without progress.
     pub timeout: Option<Duration>,
+    /// Of one that has left HTTP, in all.
+    pub upgraded: Option<Instant>,
     /// Of all.
     pub end: Option<Instant>,
 }
@@ -77,6 +79,16 @@ impl Drain {
         self.phase.load(Acquire) == CUT
     }
 
+    /// When connections that have left HTTP are cut, if they are: they have a time of their own from the beginning of the
+    /// drain, within that of all.
+    pub fn upgraded_until(&self) -> Option<Instant> {
+        let limits = self.limits()?;
+        if self.is_cut() {
+            return Some(limits.since);
+        }
+        [limits.upgraded, limits.end].into_iter().flatten().min()
+    }
+
     /// The limits, once the worker retires.
     pub fn limits(&self) -> Option<Limits> {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
@@ -86,11 +98,14 @@ impl Drain {
     pub fn retire(&self, deadlines: Deadlines) -> Limits {
         let now = Instant::now();
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = limits.map_or(now, |old| old.since);
+        let within = |from: Instant, ms: Option<u64>| from.checked_add(Duration::from_millis(ms?));
         let new = Limits {
-            since: limits.map_or(now, |old| old.since),
+            since,
             keepalive: deadlines.keepalive_ms.map(Duration::from_millis),
             timeout: deadlines.timeout_ms.map(Duration::from_millis),
-            end: deadlines.max_ms.and_then(|ms| now.checked_add(Duration::from_millis(ms))),
+            upgraded: within(since, deadlines.upgraded_ms),
+            end: within(now, deadlines.max_ms),
         };
         *limits = Some(new);
         drop(limits);
@@ -172,7 +187,7 @@ mod tests {
         let drain = Drain::default();
         assert!(drain.is_serving() && drain.limits().is_none());
         drain.note(End::Lost);
-        let never = Deadlines { keepalive_ms: None, timeout_ms: None, max_ms: None };
+        let never = Deadlines { keepalive_ms: None, timeout_ms: None, upgraded_ms: None, max_ms: None };
         let first = drain.retire(never);
         assert!(!drain.is_serving() && first.end.is_none());
         let second = drain.retire(Deadlines { max_ms: Some(10), ..never });
@@ -188,7 +203,7 @@ mod tests {
     fn each_end_is_counted_in_its_class() {
         use End::*;
         let drain = Drain::default();
-        drain.retire(Deadlines { keepalive_ms: None, timeout_ms: None, max_ms: None });
+        drain.retire(Deadlines { keepalive_ms: None, timeout_ms: None, upgraded_ms: None, max_ms: None });
         for (times, end) in
             [Finished, Unanswered, Lingered, Lost, CutBusy, CutHead, Goaway, CutHttp2, Upgraded, CutUpgraded]
                 .into_iter()

@@ -297,6 +297,7 @@ impl State {
         let deadlines = Deadlines {
             keepalive_ms: limit(self.drain.keepalive),
             timeout_ms: limit(self.drain.timeout),
+            upgraded_ms: limit(self.drain.upgraded),
             max_ms: Some(whole),
         };
         let mut actions = vec![

@@ -21,7 +21,7 @@ use crate::sys::shared::Slots;
 use crate::sys::{seqpacket, worker};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const NOW: Deadlines = Deadlines { keepalive_ms: Some(0), timeout_ms: Some(0), max_ms: Some(0) };
+const NOW: Deadlines = Deadlines { keepalive_ms: Some(0), timeout_ms: Some(0), upgraded_ms: Some(0), max_ms: Some(0) };
 
 /// The master's side of one worker, which runs on a thread of this process.
 struct Master {
@@ -121,7 +121,10 @@ fn a_life_from_hello_to_done() {
 
     master.send(ToChild::Pause, &[]);
     assert_eq!(master.recv(), ToMaster::Paused);
-    master.send(ToChild::Retire(Deadlines { keepalive_ms: Some(50), timeout_ms: None, max_ms: None }), &[]);
+    master.send(
+        ToChild::Retire(Deadlines { keepalive_ms: Some(50), timeout_ms: None, upgraded_ms: None, max_ms: None }),
+        &[],
+    );
     let ToMaster::Done(report) = master.recv() else { panic!("not DONE") };
     assert_eq!(DrainReport { ms: 0.0, ..report }, DrainReport { lingered: 2, ..DrainReport::default() });
     assert!(report.ms >= 50.0);
@@ -185,7 +188,10 @@ fn cut_ends_a_drain_that_waits() {
     request(&mut idle);
     master.send(ToChild::Pause, &[]);
     assert_eq!(master.recv(), ToMaster::Paused);
-    master.send(ToChild::Retire(Deadlines { keepalive_ms: None, timeout_ms: None, max_ms: None }), &[]);
+    master.send(
+        ToChild::Retire(Deadlines { keepalive_ms: None, timeout_ms: None, upgraded_ms: None, max_ms: None }),
+        &[],
+    );
     master.send(ToChild::Cut, &[]);
     assert!(matches!(master.recv(), ToMaster::Done(report) if report.lingered == 1 && report.lost == 0));
     master.send(ToChild::DoneAck, &[]);

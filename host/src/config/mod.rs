@@ -164,6 +164,8 @@ pub struct Drain {
     pub timeout: Limit,
     /// An HTTP/2 client without a request may take this long to answer that it has seen GOAWAY.
     pub goaway: Limit,
+    /// A connection that has left HTTP, such as a WebSocket, has this long to end.
+    pub upgraded: Limit,
     /// All in all, from RETIRE.
     pub max: Limit,
     /// All in all, if the master died.
@@ -216,7 +218,7 @@ pub struct Probation {
     pub window: Duration,
     /// Fewer answers than this say nothing.
     pub min_requests: u64,
-    /// Of the new generation's answers, the part that may be 5xx; absent for any.
+    /// Of the new generation's answers, the part that may be 5xx, 501 apart; absent for any.
     pub max_failure_ratio: Option<f64>,
 }
 
@@ -392,6 +394,7 @@ impl Default for Drain {
             keepalive: Limit::After(seconds(5)),
             timeout: Limit::After(seconds(60)),
             goaway: Limit::After(seconds(1)),
+            upgraded: Limit::After(seconds(60)),
             max: Limit::After(seconds(600)),
             orphan: seconds(5),
         }

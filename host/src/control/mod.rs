@@ -177,6 +177,9 @@ pub struct Deadlines {
     pub keepalive_ms: Option<u64>,
     /// Without progress.
     pub timeout_ms: Option<u64>,
+    /// Of connections that have left HTTP, in all. A master that does not know them says nothing.
+    #[serde(default)]
+    pub upgraded_ms: Option<u64>,
     /// In all.
     pub max_ms: Option<u64>,
 }

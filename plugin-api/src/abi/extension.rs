@@ -8,7 +8,7 @@ use std::ffi::c_void;
 
 use abi_stable::StableAbi;
 
-use super::{FfiBytes, PluginHandle};
+use super::{FfiBytes, FfiStream, PluginHandle};
 
 /// Begins every extension table.
 #[repr(C)]
@@ -24,10 +24,10 @@ pub struct Header {
 pub const HOST_CONTROL: u32 = 1;
 /// Host: counters, gauges and histograms of the author's own. Reserved; table to come.
 pub const HOST_METRICS: u32 = 2;
+/// Host: [`Upgrade`]. The byte stream that a connection becomes.
+pub const HOST_UPGRADE: u32 = 3;
 /// Plugin: [`PluginState`]. Saving a state blob for the generation that follows (`on_save`, `previous`).
 pub const PLUGIN_STATE: u32 = 1 << 16;
-/// Plugin: byte streams of upgraded connections. Reserved; table to come.
-pub const PLUGIN_UPGRADE: u32 = (1 << 16) + 1;
 /// Plugin: hooks for signals that the operator routes to plugins. Reserved; table to come.
 pub const PLUGIN_SIGNALS: u32 = (1 << 16) + 2;
 
@@ -46,6 +46,22 @@ pub struct Control {
     /// Asks for `verb` (`CONTROL_*`) and answers at once: 0 accepted, 1 not allowed for this plugin, 2 unknown verb,
     /// 3 the server is not serving. `context` is [`HostApi::context`](super::HostApi).
     pub request: unsafe extern "C" fn(context: *const c_void, verb: u32) -> u32,
+}
+
+/// Table of [`HOST_UPGRADE`], revision 1.
+///
+/// The handler claims the stream before it answers, so that the host knows of a `101` whether anybody will speak the new
+/// protocol, and so that nothing has to be found again afterwards.
+#[repr(C)]
+#[derive(Clone, Copy, StableAbi)]
+pub struct Upgrade {
+    pub header: Header,
+    /// Claims what the connection becomes if the request is answered `101`, or a `CONNECT` 2xx: 1 and `out` is written, else 0
+    /// (the request asks for nothing of the kind, or it was claimed before). `head` is [`RequestHead::data`] of a head that is
+    /// alive. Any other answer, or none, fails the stream's `poll_open`.
+    ///
+    /// [`RequestHead::data`]: super::RequestHead
+    pub claim: unsafe extern "C" fn(context: *const c_void, head: *const c_void, out: *mut FfiStream) -> u32,
 }
 
 /// Table of [`PLUGIN_STATE`], revision 1.

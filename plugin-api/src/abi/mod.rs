@@ -16,7 +16,7 @@
 //! * No panic crosses. Each side wraps its functions in `catch_unwind` and reports [`PANICKED`] where there is a code to
 //!   report, or nothing.
 //! * A [`Slice`] is borrowed for the duration of the call that received it, unless its field says otherwise.
-//! * Owned handles ([`FfiBytes`], [`FfiBody`], [`FfiFuture`], [`FfiWaker`], [`RequestHead`]) carry their own drop function
+//! * Owned handles ([`FfiBytes`], [`FfiBody`], [`FfiFuture`], [`FfiWaker`], [`FfiStream`], [`RequestHead`]) carry their own drop function
 //!   and are freed by the side that made them. Each may be used and dropped on any thread.
 #![allow(unsafe_code, non_camel_case_types, missing_docs)]
 
@@ -27,6 +27,7 @@ pub mod extension;
 mod future;
 mod head;
 mod module;
+mod stream;
 
 pub use self::bytes::*;
 pub use body::*;
@@ -34,6 +35,7 @@ pub use descriptor::*;
 pub use future::*;
 pub use head::*;
 pub use module::*;
+pub use stream::*;
 
 /// Revision of everything in this module. A plugin of another revision is refused before it is opened.
 pub const ABI_REVISION: u32 = 1;
@@ -44,3 +46,5 @@ pub const PENDING: u32 = 0;
 pub const READY: u32 = 1;
 /// The other side panicked. The panic was caught and logged there; the handle must only be dropped now.
 pub const PANICKED: u32 = 2;
+/// A poll failed; what it wrote says how.
+pub const FAILED: u32 = 3;

@@ -1,6 +1,7 @@
 //! A request's head, read from the host piece by piece: what a handler does not look at costs nothing.
 
 use std::cell::RefCell;
+use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 
@@ -23,6 +24,11 @@ impl Head {
 
     pub fn request_id(&self) -> u64 {
         self.0.request_id
+    }
+
+    /// What the host knows it by. Alive as long as this is.
+    pub fn data(&self) -> *const c_void {
+        self.0.data
     }
 
     /// # Panics

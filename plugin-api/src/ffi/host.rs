@@ -1,8 +1,10 @@
 //! The host as a plugin sees it: a place to log to, and extension tables.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
-use crate::abi::{HostApi_Ref, LogField, LogRecord, Slice, extension};
+use super::{Claimed, Head};
+use crate::abi::{FfiStream, HostApi_Ref, LogField, LogRecord, Slice, extension};
 
 /// The host's functions. Good on any thread, until the process ends.
 #[derive(Clone, Copy)]
@@ -68,5 +70,19 @@ impl HostRef {
         }
         // SAFETY: a table that is not null lives as long as the process and has at least revision 1.
         Some(unsafe { ((*table).request)(self.0.context(), verb) })
+    }
+    /// Claims what the connection of the request with this head becomes; nothing if it asks for nothing of the kind, or the
+    /// host has no such table.
+    pub fn claim(self, head: &Head) -> Option<Claimed> {
+        let table = self.0.extension()(self.0.context(), extension::HOST_UPGRADE, 1).cast::<extension::Upgrade>();
+        if table.is_null() {
+            return None;
+        }
+        let mut stream = MaybeUninit::<FfiStream>::uninit();
+        // SAFETY: a table that is not null lives as long as the process and has at least revision 1; the head is alive, and
+        // `stream` is room for one stream.
+        let claimed = unsafe { ((*table).claim)(self.0.context(), head.data(), stream.as_mut_ptr()) };
+        // SAFETY: the answer says that it was written.
+        (claimed == 1).then(|| Claimed::new(unsafe { stream.assume_init() }))
     }
 }

@@ -13,13 +13,19 @@ use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{Response, StatusCode, request};
 
+use self::line::Line;
 use super::Payload;
 use super::context::Context;
 use crate::abi::extension::{
-    CONTROL_RELOAD, CONTROL_RESTART, CONTROL_SHUTDOWN, Control, HOST_CONTROL, Header, PLUGIN_STATE, PluginState,
-    StateBlob,
+    CONTROL_RELOAD, CONTROL_RESTART, CONTROL_SHUTDOWN, Control, HOST_CONTROL, HOST_UPGRADE, Header, PLUGIN_STATE,
+    PluginState, StateBlob, Upgrade,
 };
 use crate::abi::*;
+
+mod line;
+
+/// The client's end of a connection that has left HTTP.
+pub type Client = tokio::io::DuplexStream;
 
 static HOSTED: AtomicBool = AtomicBool::new(false);
 
@@ -133,12 +139,30 @@ impl Loaded {
     }
 
     /// Sends a request; nothing comes back if the plugin panicked. Dropping the future cancels the request.
-    pub async fn call(self, head: Head, body: Payload) -> Option<Response<Payload>> {
+    pub async fn call(self, head: Head, body: Payload) -> Option<(Response<Payload>, Option<Client>)> {
+        let line = head.line.clone();
         let mut body = Some(body);
         let body = std::future::poll_fn(|cx| Poll::Ready(body.take().unwrap_or(Payload::Empty).settle(cx))).await;
         let future = self.module.call()(self.plugin, head.export(), body.export(Context::default()));
         let (code, response) = drive(future).await;
-        response.filter(|_| code == READY)
+        let Some(mut response) = response.filter(|_| code == READY) else {
+            line.refuse();
+            return None;
+        };
+        let switches = match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS => true,
+            status => line.is_connect() && status.is_success(),
+        };
+        let client = if switches { line.open() } else { None };
+        if client.is_none() {
+            line.refuse();
+            match response.status() {
+                _ if line.is_connect() && !line.was_claimed() => *response.status_mut() = StatusCode::NOT_IMPLEMENTED,
+                StatusCode::SWITCHING_PROTOCOLS => *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR,
+                _ => {}
+            }
+        }
+        Some((response, client))
     }
 }
 
@@ -206,6 +230,7 @@ pub struct Head {
     peer: Option<FfiAddr>,
     local: Option<FfiAddr>,
     request_id: u64,
+    line: Line,
 }
 
 impl Head {
@@ -221,7 +246,8 @@ impl Head {
             Some(target) if !target.as_str().is_empty() => target.as_str().to_owned(),
             _ => "/".to_owned(),
         };
-        Head { parts, target, facts, peer: peer.map(Into::into), local: local.map(Into::into), request_id }
+        let line = Line::new(&parts);
+        Head { parts, target, facts, peer: peer.map(Into::into), local: local.map(Into::into), request_id, line }
     }
 
     fn export(self) -> RequestHead {
@@ -336,10 +362,24 @@ extern "C" fn log(context: *const c_void, record: *const LogRecord) {
 static CONTROL: Control = Control { header: Header { size: size_of::<Control>() as u32, rev: 1 }, request: control };
 
 extern "C" fn host_extension(context: *const c_void, id: u32, min_rev: u32) -> *const c_void {
-    if id == HOST_CONTROL && min_rev <= 1 && !host(context).without_control.load(Ordering::Relaxed) {
-        return std::ptr::from_ref(&CONTROL).cast();
+    match id {
+        HOST_CONTROL if min_rev <= 1 && !host(context).without_control.load(Ordering::Relaxed) => {
+            std::ptr::from_ref(&CONTROL).cast()
+        }
+        HOST_UPGRADE if min_rev <= 1 => std::ptr::from_ref(&UPGRADE).cast(),
+        _ => std::ptr::null(),
     }
-    std::ptr::null()
+}
+
+static UPGRADE: Upgrade = Upgrade { header: Header { size: size_of::<Upgrade>() as u32, rev: 1 }, claim };
+
+unsafe extern "C" fn claim(_: *const c_void, head: *const c_void, out: *mut FfiStream) -> u32 {
+    // SAFETY: `head` is the box of `Head::export`, alive as the plugin vouches.
+    let head = unsafe { &*head.cast::<Head>() };
+    let Some(stream) = head.line.claim() else { return 0 };
+    // SAFETY: `out` is the plugin's room for one stream.
+    unsafe { out.write(FfiStream::export(stream)) };
+    1
 }
 
 unsafe extern "C" fn control(context: *const c_void, verb: u32) -> u32 {

@@ -14,6 +14,7 @@ mod instance;
 pub(crate) mod loopback;
 mod module;
 mod panics;
+mod stream;
 
 use std::future::Future;
 
@@ -24,6 +25,9 @@ pub use head::Head;
 pub use host::{Field, HostRef, Record};
 pub use instance::Instance;
 pub use module::{Logging, header, root_module};
+#[cfg(feature = "ws")]
+pub use stream::read_into;
+pub use stream::{Claimed, Upgraded};
 
 /// An error of any type, as everywhere in this crate.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -20,6 +20,7 @@ mod servers;
 mod shutdown;
 mod under_load;
 mod unix_sockets;
+mod upgrade;
 
 use baton_tests::artifacts;
 use baton_tests::http::Connection;

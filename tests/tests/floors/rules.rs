@@ -35,8 +35,8 @@ const HOST: [(&[&str], bool); 5] = [
 const PLUGIN: [(&[&str], bool); 4] = [
     (&["abi"], false),
     (&["ffi"], false),
-    (&["plugin", "request", "response", "body", "export", "handler", "app"], true),
-    (&["service", "axum", "logging", "testing", "ws", "lib"], true),
+    (&["plugin", "request", "response", "body", "export", "handler", "app", "upgrade"], true),
+    (&["service", "axum", "logging", "testing", "lib"], true),
 ];
 
 /// The module path of a file below `root`: `a/b.rs` and `a/b/mod.rs` are `a::b`.

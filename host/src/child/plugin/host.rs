@@ -11,6 +11,7 @@ use baton_plugin_api::abi::{HostApi, HostApi_Ref, LogRecord};
 use tokio::sync::mpsc;
 
 use super::log;
+use crate::child::bridge::UPGRADE;
 use crate::control::ControlVerb;
 use crate::metrics::{Metrics, Slot};
 
@@ -69,6 +70,7 @@ extern "C" fn take_record(context: *const c_void, record: *const LogRecord) {
 extern "C" fn find_extension(_: *const c_void, id: u32, min_rev: u32) -> *const c_void {
     match id {
         extension::HOST_CONTROL if min_rev <= CONTROL.header.rev => (&raw const CONTROL).cast(),
+        extension::HOST_UPGRADE if min_rev <= UPGRADE.header.rev => (&raw const UPGRADE).cast(),
         _ => std::ptr::null(),
     }
 }

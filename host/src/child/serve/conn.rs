@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use super::Server;
 use super::h2::Streams;
 use super::limits::{Activity, Counts, Overdue, Stand};
 use super::service::Own;
+use super::upgrade::Wish;
 use crate::child::handover;
 use crate::child::plugin::Plugin;
 use crate::child::route::Site;
@@ -93,6 +94,11 @@ pub struct Conn {
     /// What it carries, if it speaks HTTP/2.
     streams: OnceLock<Arc<Streams>>,
 
+    /// It has left HTTP.
+    upgraded: AtomicBool,
+    /// What the client wished and a handler granted: the connection leaves HTTP once the response is written.
+    granted: Mutex<Option<Wish>>,
+
     // ---- written by anybody ----
     /// Why the request that is being answered gets an answer of ours instead: a [`Own`], or 0.
     refusal: AtomicU8,
@@ -131,6 +137,8 @@ impl Conn {
             announced: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             shut: AtomicBool::new(false),
+            upgraded: AtomicBool::new(false),
+            granted: Mutex::new(None),
             shown_in_flight: AtomicBool::new(false),
             shown_idle: AtomicBool::new(true),
             stays: AtomicBool::new(false),
@@ -379,6 +387,21 @@ impl Conn {
         self.pipelined.store(true, Relaxed);
     }
 
+    // ---- other protocols ----
+
+    #[cold]
+    pub fn set_granted(&self, wish: Wish) {
+        *self.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(wish);
+    }
+
+    pub fn take_granted(&self) -> Option<Wish> {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub fn set_upgraded(&self) {
+        self.upgraded.store(true, Relaxed);
+    }
+
     // ---- the limits ----
 
     fn counts(&self) -> Counts {
@@ -414,8 +437,8 @@ impl Conn {
                     || self.activity.overdue(now, limits, counts, Stand::Other).is_some()
             }
         };
-        // All is said, and the io waits for the client's end, not for long.
-        if self.is_shut() || !late {
+        // All is said, and the io waits for the client's end, not for long; or what is said is the plugin's business.
+        if self.is_shut() || self.upgraded.load(Relaxed) || !late {
             return false;
         }
         self.activity.set_due(true);

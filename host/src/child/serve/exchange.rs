@@ -56,19 +56,22 @@ impl Answering {
         &self.0
     }
 
-    /// The response is known: it counts as answered. Whether it shall say that the connection closes after it.
+    /// The response is known: it counts as answered.
     #[inline]
-    pub fn note_answer(&self) -> bool {
+    pub fn note_answer(&self) {
         match &self.0 {
-            Exchange::Http1(conn) => {
-                conn.note_answer();
-                conn.announces_close()
-            }
+            Exchange::Http1(conn) => conn.note_answer(),
+            Exchange::Http2(stream) => stream.note_answer(),
+        }
+    }
+
+    /// Whether it shall say that the connection closes after it.
+    #[inline]
+    pub fn announces_close(&self) -> bool {
+        match &self.0 {
+            Exchange::Http1(conn) => conn.announces_close(),
             // GOAWAY says it there, of the whole connection.
-            Exchange::Http2(stream) => {
-                stream.note_answer();
-                false
-            }
+            Exchange::Http2(_) => false,
         }
     }
 }

@@ -13,7 +13,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::rt::Write;
 use hyper::server::conn::http1;
 use tokio::time::{Instant, Sleep};
 
@@ -25,6 +24,7 @@ use super::limits::{Limits, Overdue};
 use super::service::{Http, Own};
 use super::sniff::{PREFACE, Sniffed, sniff};
 use super::stream::Stream;
+use super::upgrade;
 use crate::child::drain::End;
 use crate::child::handover::{self, MAX_CARRIED, Start};
 use crate::metrics::Slot;
@@ -97,7 +97,15 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
         let mut driver =
             Driver { http: builder(&conn.server.limits).serve_connection(io, Http::new(conn.clone())), conn, watch };
         match poll_fn(|cx| driver.poll(cx)).await {
-            Turn::Finished(result) => return finished(conn, driver.http, result).await.into(),
+            Turn::Finished(result) => {
+                return match conn.take_granted() {
+                    // hyper is done with a connection once it has written a 101, and does not shut it down.
+                    Some(wish) if result.is_ok() && conn.poll_was_flushed() => {
+                        upgrade::serve(conn, driver.http.into_parts(), wish).await.into()
+                    }
+                    _ => finished(conn, driver.http, result).await.into(),
+                };
+            }
             Turn::Over(verdict, Standing::Busy) => {
                 debug_assert_eq!(verdict, Verdict::Cut);
                 return cut(conn, driver.http, End::CutBusy).into();
@@ -463,7 +471,7 @@ async fn finished(conn: &Conn, http: Connection, result: hyper::Result<()>) -> E
     }
     if !conn.is_shut() && !conn.is_ended() {
         // hyper leaves this out where the client once asked for an upgrade.
-        close(&mut io).await;
+        io.close().await;
     }
     let behind = read_buf.first().is_some_and(|byte| begins_request(*byte)) || io.discarded_request();
     if conn.is_announced() && behind { End::Unanswered } else { End::Finished }
@@ -488,7 +496,7 @@ async fn over(conn: &Conn, mut io: Io, verdict: Verdict, standing: Standing) -> 
                 conn.server.metrics.add(if spoke { Slot::IdleTimeouts } else { Slot::HeadTimeouts });
             }
             debug_assert_eq!(standing, Standing::Idle);
-            close(&mut io).await;
+            io.close().await;
             if io.discarded_request() { End::Lost } else { End::Lingered }
         }
     }
@@ -520,14 +528,7 @@ fn leave(conn: &Conn, io: Io, read: Bytes, http1: bool, watch: &Watch) -> Outcom
 async fn refuse(mut io: Io, response: &'static [u8]) -> End {
     // A client that takes nothing is not waited for.
     if let Ok(Ok(())) = tokio::time::timeout(LINGER_TIME, io.write_all(response)).await {
-        close(&mut io).await;
+        io.close().await;
     }
     End::Finished
-}
-
-async fn close(io: &mut Io) {
-    // A client that is gone needs no courtesies.
-    if let Err(error) = poll_fn(|cx| Pin::new(&mut *io).poll_shutdown(cx)).await {
-        tracing::trace!(%error, "connection was gone at its close");
-    }
 }

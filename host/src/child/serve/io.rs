@@ -1,7 +1,7 @@
 //! The io below hyper: a stream that tells its connection what moves, gives back bytes that were read before, and closes
 //! without destroying what the client has still to read (RFC 9112 9.6: half-close, read and discard, close).
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -46,6 +46,10 @@ impl Io {
     /// Puts bytes before what comes next.
     pub fn rewind(&mut self, prefix: Bytes) {
         self.prefix = if self.prefix.is_empty() { prefix } else { [&prefix[..], &self.prefix[..]].concat().into() };
+    }
+
+    pub fn conn(&self) -> &Arc<Conn> {
+        &self.conn
     }
 
     /// How much was put back and not read yet.
@@ -120,6 +124,43 @@ impl Io {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// For a connection that has left HTTP: what was put before, then the stream, and none of what hyper's polls take down.
+impl Io {
+    pub fn poll_read_bare(&mut self, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.prefix.is_empty() {
+            let len = self.prefix.len().min(room.remaining());
+            room.put_slice(&self.prefix.split_to(len));
+            return Poll::Ready(Ok(()));
+        }
+        let before = room.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, room))?;
+        if room.filled().len() == before && room.remaining() > 0 {
+            self.conn.set_ended();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    pub fn poll_write_bare(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+    }
+
+    pub fn poll_flush_bare(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    pub fn poll_shutdown_bare(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    /// Closes in good order, for a client that is still there.
+    pub async fn close(&mut self) {
+        // A client that is gone needs no courtesies.
+        if let Err(error) = poll_fn(|cx| self.poll_close(cx)).await {
+            tracing::trace!(%error, "connection was gone at its close");
+        }
     }
 }
 

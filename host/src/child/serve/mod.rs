@@ -13,6 +13,7 @@ mod sniff;
 mod stream;
 #[cfg(test)]
 mod tests;
+pub mod upgrade;
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::Service;
 
@@ -117,8 +117,10 @@ impl Answer {
         let site = conn.site;
         let path = route::target(request.uri()).split('?').next().unwrap_or("/");
         let source = match site.routes.find(path, || route::host(&request)) {
-            _ if site.is_health(path) => Source::Own(Own::Healthy),
+            // What it says to a CONNECT would begin a tunnel.
+            _ if site.is_health(path) && request.method() != Method::CONNECT => Source::Own(Own::Healthy),
             Some(found) => Source::Plugin(Call::begin(found.to, found.prefix, request, &exchange)),
+            None if request.method() == Method::CONNECT => Source::Own(Own::NoTunnel),
             None if site.routes.is_empty() => Source::Own(Own::NoPlugin),
             None => Source::Own(Own::NotFound),
         };
@@ -161,12 +163,22 @@ impl Future for Answer {
             }
             Source::Own(refusal) => own(*refusal),
         };
+        let granted = match &mut this.source {
+            Source::Plugin(call) => call.take_granted(&response),
+            Source::Own(_) => None,
+        };
         // Now and not earlier: hyper writes the head right after this.
         if let Some(answering) = this.answering.take() {
-            if response.status().is_server_error() {
+            answering.note_answer();
+            if response.status().is_server_error() && response.status() != StatusCode::NOT_IMPLEMENTED {
                 answering.exchange().conn().server.metrics.add(Slot::Failures);
             }
-            if answering.note_answer() {
+            if let Some(wish) = granted {
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+                }
+                answering.exchange().conn().set_granted(wish);
+            } else if answering.announces_close() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             response.body_mut().hold(answering);

@@ -449,8 +449,12 @@ impl State {
     fn drain_deadlines(&self) -> Deadlines {
         let drain = &self.settings.drain;
         let ms = |limit: Limit| limit.duration().map(|duration| duration.as_millis() as u64);
-        let mut deadlines =
-            Deadlines { keepalive_ms: ms(drain.keepalive), timeout_ms: ms(drain.timeout), max_ms: ms(drain.max) };
+        let mut deadlines = Deadlines {
+            keepalive_ms: ms(drain.keepalive),
+            timeout_ms: ms(drain.timeout),
+            upgraded_ms: ms(drain.upgraded),
+            max_ms: ms(drain.max),
+        };
         if let Some(cut) = self.stopping.as_ref().filter(|stopping| stopping.begun).and_then(|stopping| stopping.cut) {
             let left = cut.saturating_sub(self.now).as_millis() as u64;
             deadlines.max_ms = Some(deadlines.max_ms.map_or(left, |max| max.min(left)));

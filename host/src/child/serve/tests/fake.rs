@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use baton_plugin_api::abi::*;
 use bytes::Bytes;
 
+use crate::child::bridge::UPGRADE;
 use crate::child::plugin::Plugin;
 
 pub struct Asked {
@@ -114,6 +115,15 @@ impl Asked {
                 (text(field.name, field.name_len as usize), text(field.value, field.value_len as usize))
             })
             .collect()
+    }
+
+    /// Claims what the connection becomes, as a plugin does.
+    pub fn claim(&self) -> Option<FfiStream> {
+        let mut stream = std::mem::MaybeUninit::uninit();
+        // SAFETY: the head is alive, and there is room for one stream.
+        let claimed = unsafe { (UPGRADE.claim)(std::ptr::null(), self.head.data, stream.as_mut_ptr()) };
+        // SAFETY: the answer says that it was written.
+        (claimed == 1).then(|| unsafe { stream.assume_init() })
     }
 
     pub fn fact(&self, fact: u32) -> Option<Vec<u8>> {
@@ -227,4 +237,12 @@ unsafe extern "C" fn stream_hint(data: *const c_void) -> FfiSizeHint {
 unsafe extern "C" fn stream_drop(data: *mut c_void) {
     // SAFETY: the box of `stream`, dropped once.
     drop(unsafe { Box::from_raw(data.cast::<(Option<u64>, Steps)>()) });
+}
+
+/// The first `count` bytes of a buffer's room, which a stream has filled.
+pub fn filled(mut room: Vec<u8>, count: usize) -> Vec<u8> {
+    assert!(room.is_empty() && count <= room.capacity());
+    // SAFETY: so many bytes were initialised, as the stream has said.
+    unsafe { room.set_len(count) };
+    room
 }

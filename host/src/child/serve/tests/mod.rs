@@ -7,6 +7,7 @@ mod http;
 mod http2;
 mod limits;
 mod prove;
+mod upgrade;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -90,7 +91,7 @@ async fn mirror(asked: Asked) -> Reply {
     reply(200, asked.target().to_owned())
 }
 
-const NEVER: Deadlines = Deadlines { keepalive_ms: None, timeout_ms: None, max_ms: None };
+const NEVER: Deadlines = Deadlines { keepalive_ms: None, timeout_ms: None, upgraded_ms: None, max_ms: None };
 
 impl Site {
     /// From now on at a Unix socket.
