@@ -76,6 +76,7 @@ pub struct Load {
     pub panics: u64,
     pub oldest_request_ms: u64,
     pub upgraded: u64,
+    pub http2: u64,
     pub limits: LimitHits,
 }
 
@@ -86,6 +87,7 @@ pub struct LimitHits {
     pub head_too_large: u64,
     pub body_too_large: u64,
     pub accept_failures: u64,
+    pub http2_errors: u64,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -160,6 +162,7 @@ pub struct Drain {
     pub finished: u64,
     pub lingered: u64,
     pub upgraded: u64,
+    pub goaway: u64,
     pub cut: Cut,
     pub lost: u64,
     pub unanswered_pipelined: u64,

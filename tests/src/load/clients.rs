@@ -10,6 +10,7 @@ use tokio::time::sleep;
 
 use super::Shared;
 use super::connection::{Connection, Failed, Idle};
+use super::http2::Pool;
 use super::tally::{Class, Fault};
 use crate::http::Response;
 use crate::stats::Rng;
@@ -26,7 +27,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
         (Class::Slow, plan.slow),
         (Class::Pipelined, plan.pipelined),
         (Class::Torture, plan.torture),
+        (Class::Http2, plan.http2 * plan.http2_streams),
     ];
+    let pools: Vec<_> = (0..plan.http2).map(|_| Arc::new(Pool::default())).collect();
     for (class, count) in groups {
         for index in 0..count {
             let seed = plan.seed.wrapping_mul(1000).wrapping_add((class as u64) << 32 | index as u64);
@@ -37,6 +40,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 Class::Slow => tasks.spawn(client.slow()),
                 Class::Pipelined => tasks.spawn(client.pipelined()),
                 Class::Torture => tasks.spawn(client.torture()),
+                Class::Http2 => tasks.spawn(client.http2(pools[index % pools.len()].clone())),
             };
         }
     }
@@ -222,7 +226,7 @@ impl Client {
         }
     }
 
-    fn think(&mut self) -> Duration {
+    pub(super) fn think(&mut self) -> Duration {
         let most = u64::try_from(self.shared.plan.think.as_micros()).unwrap_or(u64::MAX);
         Duration::from_micros(self.rng.below(most.saturating_add(1).max(1)))
     }
@@ -262,7 +266,7 @@ impl Client {
     }
 
     /// Makes the next request and counts it as sent.
-    fn request(&mut self, target: Option<&str>, ask_to_close: bool) -> Request {
+    pub(super) fn request(&mut self, target: Option<&str>, ask_to_close: bool) -> Request {
         let id = self.shared.next_request();
         let close = if ask_to_close { "connection: close\r\n" } else { "" };
         let head =
@@ -284,7 +288,7 @@ impl Client {
         Request { id, bytes, body: echo, sent: self.shared.elapsed() }
     }
 
-    fn answered(&mut self, request: &Request) {
+    pub(super) fn answered(&mut self, request: &Request) {
         let latency = self.shared.elapsed().saturating_sub(request.sent);
         let near = self.shared.is_near(request.sent);
         let mut tally = self.shared.tally();
@@ -297,7 +301,7 @@ impl Client {
         }
     }
 
-    fn fail(&self, request: &Request, (fault, what): Failed) {
+    pub(super) fn fail(&self, request: &Request, (fault, what): Failed) {
         let at = self.shared.elapsed();
         let took = at.saturating_sub(request.sent).as_secs_f64() * 1000.0;
         let what = format!("request {} after {took:.1} ms: {what}", request.id);
@@ -309,7 +313,7 @@ impl Client {
     }
 
     /// Whether `response` is the one answer to `request`, whole and by somebody with a name.
-    fn check(&mut self, request: &Request, response: &Response) -> Result<(), Failed> {
+    pub(super) fn check(&mut self, request: &Request, response: &Response) -> Result<(), Failed> {
         let wrong = |what: String| Err((Fault::Wrong, what));
         if response.status != 200 {
             return wrong(format!("status {}: {:?}", response.status, response.text()));

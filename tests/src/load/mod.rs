@@ -6,6 +6,7 @@
 
 mod clients;
 mod connection;
+mod http2;
 pub mod tally;
 mod torture;
 
@@ -41,6 +42,9 @@ pub struct Plan {
     /// Clients that send requests of every kind, cut into pieces, alone and in pairs: see [`Mix`].
     pub torture: usize,
     pub mix: Mix,
+    /// HTTP/2 connections, and the clients that share each of them.
+    pub http2: usize,
+    pub http2_streams: usize,
     /// For one response.
     pub timeout: Duration,
     pub seed: u64,
@@ -70,6 +74,8 @@ impl Plan {
             post_percent: 15,
             torture: 0,
             mix: Mix::Full,
+            http2: 0,
+            http2_streams: 8,
             timeout: Duration::from_secs(30),
             seed: 1,
         }
@@ -88,7 +94,7 @@ impl Plan {
     }
 
     fn clients(&self) -> usize {
-        self.keepalive + self.fresh + self.slow + self.pipelined + self.torture
+        self.keepalive + self.fresh + self.slow + self.pipelined + self.torture + self.http2
     }
 }
 

@@ -42,9 +42,12 @@ pub enum Class {
     Pipelined,
     /// One connection for requests of every kind, cut into pieces: see `load::torture`.
     Torture,
+    /// Several requests at once on one HTTP/2 connection: see `load::http2`.
+    Http2,
 }
 
-pub const CLASSES: [Class; 5] = [Class::Keepalive, Class::Fresh, Class::Slow, Class::Pipelined, Class::Torture];
+pub const CLASSES: [Class; 6] =
+    [Class::Keepalive, Class::Fresh, Class::Slow, Class::Pipelined, Class::Torture, Class::Http2];
 
 /// The counters of one class.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,6 +57,10 @@ pub struct Counts {
     pub posts: u64,
     /// Requests behind one whose response announced the close: RFC 9112 9.6 leaves these to the client to send again.
     pub unanswered_pipelined: u64,
+    /// Times that HTTP/2 itself said that a request was not looked at, and it was sent again.
+    pub unprocessed: u64,
+    /// Requests that were in flight when the server said GOAWAY, and were answered.
+    pub answered_after_goaway: u64,
     /// Failed requests on a connection that had answered before: these had reached the server for certain.
     pub failed_on_reused: u64,
     /// Connections made.
@@ -195,6 +202,11 @@ impl fmt::Display for Tally {
                 " {:>7} {:>7} {:>9} {:>11}",
                 counts.opened, counts.closed_announced, counts.closed_unannounced, counts.unanswered_pipelined
             )?;
+        }
+        let http2 = self.of(Class::Http2);
+        if http2.sent > 0 {
+            let Counts { unprocessed, answered_after_goaway, .. } = http2;
+            writeln!(f, "http2: {answered_after_goaway} answered after GOAWAY, {unprocessed} sent again")?;
         }
         writeln!(
             f,

@@ -11,6 +11,7 @@ mod dev;
 mod growth;
 mod handover;
 mod http;
+mod http2;
 mod limits;
 mod metrics;
 mod probation;

@@ -183,3 +183,55 @@ fn pipelined_requests_are_answered_or_announced_never_lost() {
     server.wait_drained();
     assert_eq!(lost_by_report(&server), 0);
 }
+
+// ---- HTTP/2 ----
+
+const LEAST_HTTP2_SWITCHES: u64 = 50;
+
+/// Eight HTTP/2 connections of eight clients each through enough reloads, and what the client and the server say of it.
+fn http2_reloads(setup: Setup) -> (Tally, Status) {
+    let server = setup.start();
+    let versions = [artifacts::probe("v2"), artifacts::probe("v1")];
+    let plan = Plan { http2: 8, http2_streams: 8, think: Duration::from_millis(10), ..Plan::against(server.addr()) };
+    let load = Load::start(plan);
+    load.wait_for_requests(500);
+    let trigger = |round: u32| {
+        server.bench.install("probe", &versions[round as usize % 2]);
+        server.signal(Signal::SIGUSR1);
+    };
+    triggers(&load, trigger, || server.status().switches > LEAST_HTTP2_SWITCHES);
+    load.wait_for_requests(500);
+    let tally = load.stop();
+    println!("{tally}");
+    let status = server.wait_drained();
+    assert!(status.switches > LEAST_HTTP2_SWITCHES, "only {} switches: this run proves nothing", status.switches);
+    assert!(tally.answered_by.len() as u64 > LEAST_HTTP2_SWITCHES / 2 && tally.is_balanced(), "{tally}");
+    (tally, status)
+}
+
+#[test]
+fn fifty_reloads_under_http_2_load_lose_nothing() {
+    let (tally, status) = http2_reloads(Setup::probe("v1"));
+    tally.assert_nothing_lost();
+    let http2 = tally.of(Class::Http2);
+    assert!(http2.answered_after_goaway > 2 * LEAST_HTTP2_SWITCHES, "hardly any was in flight at a switch: {tally}");
+    assert!(http2.opened > 4 * LEAST_HTTP2_SWITCHES && http2.posts > 100, "{tally}");
+    // What crossed with a GOAWAY is sent again as the protocol has it: an exception, not the way it goes.
+    assert!(http2.unprocessed * 100 < http2.sent, "{tally}");
+    let drains: Vec<_> = status.operations.iter().filter_map(|op| op.drain.as_ref()).collect();
+    assert!(drains.iter().all(|drain| drain.cut.total() == 0 && drain.lost == 0), "{drains:#?}");
+    let told: u64 = drains.iter().map(|drain| drain.goaway).sum();
+    assert!(told > 4 * drains.len() as u64, "only {told} connections were told in {} drains", drains.len());
+    assert_eq!(status.crashes, 0);
+}
+
+#[test]
+fn the_same_http_2_client_reports_a_server_that_cuts_what_is_in_flight_as_lossy() {
+    let (tally, status) = http2_reloads(Setup::probe("v1").set("drain.timeout", "0s"));
+    assert!(
+        tally.of(Class::Http2).faults() > LEAST_HTTP2_SWITCHES,
+        "the client sees no loss where there is some:\n{tally}"
+    );
+    let cut: u64 = status.operations.iter().filter_map(|op| op.drain.as_ref()).map(|drain| drain.cut.http2).sum();
+    assert!(cut > 0, "{status:#?}");
+}
