@@ -97,6 +97,7 @@ fn what_outlasts_the_drain_is_cut_and_counted() {
     let client = Client::open(server.addr());
     let slow = client.begin("GET", "/sleep?ms=30000", None);
     wait_in_flight(&server, 1);
+    server.wait_for("its age", |status| status.serving().is_some_and(|serving| serving.load.oldest_request_ms > 0));
     switch_to(&server, "v2");
     let error = client.wait(slow).expect_err("it outlasts the drain");
     assert!(!http2::is_unprocessed(&error), "it must not be sent again: {error}");

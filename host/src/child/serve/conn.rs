@@ -421,7 +421,10 @@ impl Conn {
 
     /// When the request began that is being answered, as far as the last sweep knows.
     pub fn request_began(&self) -> Option<u64> {
-        (self.stand() == Stand::Answering).then(|| self.activity.called_at())
+        match self.streams.get() {
+            None => (self.stand() == Stand::Answering).then(|| self.activity.called_at()),
+            Some(streams) => streams.oldest_began(),
+        }
     }
 
     /// The sweep's look: whether its task shall judge.

@@ -310,6 +310,11 @@ impl Streams {
         self.is_idle_for_long(now, limits)
     }
 
+    /// When the oldest request began, of those that the sweep has seen.
+    pub fn oldest_began(&self) -> Option<u64> {
+        self.register().slots.iter().flatten().map(|stream| stream.activity.called_at()).filter(|at| *at > 0).min()
+    }
+
     /// Whether there has been no request for as long as may be.
     pub fn is_idle_for_long(&self, now: u64, limits: &Limits) -> bool {
         self.open() == 0 && self.activity.overdue(now, limits, self.counts(), Stand::Idle).is_some()

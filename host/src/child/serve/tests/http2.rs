@@ -2,6 +2,7 @@
 //! one by frames made here.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -359,10 +360,10 @@ fn a_quiet_connection_is_told_at_once_and_closes_when_it_has_answered() {
 
 #[test]
 fn requests_in_flight_are_answered_and_bodies_on_their_way_go_on() {
-    let site_gate = Arc::new(Notify::new());
-    let gate = site_gate.clone();
+    let gate = Arc::new(Notify::new());
+    let handlers = gate.clone();
     let mut site = serve(move |mut asked: Asked| {
-        let gate = gate.clone();
+        let gate = handlers.clone();
         async move {
             gate.notified().await;
             let (data, _) = read(&mut asked.body).await.unwrap();
@@ -377,17 +378,10 @@ fn requests_in_flight_are_answered_and_bodies_on_their_way_go_on() {
     upload.send_data("one ".into(), false).unwrap();
     eventually(|| site.metric(Slot::InFlight) == 1);
     site.retire(NEVER);
-    // It has seen the GOAWAY when it refuses to begin another.
-    let refused = peer.run(async {
-        loop {
-            match begin(&peer.send, request("GET", "/no"), None).await {
-                Ok(_) => site_gate.notify_one(),
-                Err(error) => break error,
-            }
-        }
-    });
-    assert!(refused.is_go_away(), "{refused}");
-    site_gate.notify_one();
+    // It has seen the GOAWAY when it would not begin another.
+    let told = || peer.run(poll_fn(|cx| Poll::Ready(peer.send.clone().poll_ready(cx))));
+    eventually(|| matches!(told(), Poll::Ready(Err(error)) if error.is_go_away()));
+    gate.notify_one();
     upload.send_data("two".into(), true).unwrap();
     assert_eq!(peer.run(async { text(response.await.unwrap()).await }), (200, "one two".into()));
     peer.ended();
@@ -651,4 +645,40 @@ fn beyond_the_limit_of_requests_at_once_more_are_refused_and_can_be_sent_again()
     let refused = raw.until(RST_STREAM);
     assert_eq!((refused.stream, refused.number(0)), (7, 7), "REFUSED_STREAM");
     eventually(|| site.metric(Slot::InFlight) == 3);
+}
+
+#[test]
+fn pings_whose_answers_are_not_read_are_not_read_either_and_end_by_the_limit_of_writing() {
+    let site = limited(config::Limits { write_timeout: short(), ..patient() }, mirror);
+    let peer = Peer::new(&site);
+    let raw = Raw::new(&site);
+    let start = Instant::now();
+    let flood = frame(PING, 0, 0, &[0; 8]).repeat(10_000);
+    // Until neither side's buffers take any more, and then until the reset.
+    while (&raw.client.stream).write_all(&flood).is_ok() {
+        assert!(start.elapsed() < PATIENCE, "it goes on");
+    }
+    eventually(|| site.server.connections.open() == 1);
+    assert_eq!(site.metric(Slot::WriteTimeouts), 1);
+    assert_eq!(peer.get("/"), (200, "/".into()));
+}
+
+// ---- beside the handover ----
+
+#[test]
+fn an_idle_connection_neither_moves_nor_keeps_others_waiting() {
+    let (old, new) = (serve(mirror), serve(mirror));
+    let peer = Peer::new(&old);
+    assert_eq!(peer.get("/").0, 200);
+    let mut http1 = old.connect();
+    http1.get("/");
+    eventually(|| old.metric(Slot::Idle) == 2);
+    super::handover::hand_over(&old, &new);
+    // Well below the time that is given to those that are still to move.
+    let settled =
+        async { tokio::time::timeout(Duration::from_millis(200), old.server.handover.settled(old.server)).await };
+    old.runtime.block_on(settled).expect("the pause waits for a connection that cannot move");
+    eventually(|| old.server.connections.open() == 1 && new.server.connections.open() == 1);
+    assert_eq!(peer.get("/here"), (200, "/here".into()));
+    assert_eq!((old.metric(Slot::Http2), new.metric(Slot::Http2)), (1, 0));
 }
