@@ -56,10 +56,14 @@ pub enum Slot {
     Http2Errors,
     /// For how many milliseconds the oldest request in flight has been, as the last sweep saw; 0 if there is none.
     OldestRequest,
+    /// TLS handshakes that were not done in time.
+    HandshakeTimeouts,
+    /// TLS handshakes that failed: another protocol, or none that both sides speak.
+    HandshakeFailures,
 }
 
 /// How many slots there are.
-pub const SLOTS: usize = Slot::OldestRequest as usize + 1;
+pub const SLOTS: usize = Slot::HandshakeFailures as usize + 1;
 
 /// A view of the slots; cheap to copy.
 #[derive(Clone, Copy, Debug)]
@@ -145,6 +149,7 @@ impl Counts {
 
     fn limits(&self) -> LimitHits {
         LimitHits {
+            handshake_timeouts: self.get(Slot::HandshakeTimeouts),
             head_timeouts: self.get(Slot::HeadTimeouts),
             idle_timeouts: self.get(Slot::IdleTimeouts),
             body_timeouts: self.get(Slot::BodyTimeouts),
@@ -156,6 +161,7 @@ impl Counts {
             peer_refusals: self.get(Slot::PeerRefusals),
             accept_failures: self.get(Slot::AcceptFailures),
             http2_errors: self.get(Slot::Http2Errors),
+            handshake_failures: self.get(Slot::HandshakeFailures),
         }
     }
 }

@@ -120,6 +120,8 @@ pub enum Stage {
     Config,
     /// Reading and checking the files.
     Snapshot,
+    /// Certificates and their keys.
+    Tls,
     Listen,
     Spawn,
     /// Opening the plugin and running its init.
@@ -135,6 +137,7 @@ impl fmt::Display for Stage {
             Stage::Build => "build",
             Stage::Config => "config",
             Stage::Snapshot => "snapshot",
+            Stage::Tls => "tls",
             Stage::Listen => "listen",
             Stage::Spawn => "spawn",
             Stage::Load => "load",
@@ -425,6 +428,8 @@ pub struct Load {
 /// How often each of `[limits]` was met.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitHits {
+    #[serde(default)]
+    pub handshake_timeouts: u64,
     pub head_timeouts: u64,
     pub idle_timeouts: u64,
     pub body_timeouts: u64,
@@ -440,12 +445,16 @@ pub struct LimitHits {
     /// Their clients broke the protocol of HTTP/2, or flooded it.
     #[serde(default)]
     pub http2_errors: u64,
+    /// Clients that spoke no TLS to a port that does, or none that both sides know.
+    #[serde(default)]
+    pub handshake_failures: u64,
 }
 
 impl LimitHits {
     /// Each with its name, as status and metrics show it.
-    pub fn named(&self) -> [(&'static str, u64); 11] {
+    pub fn named(&self) -> [(&'static str, u64); 13] {
         let LimitHits {
+            handshake_timeouts,
             head_timeouts,
             idle_timeouts,
             body_timeouts,
@@ -457,8 +466,10 @@ impl LimitHits {
             peer_refusals,
             accept_failures,
             http2_errors,
+            handshake_failures,
         } = *self;
         [
+            ("handshake_timeouts", handshake_timeouts),
             ("head_timeouts", head_timeouts),
             ("idle_timeouts", idle_timeouts),
             ("body_timeouts", body_timeouts),
@@ -470,6 +481,7 @@ impl LimitHits {
             ("peer_refusals", peer_refusals),
             ("accept_failures", accept_failures),
             ("http2_errors", http2_errors),
+            ("handshake_failures", handshake_failures),
         ]
     }
 }
@@ -505,8 +517,52 @@ pub struct GenerationStatus {
     pub exit: Option<String>,
 }
 
+/// A certificate of the set that serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    pub server: String,
+    /// Its file.
+    pub cert: String,
+    pub names: Vec<String>,
+    /// As RFC 3339 writes it.
+    pub not_after: String,
+    /// Below zero if it has.
+    pub expires_in_s: i64,
+    pub validity: Validity,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Validity {
+    Valid,
+    NotYetValid,
+    /// Within 14 days.
+    ExpiresSoon,
+    Expired,
+}
+
+/// What an address speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scheme {
+    #[default]
+    Http,
+    Https,
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        })
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerStatus {
+    #[serde(default)]
+    pub scheme: Scheme,
     pub server: String,
     pub address: String,
 }
@@ -523,6 +579,8 @@ pub struct Status {
     pub serving: Option<Generation>,
     pub shutting_down: bool,
     pub listeners: Vec<ListenerStatus>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateStatus>,
     pub admin: Option<String>,
     pub plugin_dir: String,
     /// Newest first; ended ones stay for a while.

@@ -74,10 +74,16 @@ macro_rules! facts {
             self.head.text(abi::FACT_ORIGINAL_TARGET).unwrap_or_else(|| self.head.target())
         }
 
+        /// `https` on a connection with TLS, else `http`. A proxy in front may have spoken another to the client.
+        pub fn scheme(&self) -> &'static str {
+            if self.tls().is_some() { "https" } else { "http" }
+        }
+
         /// What TLS negotiated. Nothing on a clear connection.
         pub fn tls(&self) -> Option<Tls<'_>> {
             Some(Tls {
                 version: self.head.text(abi::FACT_TLS_VERSION)?,
+                cipher: self.head.text(abi::FACT_TLS_CIPHER).unwrap_or_default(),
                 server_name: self.head.text(abi::FACT_TLS_SNI),
                 alpn: self.head.text(abi::FACT_TLS_ALPN),
             })
@@ -283,6 +289,8 @@ impl fmt::Debug for RequestInfo {
 pub struct Tls<'a> {
     /// Such as `TLSv1.3`.
     pub version: &'a str,
+    /// Such as `TLS_AES_128_GCM_SHA256`.
+    pub cipher: &'a str,
     /// The name that the client asked for (SNI).
     pub server_name: Option<&'a str>,
     /// The application protocol, such as `h2`.

@@ -274,7 +274,7 @@ impl Connection {
         Connection::over(Box::new(UnixStream::connect(path)?), "localhost".into())
     }
 
-    fn over(stream: Box<dyn Stream>, host: String) -> io::Result<Connection> {
+    pub(crate) fn over(stream: Box<dyn Stream>, host: String) -> io::Result<Connection> {
         stream.time_limit(Duration::from_secs(60))?;
         Ok(Connection { stream, parser: Parser::new(), host })
     }

@@ -5,6 +5,7 @@
 //! * [`load`] is the client that counts every loss; [`chaos`] the server that it must report; [`http`] what both read;
 //!   [`http2`] is the client of that protocol
 //! * [`torture`] is the load with what is done to the real server meanwhile
+//! * [`tls`] issues certificates, and has the clients that look at them
 //! * [`wait`] is the one way to wait; [`stats`] the numbers of the benches
 
 pub mod artifacts;
@@ -17,5 +18,6 @@ pub mod process;
 pub mod server;
 pub mod stats;
 pub mod status;
+pub mod tls;
 pub mod torture;
 pub mod wait;

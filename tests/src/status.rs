@@ -14,6 +14,8 @@ pub struct Status {
     pub serving: Option<u64>,
     pub shutting_down: bool,
     pub listeners: Vec<Listener>,
+    #[serde(default)]
+    pub certificates: Vec<Certificate>,
     pub admin: Option<String>,
     /// Newest first.
     pub generations: Vec<Generation>,
@@ -49,8 +51,19 @@ impl Status {
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct Listener {
+    pub scheme: String,
     pub server: String,
     pub address: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Certificate {
+    pub server: String,
+    pub cert: String,
+    pub names: Vec<String>,
+    pub not_after: String,
+    pub expires_in_s: i64,
+    pub validity: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -82,6 +95,8 @@ pub struct Load {
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct LimitHits {
+    pub handshake_timeouts: u64,
+    pub handshake_failures: u64,
     pub head_timeouts: u64,
     pub body_timeouts: u64,
     pub head_too_large: u64,

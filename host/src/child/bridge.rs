@@ -11,9 +11,9 @@ use std::task::{Context, Poll};
 
 use baton_plugin_api::abi::{
     BODY_EMPTY, BODY_FULL, BODY_STREAM, FACT_AUTHORITY, FACT_LOCAL, FACT_ORIGINAL_TARGET, FACT_PEER, FACT_PREFIX,
-    FACT_SCHEME, FACT_SERVER, FRAME_DATA, FRAME_END, FRAME_ERROR, FRAME_TRAILERS, FfiBody, FfiBodyVtable, FfiBytes,
-    FfiContext, FfiFrame, FfiFuture, FfiSizeHint, HeaderRef, PANICKED, PENDING, READY, RequestHead, RequestHeadVtable,
-    ResponseHead, ResponseSink, SENSITIVE, Slice,
+    FACT_SCHEME, FACT_SERVER, FACT_TLS_ALPN, FACT_TLS_CIPHER, FACT_TLS_SNI, FACT_TLS_VERSION, FRAME_DATA, FRAME_END,
+    FRAME_ERROR, FRAME_TRAILERS, FfiBody, FfiBodyVtable, FfiBytes, FfiContext, FfiFrame, FfiFuture, FfiSizeHint,
+    HeaderRef, PANICKED, PENDING, READY, RequestHead, RequestHeadVtable, ResponseHead, ResponseSink, SENSITIVE, Slice,
 };
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderName, TRANSFER_ENCODING};
@@ -101,6 +101,10 @@ impl Head {
                 _ => Some(text(route::target(uri))),
             },
             FACT_SCHEME => uri.scheme_str().map(text),
+            FACT_TLS_VERSION => self.conn.tls().map(|tls| text(tls.version)),
+            FACT_TLS_CIPHER => self.conn.tls().map(|tls| text(tls.cipher)),
+            FACT_TLS_SNI => self.conn.tls().and_then(|tls| tls.server_name.as_deref()).map(text),
+            FACT_TLS_ALPN => self.conn.tls().and_then(|tls| tls.alpn.as_deref()).map(text),
             FACT_AUTHORITY => uri.authority().map(|authority| text(authority.as_str())),
             _ => None,
         }

@@ -20,8 +20,10 @@ use super::route::Sites;
 use super::serve::Server;
 use super::serve::accept::{Acceptors, Listener};
 use super::serve::limits::Limits;
+use super::serve::tls::{Tickets, Tls};
 use super::state::{Action, Event, State};
 use crate::config::same_plugin;
+use crate::control::secrets::{self, ServerCertificates};
 use crate::control::{
     ChannelError, Deadlines, ListenerInfo, LoadSet, MAX_MESSAGE, PROTOCOL, ToChild, ToMaster, WorkerEnd,
 };
@@ -71,6 +73,8 @@ struct Set {
     load: LoadSet,
     metrics: Metrics,
     host: Host,
+    certificates: Vec<ServerCertificates>,
+    tickets: Tickets,
 }
 
 struct Service {
@@ -84,7 +88,7 @@ struct Service {
 
 impl Set {
     /// Serves it with `plugins`.
-    fn server(&self, plugins: &[&'static Plugin], metrics: Metrics) -> Result<&'static Server, Failure> {
+    fn server(&self, plugins: &[&'static Plugin], metrics: Metrics, tls: Tls) -> Result<&'static Server, Failure> {
         let open_files = process::open_files_limit()
             .map_err(|error| Failure::new(Stage::Load, format!("failed to learn the limit of open files: {error}")))?;
         let limits = Limits::new(&self.load.config.limits, &self.load.config.drain, open_files);
@@ -92,7 +96,7 @@ impl Set {
         let sites = Sites::new(&self.load.config.server, mounts, |name| {
             plugins.iter().find(|plugin| same_plugin(plugin.name(), name)).copied()
         });
-        Ok(Server::new(sites, metrics, limits))
+        Ok(Server::new(sites, metrics, limits, tls))
     }
 }
 
@@ -198,7 +202,7 @@ impl Worker {
 
     /// Makes ready to serve with `plugins`.
     fn open(&mut self, plugins: Vec<&'static Plugin>) -> Result<(), Failure> {
-        let Some(set) = &self.set else { return Err(Failure::new(Stage::Load, "failed to find what to serve")) };
+        let Some(set) = &mut self.set else { return Err(Failure::new(Stage::Load, "failed to find what to serve")) };
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         builder.enable_all().thread_name("serve");
         if set.load.config.workers > 0 {
@@ -208,12 +212,17 @@ impl Worker {
             .build()
             .map_err(|error| Failure::new(Stage::Load, format!("failed to start the threads that serve: {error}")))?;
         let runtime = Box::leak(Box::new(runtime));
-        let server = set.server(&plugins, set.metrics)?;
-        // Probes leave no trace in what clients meet, or in what is counted of them.
+        let tls = Tls::new(&set.load.config, &set.certificates, &set.tickets)
+            .map_err(|error| Failure::new(Stage::Load, error.to_string()))?;
+        // In a form that can be used they are in there.
+        set.certificates.clear();
+        let server = set.server(&plugins, set.metrics, tls)?;
+        // Probes leave no trace in what clients meet, or in what is counted of them. They are about plugins: none is asked to
+        // agree on TLS.
         let probes = set.load.config.server.iter().any(|server| !server.probe.is_empty());
         // A set without plugins has nothing to prove.
         let rehearsal = match probes && !plugins.is_empty() {
-            true => Some(set.server(&plugins, Metrics::local())?),
+            true => Some(set.server(&plugins, Metrics::local(), Tls::default())?),
             false => None,
         };
         self.service = Some(Service { server, rehearsal, plugins, runtime });
@@ -235,6 +244,9 @@ impl Worker {
             }
             ToChild::Load(load) => self.take_set(*load, fds).unwrap_or_else(Event::Broken),
             ToChild::Listener { id } => self.take_listener(id, fds).unwrap_or_else(Event::Broken),
+            // What TLS is spoken with; whoever lacks it says so when the listeners are opened.
+            ToChild::Certificates => return self.take_certificates(fds).err().map(Event::Broken),
+            ToChild::Tickets => return self.take_tickets(fds).err().map(Event::Broken),
             ToChild::Go => Event::Go,
             ToChild::Pause => Event::Pause,
             ToChild::Resume => Event::Resume,
@@ -252,7 +264,9 @@ impl Worker {
             return Some(Event::Broken("ADOPT came out of order".into()));
         };
         let name = |info: &ListenerInfo| (info.id, &*Box::leak(info.server.clone().into_boxed_str()));
-        let names = set.load.listeners.iter().map(name).collect();
+        // What moves is clear, and one who expects TLS would not understand it.
+        let clear = set.load.listeners.iter().filter(|info| service.server.tls.of(&info.server).is_none());
+        let names = clear.map(name).collect();
         let _entered = service.runtime.enter();
         handover::adopt(service.server, socket, from, names);
         None
@@ -283,8 +297,28 @@ impl Worker {
         self.orphan.time.store(u64::try_from(drain.orphan.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         let event = Event::Load { listeners: load.listeners.len(), drain };
         let metrics = Metrics(metrics.leak());
-        self.set = Some(Set { load, metrics, host: Host::new(metrics, self.asked.0.clone()) });
+        self.set = Some(Set {
+            load,
+            metrics,
+            host: Host::new(metrics, self.asked.0.clone()),
+            certificates: Vec::new(),
+            tickets: Tickets::default(),
+        });
         Ok(event)
+    }
+
+    fn take_certificates(&mut self, fds: Vec<OwnedFd>) -> Result<(), String> {
+        let set = self.set.as_mut().ok_or("CERTIFICATES came before LOAD")?;
+        let sealed = fds.into_iter().next().ok_or("CERTIFICATES came without them")?;
+        set.certificates = secrets::open_certificates(sealed).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    fn take_tickets(&self, fds: Vec<OwnedFd>) -> Result<(), String> {
+        let set = self.set.as_ref().ok_or("TICKETS came before LOAD")?;
+        let sealed = fds.into_iter().next().ok_or("TICKETS came without them")?;
+        set.tickets.update(secrets::open_tickets(sealed).map_err(|error| error.to_string())?);
+        Ok(())
     }
 
     fn take_listener(&mut self, id: u32, fds: Vec<OwnedFd>) -> Result<Event, String> {

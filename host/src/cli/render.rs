@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::report::{
-    Cut, DrainReport, Generation, GenerationState, GenerationStatus, OpResult, PluginChanges, PluginStatus, Report,
-    Status, Totals, Verb,
+    CertificateStatus, Cut, DrainReport, Generation, GenerationState, GenerationStatus, OpResult, PluginChanges,
+    PluginStatus, Report, Scheme, Status, Totals, Validity, Verb,
 };
 
 /// Colours, or none.
@@ -242,8 +242,10 @@ pub fn status(status: &Status, paint: Paint) -> String {
     let mut text =
         format!("{} {state} · pid {} · up {up} · baton {}\n", paint.strong(&status.name), status.pid, status.version);
     for listener in &status.listeners {
-        push(&mut text, format_args!("  listens on {} ({})\n", listener.address, listener.server));
+        let tls = if listener.scheme == Scheme::Https { ", TLS" } else { "" };
+        push(&mut text, format_args!("  listens on {} ({}{tls})\n", listener.address, listener.server));
     }
+    text.push_str(&certificates(&status.certificates, paint));
     if let Some(admin) = &status.admin {
         push(&mut text, format_args!("  admin      {admin}\n"));
     }
@@ -281,6 +283,22 @@ fn totals(totals: &Totals) -> String {
         push(&mut text, format_args!("\n  limits met: {}", met.join(", ")));
     }
     text + "\n\n"
+}
+
+fn certificates(all: &[CertificateStatus], paint: Paint) -> String {
+    let mut text = String::new();
+    for CertificateStatus { server, cert, names, not_after, expires_in_s, validity } in all {
+        let names = if names.is_empty() { cert.clone() } else { names.join(", ") };
+        let time = duration(Duration::from_secs(expires_in_s.unsigned_abs()));
+        let end = match validity {
+            Validity::Valid => format!("until {not_after}"),
+            Validity::NotYetValid => paint.bad("not valid yet"),
+            Validity::ExpiresSoon => paint.bad(&format!("expires in {time}")),
+            Validity::Expired => paint.bad(&format!("expired {time} ago")),
+        };
+        push(&mut text, format_args!("  tls        {server}: {names} {end}\n"));
+    }
+    text
 }
 
 fn generations(status: &Status, paint: Paint) -> String {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::{CliError, PrintConfig, RunArgs, exit, say};
-use crate::config::{Config, ConfigError, LogFormat, REFERENCE};
+use crate::config::{Certificate, Config, ConfigError, LogFormat, REFERENCE};
 use crate::master::{self, BadStart, Exit, Options};
 use crate::report::{Failure, Stage};
 use crate::telemetry::{self, Role};
@@ -26,6 +26,12 @@ pub struct Overrides {
     /// Address to listen on, IP:PORT, unix:PATH or systemd:NAME, instead of the file's; may be given more than once [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<String>,
+    /// Certificate in PEM form, those up to one that clients know behind it: the addresses speak TLS
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key in PEM form
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// Address of the admin page, or "off" [default: 127.0.0.1:9700, or another port if that is taken]
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<String>,
@@ -46,7 +52,9 @@ pub struct Overrides {
 impl Overrides {
     /// Makes paths absolute: what they mean must not depend on when they are read.
     fn settle(&mut self) -> std::io::Result<()> {
-        for path in [&mut self.config, &mut self.plugins, &mut self.default_file].into_iter().flatten() {
+        let paths =
+            [&mut self.config, &mut self.plugins, &mut self.tls_cert, &mut self.tls_key, &mut self.default_file];
+        for path in paths.into_iter().flatten() {
             *path = std::path::absolute(&path)?;
         }
         Ok(())
@@ -77,6 +85,15 @@ impl Overrides {
             config.server.truncate(1);
             for server in &mut config.server {
                 server.listen = self.listen.clone();
+            }
+        }
+        if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
+            if config.server.len() > 1 {
+                let why = "several servers are there, and --tls-cert cannot say which is meant: set it in the file";
+                return Err(ConfigError::at_key("server.tls", why.into()));
+            }
+            for server in &mut config.server {
+                server.tls = vec![Certificate { cert: cert.clone(), key: key.clone() }];
             }
         }
         // Shown and logged as what it means. Without a current directory it stays as it was written.
@@ -136,7 +153,7 @@ pub fn exit_code(exit: &Exit) -> u8 {
         Exit::Drained => exit::DONE,
         Exit::Cut => exit::CUT,
         // The log has said why.
-        Exit::StartFailed(Failure { stage: Stage::Config, .. }) => exit::CONFIG,
+        Exit::StartFailed(Failure { stage: Stage::Config | Stage::Tls, .. }) => exit::CONFIG,
         Exit::StartFailed(_) => exit::FAILED,
     }
 }
@@ -163,6 +180,8 @@ mod tests {
             admin: Some("off".into()),
             log_format: Some(LogFormat::Compact),
             listen: vec!["127.0.0.1:1".into(), "127.0.0.1:2".into()],
+            tls_cert: Some("/c".into()),
+            tls_key: Some("/k".into()),
             default_file: None,
         };
         let config = overrides.load().unwrap();
@@ -171,6 +190,7 @@ mod tests {
         assert_eq!(config.plugin_dir, Path::new("/srv/p"));
         assert_eq!(config.server.len(), 1);
         assert_eq!(config.server[0].listen, ["127.0.0.1:1", "127.0.0.1:2"]);
+        assert_eq!(config.server[0].tls, [Certificate { cert: "/c".into(), key: "/k".into() }]);
     }
 
     #[test]
@@ -190,6 +210,18 @@ mod tests {
         assert!(bad(Overrides { listen: vec!["nowhere".into()], ..Overrides::default() }).contains("IP:PORT"));
         assert!(bad(Overrides { name: Some("a/b".into()), ..Overrides::default() }).contains("letters"));
         assert!(bad(Overrides { config: Some("/nowhere/baton.toml".into()), ..Overrides::default() }).contains("read"));
+    }
+
+    #[test]
+    fn a_certificate_by_option_is_for_one_server() {
+        let (_dir, config) = file(
+            "[[server]]\nname = \"a\"\nlisten = [\"127.0.0.1:1\"]\n[[server]]\nname = \"b\"\nlisten = [\"127.0.0.1:2\"]\n",
+        );
+        let overrides =
+            Overrides { config, tls_cert: Some("/c".into()), tls_key: Some("/k".into()), ..Overrides::default() };
+        assert!(overrides.load().unwrap_err().to_string().contains("--tls-cert"));
+        let listen = vec!["127.0.0.1:1".into()];
+        assert!(Overrides { listen, ..overrides }.load().unwrap().server[0].is_tls());
     }
 
     #[test]
@@ -216,6 +248,7 @@ mod tests {
         assert_eq!(exit_code(&Exit::Drained), 0);
         assert_eq!(exit_code(&Exit::Cut), 3);
         assert_eq!(exit_code(&Exit::StartFailed(Failure::new(Stage::Config, "x"))), 78);
+        assert_eq!(exit_code(&Exit::StartFailed(Failure::new(Stage::Tls, "x"))), 78);
         assert_eq!(exit_code(&Exit::StartFailed(Failure::new(Stage::Load, "x"))), 1);
     }
 }

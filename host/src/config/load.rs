@@ -232,11 +232,13 @@ pub(super) fn known(path: &[String]) -> Option<&'static [&'static str]> {
         ["shutdown"] => Some(keys::<Shutdown>()),
         ["limits"] => Some(keys::<Limits>()),
         ["probation"] => Some(keys::<Probation>()),
+        ["tls"] => Some(keys::<Tls>()),
         ["crash"] => Some(keys::<Crash>()),
         ["store"] => Some(keys::<Store>()),
         ["admin"] => Some(keys::<Admin>()),
         ["log"] => Some(keys::<Log>()),
         ["server"] => Some(keys::<Server>()),
+        ["server", "tls"] => Some(keys::<Certificate>()),
         ["server", "route"] => Some(keys::<Route>()),
         ["server", "probe"] => Some(keys::<Probe>()),
         ["plugins", _] => Some(keys::<Plugin>()),
@@ -347,6 +349,14 @@ fn from_folder(table: &mut toml::Table, folder: &Path) {
             && let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty())
         {
             *text = format!("unix:{}", folder.join(path).display());
+        }
+    }
+    for server in table.get_mut("server").and_then(toml::Value::as_array_mut).into_iter().flatten() {
+        let certificates = server.get_mut("tls").and_then(toml::Value::as_array_mut);
+        for certificate in certificates.into_iter().flatten() {
+            for key in ["cert", "key"] {
+                certificate.get_mut(key).map(join);
+            }
         }
     }
 }

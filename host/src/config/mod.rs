@@ -144,6 +144,7 @@ pub struct Config {
     pub shutdown: Shutdown,
     pub limits: Limits,
     pub probation: Probation,
+    pub tls: Tls,
     pub crash: Crash,
     pub store: Store,
     pub admin: Admin,
@@ -186,6 +187,8 @@ pub struct Shutdown {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
+    /// Of TLS, from the accept to the last message of the handshake.
+    pub handshake_timeout: Limit,
     /// From the first byte of a request's head to its last; on a new connection from its accept.
     pub head_timeout: Limit,
     /// Of a connection without a request.
@@ -220,6 +223,26 @@ pub struct Probation {
     pub min_requests: u64,
     /// Of the new generation's answers, the part that may be 5xx, 501 apart; absent for any.
     pub max_failure_ratio: Option<f64>,
+}
+
+/// What all servers with certificates have in common.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    pub min_version: TlsVersion,
+    /// How often the keys change that session tickets are sealed with. A ticket is good for this long at least, and twice
+    /// this long at most.
+    #[serde(with = "finite")]
+    pub ticket_rotation: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TlsVersion {
+    #[default]
+    #[serde(rename = "1.2")]
+    V12,
+    #[serde(rename = "1.3")]
+    V13,
 }
 
 /// What follows the death of a child that serves.
@@ -286,6 +309,9 @@ pub struct Server {
     pub socket_owner: Option<String>,
     #[serde(default)]
     pub socket_group: Option<String>,
+    /// If there are any, all its addresses speak TLS.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tls: Vec<Certificate>,
     /// If there are any, only these are served here; else every plugin at its mount.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub route: Vec<Route>,
@@ -315,6 +341,15 @@ pub struct Probe {
     pub body: Option<String>,
     #[serde(with = "finite")]
     pub timeout: Duration,
+}
+
+/// Files in PEM form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// The server's own certificate, then those that lead to one that clients know.
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 /// Requests for `host` below `prefix` go to `plugin`.
@@ -377,6 +412,7 @@ impl Default for Config {
             shutdown: Shutdown::default(),
             limits: Limits::default(),
             probation: Probation::default(),
+            tls: Tls::default(),
             crash: Crash::default(),
             store: Store::default(),
             admin: Admin::default(),
@@ -410,6 +446,7 @@ impl Default for Shutdown {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
+            handshake_timeout: Limit::After(seconds(10)),
             head_timeout: Limit::After(seconds(30)),
             idle_timeout: Limit::After(seconds(75)),
             body_timeout: Limit::After(seconds(30)),
@@ -429,6 +466,12 @@ impl Default for Limits {
 impl Default for Probation {
     fn default() -> Probation {
         Probation { window: Duration::ZERO, min_requests: 20, max_failure_ratio: None }
+    }
+}
+
+impl Default for Tls {
+    fn default() -> Tls {
+        Tls { min_version: TlsVersion::V12, ticket_rotation: seconds(6 * 3600) }
     }
 }
 
@@ -466,11 +509,16 @@ impl Server {
             socket_mode: everybody(),
             socket_owner: None,
             socket_group: None,
+            tls: Vec::new(),
             route: Vec::new(),
             health: None,
             probe: Vec::new(),
             http2: true,
         }
+    }
+
+    pub fn is_tls(&self) -> bool {
+        !self.tls.is_empty()
     }
 }
 

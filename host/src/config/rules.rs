@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{Config, ConfigError, Probe, Problem, Size, same_plugin};
+use super::{Certificate, Config, ConfigError, Probe, Problem, Size, same_plugin};
 
 impl Config {
     /// Holds every rule, and names all that are broken.
@@ -43,6 +43,10 @@ impl Config {
         if self.limits.http2_ping.duration().is_some_and(|ping| ping < Duration::from_millis(100)) {
             problem("limits.http2_ping", "must be at least 100ms, or \"never\"".into());
         }
+        // RFC 8446 4.6.1: no ticket lives longer than seven days, and ours may live for two turns.
+        if !(1..=7 * 24 * 3600 / 2).contains(&self.tls.ticket_rotation.as_secs()) {
+            problem("tls.ticket_rotation", "must lie between 1s and 3days 12h".into());
+        }
         if self.server.is_empty() {
             problem("server", "at least one [[server]] is needed".into());
         }
@@ -75,6 +79,13 @@ impl Config {
             }
         }
         for (index, server) in self.server.iter().enumerate() {
+            for (number, Certificate { cert, key }) in server.tls.iter().enumerate() {
+                for (name, path) in [("cert", cert), ("key", key)] {
+                    if path.as_os_str().is_empty() {
+                        problem(&format!("server[{index}].tls[{number}].{name}"), "names no file".into());
+                    }
+                }
+            }
             let mut taken = BTreeSet::new();
             for (number, route) in server.route.iter().enumerate() {
                 let key = format!("server[{index}].route[{number}]");

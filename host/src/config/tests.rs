@@ -57,19 +57,22 @@ fn documented_keys() -> BTreeMap<String, Option<String>> {
                     collect(&below, "plugins.NAME", Some(&plugin), found);
                 }
                 _ if super::load::known(&below).is_some() => {
-                    if *key == "probe" {
-                        let probe = toml::Table::try_from(Probe::default()).unwrap();
+                    // Lists of tables that are empty by default, and what each table then has by default.
+                    let fresh = match shown.as_str() {
+                        "server.route" => {
+                            let route = Route { host: None, prefix: super::root(), plugin: String::new() };
+                            let mut route = toml::Table::try_from(route).unwrap();
+                            route.remove("plugin");
+                            Some(route)
+                        }
+                        "server.probe" => Some(toml::Table::try_from(Probe::default()).unwrap()),
+                        "server.tls" => Some(toml::Table::new()),
+                        _ => None,
+                    };
+                    if fresh.is_some() {
                         found.insert(shown.clone(), Some("[]".into()));
-                        collect(&below, &shown, Some(&probe), found);
-                    } else if *key == "route" {
-                        let route = Route { host: None, prefix: super::root(), plugin: String::new() };
-                        let mut route = toml::Table::try_from(route).unwrap();
-                        route.remove("plugin");
-                        found.insert(shown.clone(), Some("[]".into()));
-                        collect(&below, &shown, Some(&route), found);
-                    } else {
-                        collect(&below, &shown, within, found);
                     }
+                    collect(&below, &shown, fresh.as_ref().or(within), found);
                 }
                 _ => drop(found.insert(shown, value.map(ToString::to_string))),
             }

@@ -8,6 +8,8 @@
 //! |---|---|---|---|---|---|
 //! | `Hello` | both | first | the other's `Hello` | `start_timeout` | refused, stage spawn |
 //! | `Load` (+ metrics memfd) | master | after the Hellos, once | `Ready` or `Failed` | `start_timeout` | refused, stage load |
+//! | `Certificates` (+ sealed memory) | master | after `Load`, before `Listener`, once; only if a server has TLS | - | - | as `Load` |
+//! | `Tickets` (+ sealed memory) | master | after `Certificates`, to the child's end, each time that the keys change | - | - | - |
 //! | `Listener` (+ socket) | master | after `Load`, before `Ready` | - | - | as `Load` |
 //! | `Loading` | child | after the listeners came, once per plugin | - | - | names the plugin that killed it |
 //! | `Proving` | child | all listeners came, plugins are up, and there are probes | - | - | refused, stage prove |
@@ -31,6 +33,7 @@
 //! The child's answer to the master's death (end of file here) is to accept nothing more and drain within `drain.orphan`.
 
 mod channel;
+pub mod secrets;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -81,6 +84,10 @@ pub enum ToChild {
     },
     /// With the metrics memfd.
     Load(Box<LoadSet>),
+    /// With [`secrets::seal_certificates`].
+    Certificates,
+    /// With [`secrets::seal_tickets`].
+    Tickets,
     /// With the listening socket.
     Listener {
         id: u32,

@@ -21,7 +21,7 @@ use super::watch::{self, Change, Settle};
 use crate::cli::millis;
 use crate::master::Handle;
 use crate::master::handle::{Gone, OpOptions};
-use crate::report::{Cause, OpResult, Report, Stage, Status, Verb};
+use crate::report::{Cause, OpResult, Report, Scheme, Stage, Status, Verb};
 use crate::telemetry;
 
 /// The new code has this long to answer the one request that the time is taken with.
@@ -114,8 +114,9 @@ async fn rebuild(
 
 /// One real request on a new connection; an error says why there was no answer.
 async fn first_answer(status: &Status) -> Result<(), String> {
-    let mut addresses = status.listeners.iter().filter_map(|listener| listener.address.parse().ok());
-    let address = reachable(addresses.next().ok_or("there is no TCP listener")?);
+    let clear = status.listeners.iter().filter(|listener| listener.scheme == Scheme::Http);
+    let mut addresses = clear.filter_map(|listener| listener.address.parse().ok());
+    let address = reachable(addresses.next().ok_or("there is no TCP listener for clear HTTP")?);
     let exchange = async {
         let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
         let (mut sender, connection) =
@@ -287,7 +288,8 @@ mod tests {
             ready: true,
             serving: Some(Generation(2)),
             shutting_down: false,
-            listeners: vec![ListenerStatus { server: "default".into(), address: address.into() }],
+            listeners: vec![ListenerStatus { scheme: Scheme::Http, server: "default".into(), address: address.into() }],
+            certificates: Vec::new(),
             admin: None,
             plugin_dir: String::new(),
             generations: vec![GenerationStatus {

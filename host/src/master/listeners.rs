@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::socket_file::{Access, SocketFile, is_live};
 use crate::config::{Config, Listen, Server};
 use crate::control::ListenerInfo;
-use crate::report::{Failure, ListenerStatus, Stage};
+use crate::report::{Failure, ListenerStatus, Scheme, Stage};
 use crate::sys::socket::{self, Address};
 use crate::sys::worker;
 
@@ -55,6 +55,7 @@ pub struct Claim {
     server: String,
     /// Who may connect to a socket that has a file of ours.
     access: Option<Access>,
+    scheme: Scheme,
 }
 
 #[derive(Debug)]
@@ -138,7 +139,8 @@ impl Listeners {
         opened: &mut Vec<Key>,
     ) -> Result<Vec<Claim>, Failure> {
         let refused = |why: String| Failure::new(Stage::Listen, why);
-        let claim = |key, access| Claim { key, server: server.name.clone(), access };
+        let scheme = if server.is_tls() { Scheme::Https } else { Scheme::Http };
+        let claim = |key, access| Claim { key, server: server.name.clone(), access, scheme };
         let (key, bound, access) = match requested.parse().map_err(refused)? {
             Listen::Systemd(name) => {
                 let keys = self.claim_passed(&name, opened)?;
@@ -254,8 +256,10 @@ impl Listeners {
         Ok(lent)
     }
 
-    pub fn ids(&self, claims: &[Claim]) -> Vec<u32> {
-        claims.iter().filter_map(|claim| self.open.get(&claim.key)).map(|listener| listener.id).collect()
+    /// Those that take clear connections: no other can be handed over.
+    pub fn clear_ids(&self, claims: &[Claim]) -> Vec<u32> {
+        let clear = claims.iter().filter(|claim| claim.scheme == Scheme::Http);
+        clear.filter_map(|claim| self.open.get(&claim.key)).map(|listener| listener.id).collect()
     }
 
     /// Somebody called shutdown(2) on a shared socket (plugin code: Baton's child has no such call): it no longer listens,
@@ -282,7 +286,7 @@ impl Listeners {
     pub fn status(&self, claims: &[Claim]) -> Vec<ListenerStatus> {
         let status = |claim: &Claim| {
             let address = self.open.get(&claim.key)?.address.to_string();
-            Some(ListenerStatus { server: claim.server.clone(), address })
+            Some(ListenerStatus { scheme: claim.scheme, server: claim.server.clone(), address })
         };
         claims.iter().filter_map(status).collect()
     }
@@ -501,7 +505,7 @@ mod tests {
         drop(other);
         let claims = listeners.open(&config(&[&listen])).unwrap();
         UnixStream::connect(&path).unwrap();
-        assert_eq!(listeners.ids(&claims).len(), 1);
+        assert_eq!(listeners.clear_ids(&claims).len(), 1);
         drop(listeners);
         std::fs::write(&path, "precious").unwrap();
         assert!(Listeners::default().open(&config(&[&listen])).unwrap_err().error.contains("no socket"));
@@ -514,11 +518,11 @@ mod tests {
         let (path, listen) = path_in(&dir);
         let mut listeners = Listeners::default();
         let first = listeners.open(&config(&[&listen])).unwrap();
-        let id = listeners.ids(&first);
+        let id = listeners.clear_ids(&first);
         std::fs::remove_file(&path).unwrap();
         let second = listeners.open(&config(&[&listen])).unwrap();
         UnixStream::connect(&path).unwrap();
-        assert_ne!(listeners.ids(&second), id);
+        assert_ne!(listeners.clear_ids(&second), id);
         let (_, copy) = listeners.lend(&second).unwrap().remove(0);
         Socket::from(copy).shutdown(std::net::Shutdown::Both).unwrap();
         assert!(UnixStream::connect(&path).is_err());

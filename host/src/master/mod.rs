@@ -7,11 +7,14 @@
 pub mod admin;
 pub mod handle;
 mod listeners;
+mod notes;
 mod run;
 mod socket_file;
+mod source;
 mod spawn;
 pub mod state;
 mod store;
+mod tls;
 
 use std::future::Future;
 use std::path::PathBuf;

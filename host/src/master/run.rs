@@ -14,11 +14,14 @@ use tokio::time::Instant;
 use super::admin::{self, AdminOptions};
 use super::handle::{Handle, OpOptions, Request};
 use super::listeners::{Claim, Key, Listeners};
+use super::source::{Read, Source};
 use super::spawn::Child;
 use super::state::{Action, Caller, Event, Exit, Note, Probes, SetId, SetInfo, Settings, State};
 use super::store::{Mounted, Store};
-use super::{Options, Prepare, StartError};
-use crate::config::{Config, ConfigError};
+use super::tls::{self, Certificates, Tickets};
+use super::{Options, StartError, notes};
+use crate::config::Config;
+use crate::control::secrets::SecretError;
 use crate::control::{LoadSet, PluginFile, ToChild};
 use crate::dirs::{self, Dirs};
 use crate::metrics::Counts;
@@ -39,19 +42,13 @@ struct Set {
     config: Config,
     plugins: Vec<Mounted>,
     listeners: Vec<Claim>,
+    certificates: Option<Certificates>,
 }
 
 /// What the blocking pool brought.
 struct Prepared {
     op: OpId,
-    result: Result<(Config, Vec<Mounted>), Failure>,
-}
-
-/// Where configuration and plugin files come from; shared with the blocking pool.
-struct Source {
-    config: Config,
-    reread: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
-    prepare: Option<Arc<dyn Prepare>>,
+    result: Result<Read, Failure>,
 }
 
 struct Master {
@@ -63,6 +60,7 @@ struct Master {
     image: Image,
     listeners: Listeners,
     store: Arc<Mutex<Store>>,
+    tickets: Tickets,
     sets: BTreeMap<SetId, Set>,
     next_set: u64,
     children: HashMap<Generation, Child>,
@@ -70,6 +68,8 @@ struct Master {
     ended: Counts,
     callers: HashMap<Caller, oneshot::Sender<Report>>,
     next_caller: u64,
+    /// Children that were sent ticket keys, and are told of new ones.
+    with_tickets: BTreeSet<Generation>,
     events: mpsc::Sender<Event>,
     prepared: mpsc::Sender<Prepared>,
     admin_url: Option<String>,
@@ -132,12 +132,14 @@ async fn serve(
         image: Image::of_self().map_err(system("open its own binary"))?,
         listeners,
         store: Arc::new(Mutex::new(store)),
+        tickets: Tickets::new(),
         sets: BTreeMap::new(),
         next_set: 1,
         children: HashMap::new(),
         ended: Counts::default(),
         callers: HashMap::new(),
         next_caller: 1,
+        with_tickets: BTreeSet::new(),
         events: events_sender,
         prepared: prepared_sender,
         admin_url: admin.url(),
@@ -147,6 +149,8 @@ async fn serve(
     let mut mend = tokio::time::interval(MEND);
     let mut count = tokio::time::interval(COUNT);
     count.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // What a set brings is spoken of when it is committed.
+    let mut remind = tokio::time::interval_at(Instant::now() + tls::REMINDER, tls::REMINDER);
 
     let start = Event::Asked { verb: Verb::Reload, cause: Cause::Start, options: OpOptions::default(), caller: None };
     let mut exit = master.handle(start);
@@ -162,6 +166,8 @@ async fn serve(
             },
             Some(request) = requests.recv() => master.request(request),
             () = sleep_until(deadline) => master.handle(Event::Tick),
+            () = sleep_until(master.tickets.deadline()) => { master.rotate_tickets(); None }
+            _ = remind.tick() => { master.serving_certificates().inspect(|certificates| certificates.warn()); None }
             _ = mend.tick() => { master.mend(); None }
             _ = count.tick(), if master.state.watched().is_some() => master.count(),
         };
@@ -189,10 +195,11 @@ impl Master {
         let mut queue = VecDeque::from([event]);
         let mut exit = None;
         while let Some(event) = queue.pop_front() {
-            if let Event::Exited { generation, .. } = &event
-                && let Some(child) = self.children.remove(generation)
-            {
-                self.ended.add(child.counts());
+            if let Event::Exited { generation, .. } = &event {
+                self.with_tickets.remove(generation);
+                if let Some(child) = self.children.remove(generation) {
+                    self.ended.add(child.counts());
+                }
             }
             for action in self.state.step(event, self.started.elapsed()) {
                 match action {
@@ -220,7 +227,10 @@ impl Master {
                     let _ = reply.send(*report);
                 }
             }
-            Action::Note(note) => self.log(note),
+            Action::Note(Note::Committed { generation, from, total_ms, cause }) => {
+                self.announce(generation, from, total_ms, &cause)
+            }
+            Action::Note(note) => notes::log(&note),
             Action::Finish(_) => {}
         }
         None
@@ -230,7 +240,7 @@ impl Master {
     fn prepare(&self, op: OpId, cause: Cause) {
         let (source, store, sender) = (self.source.clone(), self.store.clone(), self.prepared.clone());
         tokio::task::spawn_blocking(move || {
-            let result = read_all(&source, &store, &cause);
+            let result = source.read(&store, &cause);
             // The loop is gone only when the master ends.
             let _ = sender.blocking_send(Prepared { op, result });
         });
@@ -239,13 +249,14 @@ impl Master {
     /// Opens the addresses of what was read, and makes it a set.
     fn take_prepared(&mut self, prepared: Prepared) -> Option<Exit> {
         let Prepared { op, result } = prepared;
-        let result = result.and_then(|(config, plugins)| {
+        let result = result.and_then(|Read { config, plugins, certificates }| {
+            self.cover(certificates.as_ref())?;
             let listeners = self.listeners.open(&config)?;
             let id = SetId(self.next_set);
             self.next_set += 1;
             let plugin_status = plugins.iter().map(Mounted::status).collect();
             let info = Arc::new(SetInfo { id, plugins: plugin_status, settings: Settings::of(&config) });
-            self.sets.insert(id, Set { config, plugins, listeners });
+            self.sets.insert(id, Set { config, plugins, listeners, certificates });
             Ok(info)
         });
         self.handle(Event::Prepared { op, result })
@@ -270,13 +281,22 @@ impl Master {
     fn set(&mut self, set: SetId) -> Result<String, Failure> {
         if set == SetId(0) && !self.sets.contains_key(&set) {
             let config = self.source.config.clone();
+            let certificates = Certificates::read(&config)?;
+            self.cover(certificates.as_ref())?;
             let listeners = self.listeners.open(&config)?;
-            self.sets.insert(set, Set { config, plugins: Vec::new(), listeners });
+            self.sets.insert(set, Set { config, plugins: Vec::new(), listeners, certificates });
         }
         Ok(self.source.config.name.clone())
     }
 
-    /// LOAD with the shared counters, then the listeners, each in a message of its own.
+    /// Makes ticket keys for servers that have none.
+    fn cover(&mut self, certificates: Option<&Certificates>) -> Result<(), Failure> {
+        certificates
+            .map_or(Ok(()), |certificates| self.tickets.cover(certificates))
+            .map_err(|error| Failure::new(Stage::Tls, format!("make ticket keys: {error}")))
+    }
+
+    /// LOAD with the shared counters, the secrets, then the listeners, each in a message of its own.
     fn load(&mut self, generation: Generation, probes: Probes) {
         let Some(set) = self.state.set_of(generation).and_then(|id| self.sets.get(&id)) else {
             tracing::error!(generation = generation.0, "failed to find its set");
@@ -291,6 +311,14 @@ impl Master {
             }
         };
         let (infos, sockets): (Vec<_>, Vec<_>) = lent.into_iter().unzip();
+        let secrets = set.certificates.as_ref().map(|certificates| Ok((certificates.lend()?, self.tickets.seal()?)));
+        let secrets = match secrets.transpose() {
+            Ok(secrets) => secrets,
+            Err::<_, SecretError>(error) => {
+                tracing::error!(generation = generation.0, "{error}");
+                return self.kill_child(generation);
+            }
+        };
         let plugins = match set.plugins.iter().map(|plugin| self.plugin_file(plugin, &set.config)).collect() {
             Ok(plugins) => plugins,
             Err(error) => {
@@ -307,8 +335,26 @@ impl Master {
         let message = ToChild::Load(Box::new(LoadSet { config, plugins, listeners: infos }));
         let slots = self.children.get_mut(&generation).and_then(Child::take_slots_fd);
         self.send(generation, message, slots.into_iter().collect());
+        if let Some((certificates, tickets)) = secrets {
+            self.send(generation, ToChild::Certificates, vec![certificates]);
+            self.send(generation, ToChild::Tickets, vec![tickets]);
+            self.with_tickets.insert(generation);
+        }
         for (id, socket) in ids.into_iter().zip(sockets) {
             self.send(generation, ToChild::Listener { id }, vec![socket]);
+        }
+    }
+
+    /// Begins the next turn of ticket keys, in every child that has any: those that drain as well.
+    fn rotate_tickets(&mut self) {
+        if let Err(error) = self.tickets.rotate() {
+            return tracing::error!("failed to make new ticket keys, the old ones stay: {error}");
+        }
+        for generation in &self.with_tickets {
+            match self.tickets.seal() {
+                Ok(tickets) => self.send(*generation, ToChild::Tickets, vec![tickets]),
+                Err(error) => tracing::error!(generation = generation.0, "{error}"),
+            }
         }
     }
 
@@ -319,7 +365,7 @@ impl Master {
             Err(error) => return tracing::warn!("failed to connect generations {from} and {to}: {error}"),
         };
         let set = self.state.set_of(to).and_then(|id| self.sets.get(&id));
-        let listeners = set.map(|set| self.listeners.ids(&set.listeners)).unwrap_or_default();
+        let listeners = set.map(|set| self.listeners.clear_ids(&set.listeners)).unwrap_or_default();
         self.send(to, ToChild::Adopt { from }, vec![taker]);
         self.send(from, ToChild::Handover { to, listeners }, vec![giver]);
     }
@@ -401,6 +447,7 @@ impl Master {
             serving: self.state.serving(),
             shutting_down: self.state.is_shutting_down(),
             listeners: self.listeners.status(self.claims(shown)),
+            certificates: self.certificates(shown).map(Certificates::status).unwrap_or_default(),
             admin: self.admin_url.clone(),
             plugin_dir: self.source.config.plugin_dir.display().to_string(),
             generations,
@@ -420,6 +467,14 @@ impl Master {
         let generation = self.state.watched()?;
         let load = self.children.get(&generation)?.counts().load();
         self.handle(Event::Counted { generation, requests: load.requests, failures: load.failures })
+    }
+
+    fn certificates(&self, set: Option<SetId>) -> Option<&Certificates> {
+        set.and_then(|id| self.sets.get(&id))?.certificates.as_ref()
+    }
+
+    fn serving_certificates(&self) -> Option<&Certificates> {
+        self.certificates(self.state.serving().and_then(|generation| self.state.set_of(generation)))
     }
 
     fn mend(&self) {
@@ -443,6 +498,9 @@ impl Master {
             tracing::info!(%address, "address closed");
         }
         if self.sets.len() < before {
+            let used = self.sets.values().filter_map(|set| set.certificates.as_ref()).flat_map(Certificates::servers);
+            let used: BTreeSet<&str> = used.collect();
+            self.tickets.retain(|server| used.contains(server));
             self.tidy_store();
         }
     }
@@ -461,50 +519,7 @@ impl Master {
         });
     }
 
-    /// Says what the documents' servers say, so that people find it.
-    fn log(&mut self, note: Note) {
-        match note {
-            Note::Reloading { op, cause } => tracing::info!(op = op.0, %cause, "server reloading"),
-            Note::Committed { generation, from, total_ms, cause } => self.announce(generation, from, total_ms, &cause),
-            Note::Refused { op, failure, serving } => {
-                let serving = serving.map(|generation| generation.0);
-                let hint = failure.hint.as_deref().unwrap_or("");
-                tracing::error!(op = op.0, serving, hint, "failed to {}", failure.error);
-                // What a compiler said stands on the terminal already.
-                if let Some(detail) = failure.detail.as_ref().filter(|_| failure.stage != Stage::Build) {
-                    tracing::info!(op = op.0, "the child's last output:\n{}", detail.trim_end());
-                }
-            }
-            Note::Crashed { generation, exit, respawn_in } => match respawn_in {
-                Some(wait) => tracing::error!(generation = generation.0, exit, ?wait, "child died; respawning its set"),
-                None => tracing::error!(generation = generation.0, exit, "child died"),
-            },
-            Note::RolledBack { to, from, why } => {
-                tracing::error!(
-                    to = to.0,
-                    from = from.0,
-                    "rolled back: failed to {why}; the old generation serves again"
-                )
-            }
-            Note::Drained { generation, report } => tracing::info!(
-                generation = generation.0,
-                finished = report.finished,
-                lingered = report.lingered,
-                cut = report.cut.total(),
-                lost = report.lost,
-                unanswered_pipelined = report.unanswered_pipelined,
-                ms = report.ms,
-                "generation drained"
-            ),
-            Note::Killed { generation, why } => tracing::warn!(generation = generation.0, "child killed: {why}"),
-            Note::Unexpected { generation, what } => {
-                tracing::warn!(generation = generation.0, "child broke the protocol: {what}")
-            }
-            Note::ShuttingDown { cause } => tracing::info!(%cause, "server shutting down"),
-            Note::Cutting => tracing::warn!("cutting what is still open"),
-        }
-    }
-
+    /// A generation was committed: says so as the documents' servers do, so that people find it.
     fn announce(&mut self, generation: Generation, from: Option<Generation>, total_ms: f64, cause: &Cause) {
         let pid = self.children.get(&generation).map_or(0, Child::pid);
         let verb = if self.announced { "reloaded" } else { "started" };
@@ -521,10 +536,12 @@ impl Master {
                 from = from.map(|from| from.0),
                 %cause,
                 ms = total_ms,
-                "http server {verb} listening on {}",
+                "{} server {verb} listening on {}",
+                listener.scheme,
                 listener.address
             );
         }
+        self.serving_certificates().inspect(|certificates| certificates.warn());
         let empty =
             self.state.set_of(generation).and_then(|id| self.sets.get(&id)).is_some_and(|set| set.plugins.is_empty());
         if empty {
@@ -533,39 +550,6 @@ impl Master {
             tracing::warn!("no plugin found: every request is answered 503; looked for *.so in {}", dir.display());
         }
         self.announced = true;
-    }
-}
-
-/// On the blocking pool: builds (`dev`), reads the configuration, copies and checks the plugins.
-fn read_all(source: &Source, store: &Mutex<Store>, cause: &Cause) -> Result<(Config, Vec<Mounted>), Failure> {
-    if let Some(prepare) = &source.prepare {
-        prepare.prepare(cause)?;
-    }
-    let config = match cause {
-        Cause::Start => source.config.clone(),
-        _ => {
-            let config = (source.reread)().map_err(|error| Failure::new(Stage::Config, error.to_string()))?;
-            check_fixed(&source.config, &config)?;
-            config
-        }
-    };
-    // A panic while the lock was held left files under a temporary name at worst.
-    let plugins = store.lock().unwrap_or_else(PoisonError::into_inner).take(&config)?;
-    Ok((config, plugins))
-}
-
-/// What only a new master can change.
-fn check_fixed(old: &Config, new: &Config) -> Result<(), Failure> {
-    let fixed = [
-        ("name", old.name == new.name),
-        ("runtime_dir", old.runtime_dir == new.runtime_dir),
-        ("state_dir", old.state_dir == new.state_dir),
-        ("[admin]", old.admin == new.admin),
-    ];
-    match fixed.iter().find(|(_, same)| !same) {
-        None => Ok(()),
-        Some((key, _)) => Err(Failure::new(Stage::Config, format!("change {key} by a reload"))
-            .hint("shut the server down and start it again for this change, or take it back")),
     }
 }
 

@@ -75,6 +75,8 @@ pub const FACT_TLS_VERSION: u32 = 8;
 pub const FACT_TLS_SNI: u32 = 9;
 /// TLS: the negotiated application protocol, such as `h2`.
 pub const FACT_TLS_ALPN: u32 = 10;
+/// TLS: the negotiated cipher suite by its registered name, such as `TLS_AES_128_GCM_SHA256`.
+pub const FACT_TLS_CIPHER: u32 = 11;
 
 /// No address (an unnamed Unix socket).
 pub const ADDR_NONE: u32 = 0;

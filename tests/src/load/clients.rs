@@ -232,7 +232,8 @@ impl Client {
     }
 
     async fn open(&mut self) -> Result<Connection, Failed> {
-        let connection = Connection::open(self.shared.plan.target, self.shared.plan.timeout).await?;
+        let connection =
+            Connection::open(self.shared.plan.target, self.shared.plan.tls.as_ref(), self.shared.plan.timeout).await?;
         self.shared.tally().counts(self.class).opened += 1;
         Ok(connection)
     }

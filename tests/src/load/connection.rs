@@ -1,17 +1,24 @@
-//! One connection of the load client: write, wait for whole responses, watch while idle. Says exactly how it ended.
+//! One connection of the load client, in clear or over TLS: write, wait for whole responses, watch while idle. Says exactly how
+//! it ended; over TLS, an end that the server has not told of (close_notify) is an error.
 
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
 
 use super::tally::Fault;
 use crate::http::{Parser, Response};
+use crate::tls;
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     parser: Parser,
 }
 
@@ -28,7 +35,11 @@ pub(super) enum Idle {
 }
 
 impl Connection {
-    pub(super) async fn open(target: std::net::SocketAddr, limit: Duration) -> Result<Connection, Failed> {
+    pub(super) async fn open(
+        target: std::net::SocketAddr,
+        tls: Option<&tls::Client>,
+        limit: Duration,
+    ) -> Result<Connection, Failed> {
         let stream = match timeout(limit, TcpStream::connect(target)).await {
             Err(_) => return Err((Fault::Timeout, "connect".into())),
             Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
@@ -38,11 +49,27 @@ impl Connection {
             Ok(Ok(stream)) => stream,
         };
         stream.set_nodelay(true).map_err(|error| (Fault::Connect, error.to_string()))?;
+        let stream: Box<dyn Stream> = match tls {
+            None => Box::new(stream),
+            Some(client) => {
+                let connector = TlsConnector::from(client.config());
+                match timeout(limit, connector.connect(client.name(), stream)).await {
+                    Err(_) => return Err((Fault::Timeout, "handshake".into())),
+                    Ok(Err(error)) => return Err((Fault::Connect, format!("handshake: {error}"))),
+                    Ok(Ok(stream)) => Box::new(stream),
+                }
+            }
+        };
         Ok(Connection { stream, parser: Parser::new() })
     }
 
     pub(super) async fn write(&mut self, bytes: &[u8], limit: Duration) -> Result<(), Failed> {
-        match timeout(limit, self.stream.write_all(bytes)).await {
+        let written = async {
+            self.stream.write_all(bytes).await?;
+            // A session may hold back what it was given.
+            self.stream.flush().await
+        };
+        match timeout(limit, written).await {
             Err(_) => Err((Fault::Timeout, "write".into())),
             Ok(Err(error)) => Err((self.broken(), format!("write: {error}"))),
             Ok(Ok(())) => Ok(()),

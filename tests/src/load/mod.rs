@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 pub use tally::{Class, Counts, Fault, Tally};
 
+use crate::tls;
+
 /// Requests sent this long after a mark count as near it.
 const NEAR: Duration = Duration::from_millis(500);
 
@@ -25,6 +27,8 @@ const NEAR: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub target: SocketAddr,
+    /// Speaks TLS, if there is one.
+    pub tls: Option<tls::Client>,
     /// Clients that keep their connection.
     pub keepalive: usize,
     /// Think time between two requests of a client, at most; evenly spread from 0.
@@ -64,6 +68,7 @@ impl Plan {
     pub fn against(target: SocketAddr) -> Plan {
         Plan {
             target,
+            tls: None,
             keepalive: 0,
             think: Duration::from_millis(20),
             fresh: 0,

@@ -19,6 +19,7 @@ mod proving;
 mod reload;
 mod servers;
 mod shutdown;
+mod tls;
 mod under_load;
 mod unix_sockets;
 mod upgrade;

@@ -1,5 +1,6 @@
 //! What is known of one connection: its facts, its progress, and whether a request is alive on it. Shared by the parts that
-//! hyper keeps apart: the io below it, the service above it, and the task that polls it.
+//! hyper keeps apart: the io below it, the service above it, and the task that polls it. Long, as one place has to hold what
+//! they share.
 //!
 //! Most of it is written by the connection's own task only, so that relaxed loads and stores do; only the count of request
 //! bodies, which a plugin may drop on any thread, needs more.
@@ -14,11 +15,13 @@ use std::time::Duration;
 
 use baton_plugin_api::abi::FfiAddr;
 use http::HeaderMap;
+use tokio_rustls::TlsAcceptor;
 
 use super::Server;
 use super::h2::Streams;
 use super::limits::{Activity, Counts, Overdue, Stand};
 use super::service::Own;
+use super::tls::TlsFacts;
 use super::upgrade::Wish;
 use crate::child::handover;
 use crate::child::plugin::Plugin;
@@ -48,6 +51,10 @@ pub struct Conn {
     pub site: &'static Site<&'static Plugin>,
     pub peer: FfiAddr,
     pub local: FfiAddr,
+    /// What it shakes hands with, if it speaks TLS.
+    pub acceptor: Option<&'static TlsAcceptor>,
+    /// What was negotiated then.
+    tls: OnceLock<Box<TlsFacts>>,
     socket: RawFd,
     /// Woken when the worker retires.
     pub waker: OnceLock<Waker>,
@@ -77,6 +84,8 @@ pub struct Conn {
     was_quiet: AtomicBool,
     /// It has read further ahead than a handover can carry.
     overfull: AtomicBool,
+    /// Bytes that the kernel has given out, and hyper has not got: see [`Stream::holds_bytes`](super::stream::Stream).
+    held: AtomicBool,
     /// A response said `Connection: close` because the worker retires.
     announced: AtomicBool,
     /// The client closed its side.
@@ -118,6 +127,8 @@ impl Conn {
             site: server.sites.of(origin.name),
             peer: origin.peer.map_or(NONE, FfiAddr::from),
             local: origin.local.map_or(NONE, FfiAddr::from),
+            acceptor: server.tls.of(origin.name),
+            tls: OnceLock::new(),
             origin,
             socket,
             waker: OnceLock::new(),
@@ -134,6 +145,7 @@ impl Conn {
             pipelined: AtomicBool::new(false),
             was_quiet: AtomicBool::new(false),
             overfull: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             announced: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             shut: AtomicBool::new(false),
@@ -263,10 +275,47 @@ impl Conn {
         self.ahead.store(ahead, Relaxed);
     }
 
-    /// Whether bytes of a further request have come.
+    /// Whether bytes of a further request have come. Below zero, those that are held belong to this one's body.
     #[inline]
     pub fn is_ahead(&self) -> bool {
-        self.ahead.load(Relaxed) > 0
+        let ahead = self.ahead.load(Relaxed);
+        ahead > 0 || (ahead == 0 && self.is_holding())
+    }
+
+    #[inline]
+    pub fn note_held(&self, held: bool) {
+        if held != self.held.load(Relaxed) {
+            self.held.store(held, Relaxed);
+        }
+    }
+
+    /// Whether bytes are between the kernel and hyper: decrypted, or a record that has come in part.
+    #[inline]
+    pub fn is_holding(&self) -> bool {
+        self.held.load(Relaxed)
+    }
+
+    // ---- TLS ----
+
+    pub fn set_tls(&self, facts: TlsFacts) {
+        // Said once, at the end of the handshake.
+        self.tls.get_or_init(|| Box::new(facts));
+    }
+
+    pub fn tls(&self) -> Option<&TlsFacts> {
+        self.tls.get().map(Box::as_ref)
+    }
+
+    /// It is shaking hands, and neither idle nor answering: a limit of its own bounds that.
+    pub fn begin_handshake(&self) {
+        self.set_staying();
+        self.note_flush();
+        self.publish(true);
+    }
+
+    /// From here on it is a connection as any other.
+    pub fn end_handshake(&self) {
+        self.publish(false);
     }
 
     /// How many requests it carried.
@@ -513,8 +562,9 @@ impl Conn {
 
     // ---- the end ----
 
+    /// Bytes that have come and hyper has not got, by a lower bound.
     pub fn unread(&self) -> usize {
-        crate::sys::socket::unread(self.socket)
+        crate::sys::socket::unread(self.socket) + usize::from(self.is_holding())
     }
 
     /// Ends it with a reset: the client can tell that it is no regular end. Only while the socket is open.

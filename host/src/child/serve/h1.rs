@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::server::conn::http1;
 use tokio::time::{Instant, Sleep};
+use tokio_rustls::TlsAcceptor;
 
 use super::Entry;
 use super::conn::Conn;
@@ -24,6 +25,7 @@ use super::limits::{Limits, Overdue};
 use super::service::{Http, Own};
 use super::sniff::{PREFACE, Sniffed, sniff};
 use super::stream::Stream;
+use super::tls::{self, Shaken};
 use super::upgrade;
 use crate::child::drain::End;
 use crate::child::handover::{self, MAX_CARRIED, Start};
@@ -37,6 +39,8 @@ const MAX_POLLS: u32 = 3;
 const HEAD_FIELDS: usize = 100;
 
 const NOT_IN_TIME: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\n\
+    content-length: 40\r\n\r\nthis port speaks TLS: use https instead\n";
 const NO_HTTP2: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 type Connection = http1::Connection<Io, Http>;
@@ -73,6 +77,13 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
     })
     .await;
     let mut watch = Watch::new(conn, &start);
+    let stream = match conn.acceptor {
+        None => stream,
+        Some(acceptor) => match secure(conn, acceptor, stream, &mut watch).await {
+            Ok(stream) => stream,
+            Err(end) => return end.into(),
+        },
+    };
     let mut io = Io::new(stream, conn.clone());
     if start.pipelined {
         conn.set_pipelined();
@@ -126,7 +137,7 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
                 http1 |= conn.calls() > 0;
                 let parts = take(driver.http, conn, served);
                 io = parts.io;
-                let standing = if parts.read_buf.is_empty() { Standing::Idle } else { Standing::Head };
+                let standing = Standing::of(parts.read_buf.len(), conn);
                 match (verdict, standing) {
                     // Idle as it seemed, but a part of a head lies in hyper's buffer; or a head as it seemed, and none does.
                     // With what is left over it goes on in a new hyper connection, and now its standing is known.
@@ -159,6 +170,46 @@ fn register(conn: &Conn, cx: &Context<'_>) {
     conn.waker.get_or_init(|| cx.waker().clone());
     // The counterpart of `Connections::wake_all`.
     fence(Ordering::SeqCst);
+}
+
+// ---- TLS ----
+
+/// Agrees on TLS with the client, within its limits. A handshake counts from the accept: a drain waits for it as for a
+/// request.
+async fn secure(conn: &Arc<Conn>, acceptor: &TlsAcceptor, stream: Stream, watch: &mut Watch) -> Result<Stream, End> {
+    conn.begin_handshake();
+    let bound = |cx: &mut Context<'_>| {
+        let verdict = ready!(watch.check(cx, conn, Standing::Handshake));
+        if verdict == Verdict::Cut {
+            // As long as the socket is open.
+            conn.set_reset();
+        }
+        Poll::Ready(verdict)
+    };
+    let shaken = tls::handshake(conn, acceptor, stream, bound).await;
+    let metrics = conn.server.metrics;
+    match shaken {
+        Ok(Shaken::Secure(stream)) => {
+            watch.note_secure();
+            conn.end_handshake();
+            Ok(stream)
+        }
+        Ok(Shaken::Clear(stream)) => {
+            metrics.add(Slot::HandshakeFailures);
+            Err(refuse(Io::new(stream, conn.clone()), NOT_TLS).await)
+        }
+        Ok(Shaken::Failed(stream)) => {
+            metrics.add(Slot::HandshakeFailures);
+            Io::new(stream, conn.clone()).close().await;
+            Err(End::Finished)
+        }
+        Ok(Shaken::Gone) => Err(End::Finished),
+        Err(Verdict::HandshakeTimeout) => {
+            metrics.add(Slot::HandshakeTimeouts);
+            Err(End::Finished)
+        }
+        Err(_) => Err(End::CutHead),
+    }
 }
 
 // ---- the first bytes ----
@@ -205,7 +256,7 @@ async fn begin(conn: &Conn, io: &mut Io, watch: &mut Watch, carried: &[u8]) -> B
                     }
                 }
                 Poll::Pending => {
-                    let standing = Standing::of(len);
+                    let standing = Standing::of(len, conn);
                     return watch.check(cx, conn, standing).map(|verdict| Begun::Over(verdict, standing));
                 }
             }
@@ -335,6 +386,8 @@ fn oracle(mut http: Connection, conn: &Conn) -> Connection {
 /// How a connection stands between two polls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
+    /// TLS has not been agreed on.
+    Handshake,
     /// No request and no part of one.
     Idle,
     /// A part of a head has come.
@@ -346,9 +399,9 @@ enum Standing {
 }
 
 impl Standing {
-    /// Of a connection that has not served, with so many bytes read.
-    fn of(len: usize) -> Standing {
-        if len == 0 { Standing::Idle } else { Standing::Head }
+    /// Of a connection without a request, with so many bytes read and not parsed.
+    fn of(len: usize, conn: &Conn) -> Standing {
+        if len == 0 && !conn.is_holding() { Standing::Idle } else { Standing::Head }
     }
 }
 
@@ -362,6 +415,8 @@ enum Verdict {
     Cut,
     /// A head begun is not whole in time.
     HeadTimeout,
+    /// A handshake is not done in time.
+    HandshakeTimeout,
 }
 
 /// The limits of one connection that have a timer: of heads that came in part, and, once the worker retires, of the drain.
@@ -388,6 +443,11 @@ impl Watch {
     /// When the head began that has not been whole at the last look.
     fn head_began(&self, conn: &Conn) -> Option<Instant> {
         self.head_since.or(self.accepted.filter(|_| conn.calls() == 0))
+    }
+
+    /// The handshake is done: its first head counts from now.
+    fn note_secure(&mut self) {
+        self.accepted = Some(Instant::now());
     }
 
     /// The same limits for a connection that goes on in another form.
@@ -425,9 +485,13 @@ impl Watch {
 
     /// What comes next, and when.
     fn due(&mut self, conn: &Conn, standing: Standing) -> Option<(Instant, Verdict)> {
-        let patience = conn.server.limits.head_timeout;
-        let head = self.head_since.zip(patience).and_then(|(since, patience)| since.checked_add(patience));
-        let head = head.map(|at| (at, Verdict::HeadTimeout));
+        let limits = &conn.server.limits;
+        let (since, patience, verdict) = match standing {
+            Standing::Handshake => (self.accepted, limits.handshake_timeout, Verdict::HandshakeTimeout),
+            _ => (self.head_since, limits.head_timeout, Verdict::HeadTimeout),
+        };
+        let head = since.zip(patience).and_then(|(since, patience)| since.checked_add(patience));
+        let head = head.map(|at| (at, verdict));
         let drain = &conn.server.drain;
         let Some(limits) = drain.limits() else { return head };
         let ending = if standing == Standing::Idle { Verdict::Expired } else { Verdict::Cut };
@@ -443,7 +507,7 @@ impl Watch {
         let progress = self.progress.unwrap_or(limits.since);
         let patience = match standing {
             Standing::Idle => limits.keepalive,
-            Standing::Head | Standing::Busy => limits.timeout,
+            Standing::Handshake | Standing::Head | Standing::Busy => limits.timeout,
             // Bounded by the io.
             Standing::Closing => None,
         };
@@ -484,7 +548,8 @@ async fn over(conn: &Conn, mut io: Io, verdict: Verdict, standing: Standing) -> 
             conn.server.metrics.add(Slot::HeadTimeouts);
             refuse(io, NOT_IN_TIME).await
         }
-        Verdict::Cut => {
+        // The latter is met in `secure` only.
+        Verdict::Cut | Verdict::HandshakeTimeout => {
             conn.set_reset();
             End::CutHead
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use hyper::rt::{Read, ReadBufCursor, Write};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Sleep;
 
 use super::conn::Conn;
@@ -32,6 +32,8 @@ pub struct Io {
 
 struct Linger {
     timer: Pin<Box<Sleep>>,
+    /// Our side is closed.
+    said: bool,
     /// Bytes discarded.
     count: usize,
     /// The first of them.
@@ -66,8 +68,10 @@ impl Io {
     /// Reads a few bytes, outside hyper.
     pub fn poll_peek_in(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut buffer = ReadBuf::new(room);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+        let polled = Pin::new(&mut self.stream).poll_read(cx, &mut buffer);
         let len = buffer.filled().len();
+        self.conn.note_held(self.stream.holds_bytes());
+        ready!(polled)?;
         self.conn.note_read(len);
         Poll::Ready(Ok(len))
     }
@@ -84,7 +88,8 @@ impl Io {
 
     /// Writes `bytes` whole, outside hyper.
     pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        tokio::io::AsyncWriteExt::write_all(&mut self.stream, bytes).await
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
     }
 
     /// Whether a lingering close has discarded what begins as a request does.
@@ -96,13 +101,21 @@ impl Io {
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.linger.is_none() {
             self.conn.set_shut();
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         }
         let linger = self.linger.get_or_insert_with(|| Linger {
             timer: Box::pin(tokio::time::sleep(LINGER_TIME)),
+            said: false,
             count: 0,
             first: None,
         });
+        if !linger.said {
+            match Pin::new(&mut self.stream).poll_shutdown(cx) {
+                Poll::Ready(said) => said?,
+                // A session has words to say before (close_notify), for which the kernel may have no room.
+                Poll::Pending => return linger.timer.as_mut().poll(cx).map(Ok),
+            }
+            linger.said = true;
+        }
         if self.conn.is_ended() {
             return Poll::Ready(Ok(()));
         }
@@ -195,7 +208,9 @@ impl Read for Io {
             }
             return Poll::Ready(Ok(()));
         }
-        match socket::poll_read(Pin::new(&mut this.stream), cx, &mut cursor) {
+        let polled = socket::poll_read(Pin::new(&mut this.stream), cx, &mut cursor);
+        this.conn.note_held(this.stream.holds_bytes());
+        match polled {
             Poll::Ready(Ok(filled)) => {
                 if filled.len == 0 {
                     this.conn.set_ended();
@@ -224,8 +239,11 @@ impl Write for Io {
     }
 
     #[inline]
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The stream has no buffer of its own.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.stream.is_buffered() {
+            ready!(self.waiting(|stream| stream.poll_flush(cx)))?;
+            self.conn.activity.write.end();
+        }
         self.conn.note_flush();
         Poll::Ready(Ok(()))
     }

@@ -31,6 +31,7 @@ const RESERVE: (u64, u64) = (16, 64);
 /// `[limits]`. Times are in milliseconds, [`NEVER`] for none.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    pub handshake_timeout: Option<Duration>,
     pub head_timeout: Option<Duration>,
     head: u64,
     idle: u64,
@@ -71,6 +72,7 @@ impl Limits {
         let room = open_files.saturating_sub(open_files / RESERVE.0 + RESERVE.1).max(1);
         let room = usize::try_from(room).unwrap_or(usize::MAX);
         Limits {
+            handshake_timeout: limits.handshake_timeout.duration(),
             head_timeout: limits.head_timeout.duration(),
             head: ms(limits.head_timeout),
             idle: ms(limits.idle_timeout),

@@ -13,6 +13,7 @@ mod sniff;
 mod stream;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 pub mod upgrade;
 
 use std::os::fd::{AsFd, AsRawFd};
@@ -25,6 +26,7 @@ use tokio::sync::Notify;
 use self::conn::{Conn, Origin};
 use self::limits::{Clock, Limits, Peers};
 use self::stream::Stream;
+use self::tls::Tls;
 use super::drain::Drain;
 use super::handover::{Handover, Start};
 use super::plugin::Plugin;
@@ -41,12 +43,13 @@ pub struct Server {
     pub limits: Limits,
     pub clock: Clock,
     pub peers: Peers,
+    pub tls: Tls,
     sweep: Once,
 }
 
 impl Server {
     /// One per worker.
-    pub fn new(sites: Sites<&'static Plugin>, metrics: Metrics, limits: Limits) -> &'static Server {
+    pub fn new(sites: Sites<&'static Plugin>, metrics: Metrics, limits: Limits, tls: Tls) -> &'static Server {
         Box::leak(Box::new(Server {
             sites,
             metrics,
@@ -56,6 +59,7 @@ impl Server {
             limits,
             clock: Clock::default(),
             peers: Peers::default(),
+            tls,
             sweep: Once::new(),
         }))
     }

@@ -1,5 +1,5 @@
-//! The streams that a connection may run over, as one: a TCP or a Unix socket in the runtime. What differs between them is
-//! told here and in `sys::socket`, and nowhere above.
+//! The streams that a connection may run over, as one: a TCP or a Unix socket in the runtime, or a TLS session over one. What
+//! differs between them is told here and in `sys::socket`, and nowhere above.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -7,12 +7,15 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
 
+use super::tls::{self, Wire};
 use crate::sys::socket::Bare;
 
 pub enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream<Wire>>),
 }
 
 impl Stream {
@@ -29,7 +32,28 @@ impl Stream {
         Ok(match self {
             Stream::Tcp(stream) => Bare::Tcp(stream.into_std()?),
             Stream::Unix(stream) => Bare::Unix(stream.into_std()?),
+            // Nobody asks: such a connection stays where its session is.
+            Stream::Tls(_) => return Err(io::ErrorKind::Unsupported.into()),
         })
+    }
+
+    /// Whether bytes that the kernel has given out are still to be read: only a session has a place for them.
+    #[inline]
+    pub fn holds_bytes(&self) -> bool {
+        match self {
+            Stream::Tcp(_) | Stream::Unix(_) => false,
+            Stream::Tls(session) => {
+                let (wire, session) = session.get_ref();
+                // A session that has decrypted something wants no more before that is read.
+                wire.is_mid_record() || !session.wants_read()
+            }
+        }
+    }
+
+    /// Whether what is written may lie here and not in the kernel until it is flushed.
+    #[inline]
+    pub fn is_buffered(&self) -> bool {
+        matches!(self, Stream::Tls(_))
     }
 }
 
@@ -39,6 +63,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tls(session) => tls::poll_read(Pin::new(session), cx, buffer),
         }
     }
 }
@@ -49,15 +74,17 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(session) => Pin::new(session).poll_write(cx, bytes),
         }
     }
 
-    /// Neither has a buffer of its own.
+    /// Sockets have no buffer of their own.
     #[inline]
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(session) => Pin::new(session).poll_flush(cx),
         }
     }
 
@@ -65,6 +92,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(session) => Pin::new(session).poll_shutdown(cx),
         }
     }
 
@@ -81,6 +109,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
             Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Stream::Tls(session) => Pin::new(session).poll_write_vectored(cx, parts),
         }
     }
 }

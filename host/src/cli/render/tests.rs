@@ -1,7 +1,10 @@
 //! How reports and status read.
 
 use super::*;
-use crate::report::{Cause, Cut, Generation, GenerationStatus, ListenerStatus, Load, OpId, Stage, Timings, Totals};
+use crate::report::{
+    Cause, CertificateStatus, Cut, Generation, GenerationStatus, ListenerStatus, Load, OpId, Scheme, Stage, Timings,
+    Totals, Validity,
+};
 
 const PLAIN: Paint = Paint(false);
 
@@ -24,6 +27,34 @@ fn plugin(name: &str, version: &str) -> PluginStatus {
         rustc: "1.95.0".into(),
         debug: false,
     }
+}
+
+fn certificate(validity: Validity, days: i64) -> CertificateStatus {
+    CertificateStatus {
+        server: "default".into(),
+        cert: "/etc/cert.pem".into(),
+        names: vec!["a.example".into(), "*.b.example".into()],
+        not_after: "2031-01-02T03:04:05Z".into(),
+        expires_in_s: days * 86_400,
+        validity,
+    }
+}
+
+#[test]
+fn a_certificate_is_told_with_its_end_and_loudly_near_it() {
+    let told = |validity, days| certificates(&[certificate(validity, days)], PLAIN);
+    for (validity, days, end) in [
+        (Validity::Valid, 80, "until 2031-01-02T03:04:05Z"),
+        (Validity::ExpiresSoon, 3, "expires in 3 d 0 h"),
+        (Validity::Expired, -3, "expired 3 d 0 h ago"),
+        (Validity::NotYetValid, 80, "not valid yet"),
+    ] {
+        assert_eq!(told(validity, days), format!("  tls        default: a.example, *.b.example {end}\n"));
+    }
+    let loud = |validity| certificates(&[certificate(validity, 3)], Paint(true)).contains("31m");
+    assert!(loud(Validity::ExpiresSoon) && loud(Validity::Expired) && !loud(Validity::Valid));
+    let nameless = CertificateStatus { names: Vec::new(), ..certificate(Validity::Valid, 80) };
+    assert!(certificates(&[nameless], PLAIN).contains("default: /etc/cert.pem until"));
 }
 
 fn switched() -> Report {
@@ -139,7 +170,12 @@ fn world() -> Status {
         ready: true,
         serving: Some(Generation(8)),
         shutting_down: false,
-        listeners: vec![ListenerStatus { server: "default".into(), address: "127.0.0.1:8080".into() }],
+        listeners: vec![ListenerStatus {
+            scheme: Scheme::Https,
+            server: "default".into(),
+            address: "127.0.0.1:8080".into(),
+        }],
+        certificates: vec![certificate(Validity::Valid, 80), certificate(Validity::ExpiresSoon, 3)],
         admin: Some("http://127.0.0.1:9700/debug/admin".into()),
         plugin_dir: "/srv/plugins".into(),
         generations: vec![
@@ -160,7 +196,9 @@ fn the_status_reads_as_a_table() {
     assert_eq!(
         text,
         "default serving · pid 99 · up 2 h 1 min · baton 0.1.0\n  \
-         listens on 127.0.0.1:8080 (default)\n  \
+         listens on 127.0.0.1:8080 (default, TLS)\n  \
+         tls        default: a.example, *.b.example until 2031-01-02T03:04:05Z\n  \
+         tls        default: a.example, *.b.example expires in 3 d 0 h\n  \
          admin      http://127.0.0.1:9700/debug/admin\n  \
          plugins    /srv/plugins\n  \
          7 switches, 1 crashes, 246912 requests, 60 connections handed over\n\n\

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::report::{GenerationState, Status};
+use crate::report::{CertificateStatus, GenerationState, Status};
 
 pub const KIND: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -67,6 +67,12 @@ pub fn text(status: &Status) -> String {
             one(sum(|load| load.idle)),
         ),
         ("baton_requests_in_flight", Type::Gauge, "Requests being answered.", one(sum(|load| load.requests_in_flight))),
+        (
+            "baton_certificate_seconds_left",
+            Type::Gauge,
+            "How long each certificate is good for; 0 once it has expired.",
+            status.certificates.iter().map(certificate).collect(),
+        ),
         ("baton_uptime_seconds", Type::Gauge, "Age of the master.", one(status.uptime_ms / 1000)),
         ("baton_master_open_fds", Type::Gauge, "Descriptors open in the master.", one(status.master_fds)),
     ];
@@ -83,6 +89,12 @@ pub fn text(status: &Status) -> String {
         }
     }
     text
+}
+
+fn certificate(one: &CertificateStatus) -> (String, u64) {
+    let escaped = |text: &str| text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+    let labels = format!("{{server=\"{}\",cert=\"{}\"}}", escaped(&one.server), escaped(&one.cert));
+    (labels, u64::try_from(one.expires_in_s).unwrap_or(0))
 }
 
 #[cfg(test)]

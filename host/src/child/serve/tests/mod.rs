@@ -7,6 +7,7 @@ mod http;
 mod http2;
 mod limits;
 mod prove;
+mod tls;
 mod upgrade;
 
 use std::io::{Read, Write};
@@ -19,6 +20,7 @@ use self::fake::{Asked, Reply, reply};
 use super::Server;
 use super::accept::{Acceptors, Listener};
 use super::limits::Limits;
+use super::tls::Tls;
 use crate::child::plugin::Plugin;
 use crate::child::route::Sites;
 use crate::config::{self, Limit};
@@ -66,11 +68,21 @@ fn site_in_full(
     drain: &config::Drain,
     mounts: Vec<(&str, &'static Plugin)>,
 ) -> Site {
+    site_over(Tls::default(), servers, limits, drain, mounts)
+}
+
+fn site_over(
+    tls: Tls,
+    servers: &[config::Server],
+    limits: &config::Limits,
+    drain: &config::Drain,
+    mounts: Vec<(&str, &'static Plugin)>,
+) -> Site {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     // A route names a plugin by its mount, as all plugins of these tests have the same name.
     let find = |name: &str| mounts.iter().find(|(mount, _)| *mount == name).map(|(_, plugin)| *plugin);
     let sites = Sites::new(servers, mounts.iter().copied(), find);
-    let server = Server::new(sites, Metrics::local(), Limits::new(limits, drain, 20_000));
+    let server = Server::new(sites, Metrics::local(), Limits::new(limits, drain, 20_000), tls);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let mut site = Site { runtime, server, at: At::Port(addr), acceptors: None };

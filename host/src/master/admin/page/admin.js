@@ -301,6 +301,12 @@ function setState(kind, text) {
   state.className = "pill " + kind;
 }
 
+function certificateItem(c) {
+  const ends = { valid: `until ${c.not_after}`, not_yet_valid: "not valid yet", expires_soon: `expires in ${c.left}`, expired: `expired ${c.left} ago` };
+  const loud = c.validity === "valid" ? "quiet" : "loud";
+  return el("li", { title: c.cert }, el("span", { text: c.names.join(", ") || c.cert }), el("span", { class: "quiet", text: ` ${c.server} ` }), el("span", { class: loud, text: ends[c.validity] }));
+}
+
 function show(status) {
   seen = new Date();
   ending = status.shutting_down;
@@ -324,8 +330,11 @@ function show(status) {
   const rounded = generations.map((g) => ({ ...g, age_ms: duration(g.age_ms), deadline_ms: g.deadline_ms && duration(g.deadline_ms), load: { ...g.load, oldest_request_ms: duration(g.load.oldest_request_ms) } }));
   replace("generations", rounded, () => generations.length ? generations.map(generationCard) : [el("p", { class: "quiet", text: "None yet." })]);
   replace("listeners", status.listeners, () => status.listeners.length
-    ? status.listeners.map((l) => el("li", {}, el("span", { class: "mono", text: l.address }), el("span", { class: "quiet", text: " " + l.server })))
+    ? status.listeners.map((l) => el("li", {}, el("span", { class: "mono", text: l.address }), el("span", { class: "quiet", text: ` ${l.server}${l.scheme === "https" ? ", TLS" : ""}` })))
     : [el("li", { class: "quiet", text: "None." })]);
+  // To the hour: so long nothing needs to be drawn anew.
+  const certificates = (status.certificates || []).map((c) => ({ ...c, left: duration(Math.abs(Math.trunc(c.expires_in_s / 3600)) * 3600000), expires_in_s: 0 }));
+  replace("certificates", certificates, () => certificates.map(certificateItem));
   const operations = status.operations.slice(0, 8);
   replace("operations", operations, () => operations.length ? operations.map(operationItem) : [el("li", { class: "quiet", text: "None yet." })]);
   $("where").textContent = `Plugins from ${status.plugin_dir} · ${count(status.master_fds)} descriptors in the master`;

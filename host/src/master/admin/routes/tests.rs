@@ -51,6 +51,7 @@ pub fn status() -> Status {
         serving: Some(Generation(7)),
         shutting_down: false,
         listeners: Vec::new(),
+        certificates: Vec::new(),
         admin: None,
         plugin_dir: "/plugins".into(),
         generations: Vec::new(),
