@@ -215,12 +215,15 @@ unsafe extern "C" fn upload_poll(data: *mut c_void, cx: *const FfiContext, out: 
         let upload = unsafe { &mut *data.cast::<Upload>() };
         // SAFETY: the context is lent for this poll.
         let cx = unsafe { &*cx };
-        let polled = cx.with_waker(|waker| Pin::new(&mut upload.incoming).poll_frame(&mut Context::from_waker(waker)));
-        let len = match &polled {
-            Poll::Ready(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
-            _ => 0,
-        };
-        upload.receiving.note_poll(polled.is_pending(), len);
+        let (polled, len) = cx.with_waker(|waker| {
+            let polled = Pin::new(&mut upload.incoming).poll_frame(&mut Context::from_waker(waker));
+            let len = match &polled {
+                Poll::Ready(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
+                _ => 0,
+            };
+            upload.receiving.note_poll(polled.is_pending().then_some(waker), len);
+            (polled, len)
+        });
         match upload.left.checked_sub(len as u64) {
             Some(left) => {
                 upload.left = left;

@@ -26,8 +26,35 @@ pub struct Limits {
     pub timeout: Option<Duration>,
     /// Of one that has left HTTP, in all.
     pub upgraded: Option<Instant>,
+    /// What moves fewer bytes per second makes none.
+    pub min_rate: u64,
     /// Of all.
     pub end: Option<Instant>,
+}
+
+/// What has moved on a connection while the worker retires, and when that was last worth the name of progress.
+#[derive(Debug)]
+pub struct Progress {
+    moved: u64,
+    at: Instant,
+}
+
+impl Progress {
+    pub fn new(moved: u64, at: Instant) -> Progress {
+        Progress { moved, at }
+    }
+
+    /// Since when there has been none, with so many bytes moved by now in all.
+    ///
+    /// What came since then must make up for all the time since then: so many small steps do not count, and a large one does.
+    pub fn observe(&mut self, moved: u64, rate: u64, now: Instant) -> Instant {
+        let bytes = u128::from(moved.wrapping_sub(self.moved));
+        let owed = u128::from(rate) * now.saturating_duration_since(self.at).as_millis();
+        if bytes > 0 && bytes * 1000 >= owed {
+            *self = Progress { moved, at: now };
+        }
+        self.at
+    }
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +133,7 @@ impl Drain {
             timeout: deadlines.timeout_ms.map(Duration::from_millis),
             upgraded: within(since, deadlines.upgraded_ms),
             end: within(now, deadlines.max_ms),
+            min_rate: deadlines.min_rate,
         };
         *limits = Some(new);
         drop(limits);
@@ -183,11 +211,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn progress_is_what_moves_at_the_rate_or_above_and_without_one_any_byte() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut any = Progress::new(10, start);
+        assert_eq!(any.observe(10, 0, after(5)), start, "nothing has moved");
+        assert_eq!(any.observe(11, 0, after(6)), after(6));
+        let mut slow = Progress::new(0, start);
+        for second in 1..100 {
+            assert_eq!(slow.observe(second * 99, 100, after(second)), start);
+        }
+        assert_eq!(slow.observe(100 * 100, 100, after(100)), after(100), "it has caught up");
+        assert_eq!(slow.observe(100 * 100 + 100, 100, after(101)), after(101));
+    }
+
+    #[test]
     fn limits_may_change_and_the_beginning_stays() {
         let drain = Drain::default();
         assert!(drain.is_serving() && drain.limits().is_none());
         drain.note(End::Lost);
-        let never = Deadlines { keepalive_ms: None, timeout_ms: None, upgraded_ms: None, max_ms: None };
+        let never = Deadlines { keepalive_ms: None, timeout_ms: None, min_rate: 0, upgraded_ms: None, max_ms: None };
         let first = drain.retire(never);
         assert!(!drain.is_serving() && first.end.is_none());
         let second = drain.retire(Deadlines { max_ms: Some(10), ..never });
@@ -203,7 +246,7 @@ mod tests {
     fn each_end_is_counted_in_its_class() {
         use End::*;
         let drain = Drain::default();
-        drain.retire(Deadlines { keepalive_ms: None, timeout_ms: None, upgraded_ms: None, max_ms: None });
+        drain.retire(Deadlines { keepalive_ms: None, timeout_ms: None, min_rate: 0, upgraded_ms: None, max_ms: None });
         for (times, end) in
             [Finished, Unanswered, Lingered, Lost, CutBusy, CutHead, Goaway, CutHttp2, Upgraded, CutUpgraded]
                 .into_iter()

@@ -298,6 +298,7 @@ impl State {
             keepalive_ms: limit(self.drain.keepalive),
             timeout_ms: limit(self.drain.timeout),
             upgraded_ms: limit(self.drain.upgraded),
+            min_rate: self.drain.min_rate,
             max_ms: Some(whole),
         };
         let mut actions = vec![

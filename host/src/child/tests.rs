@@ -21,7 +21,8 @@ use crate::sys::shared::Slots;
 use crate::sys::{seqpacket, worker};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const NOW: Deadlines = Deadlines { keepalive_ms: Some(0), timeout_ms: Some(0), upgraded_ms: Some(0), max_ms: Some(0) };
+const NOW: Deadlines =
+    Deadlines { keepalive_ms: Some(0), timeout_ms: Some(0), min_rate: 0, upgraded_ms: Some(0), max_ms: Some(0) };
 
 /// The master's side of one worker, which runs on a thread of this process.
 struct Master {
@@ -122,7 +123,13 @@ fn a_life_from_hello_to_done() {
     master.send(ToChild::Pause, &[]);
     assert_eq!(master.recv(), ToMaster::Paused);
     master.send(
-        ToChild::Retire(Deadlines { keepalive_ms: Some(50), timeout_ms: None, upgraded_ms: None, max_ms: None }),
+        ToChild::Retire(Deadlines {
+            keepalive_ms: Some(50),
+            timeout_ms: None,
+            min_rate: 0,
+            upgraded_ms: None,
+            max_ms: None,
+        }),
         &[],
     );
     let ToMaster::Done(report) = master.recv() else { panic!("not DONE") };
@@ -189,7 +196,13 @@ fn cut_ends_a_drain_that_waits() {
     master.send(ToChild::Pause, &[]);
     assert_eq!(master.recv(), ToMaster::Paused);
     master.send(
-        ToChild::Retire(Deadlines { keepalive_ms: None, timeout_ms: None, upgraded_ms: None, max_ms: None }),
+        ToChild::Retire(Deadlines {
+            keepalive_ms: None,
+            timeout_ms: None,
+            min_rate: 0,
+            upgraded_ms: None,
+            max_ms: None,
+        }),
         &[],
     );
     master.send(ToChild::Cut, &[]);

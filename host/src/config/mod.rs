@@ -167,6 +167,8 @@ pub struct Drain {
     pub goaway: Limit,
     /// A connection that has left HTTP, such as a WebSocket, has this long to end.
     pub upgraded: Limit,
+    /// What moves fewer bytes per second makes no progress; 0 for any.
+    pub min_rate: u64,
     /// All in all, from RETIRE.
     pub max: Limit,
     /// All in all, if the master died.
@@ -195,6 +197,8 @@ pub struct Limits {
     pub idle_timeout: Limit,
     /// Of a request's body that a handler waits for, without a byte.
     pub body_timeout: Limit,
+    /// Bytes per second that such a body must bring, over `body_timeout`; 0 for any.
+    pub body_min_rate: u64,
     /// Of a response, without a byte taken by the client.
     pub write_timeout: Limit,
     /// From a request's head to the end of its response.
@@ -429,6 +433,7 @@ impl Default for Drain {
             handover: true,
             keepalive: Limit::After(seconds(5)),
             timeout: Limit::After(seconds(60)),
+            min_rate: 0,
             goaway: Limit::After(seconds(1)),
             upgraded: Limit::After(seconds(60)),
             max: Limit::After(seconds(600)),
@@ -450,6 +455,7 @@ impl Default for Limits {
             head_timeout: Limit::After(seconds(30)),
             idle_timeout: Limit::After(seconds(75)),
             body_timeout: Limit::After(seconds(30)),
+            body_min_rate: 64,
             write_timeout: Limit::After(seconds(30)),
             request_timeout: Limit::Never,
             head_size: Size(64 << 10),

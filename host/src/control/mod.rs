@@ -187,6 +187,9 @@ pub struct Deadlines {
     /// Of connections that have left HTTP, in all. A master that does not know them says nothing.
     #[serde(default)]
     pub upgraded_ms: Option<u64>,
+    /// Bytes per second that are progress; 0 for any.
+    #[serde(default)]
+    pub min_rate: u64,
     /// In all.
     pub max_ms: Option<u64>,
 }

@@ -468,7 +468,7 @@ impl Conn {
         }
     }
 
-    /// When the request began that is being answered, as far as the last sweep knows.
+    /// When the oldest request began that is being answered, as far as the last sweep knows.
     pub fn request_began(&self) -> Option<u64> {
         match self.streams.get() {
             None => (self.stand() == Stand::Answering).then(|| self.activity.called_at()),
@@ -479,8 +479,8 @@ impl Conn {
     /// The sweep's look: whether its task shall judge.
     pub fn is_past_its_time(&self, now: u64) -> bool {
         let counts = self.counts();
-        self.activity.observe(now, counts);
         let limits = &self.server.limits;
+        self.activity.observe(now, counts, limits);
         let late = match self.streams.get() {
             None => self.activity.overdue(now, limits, counts, self.stand()).is_some(),
             Some(streams) => {
@@ -505,7 +505,7 @@ impl Conn {
             // Something has come, and this task will be told in a moment.
             Overdue::Idle => self.unread() == 0,
             // What has come and is not read yet is not the client's delay; nor is a body that has come whole.
-            Overdue::Body => self.unread() == 0 && self.ahead.load(Relaxed) < 0,
+            Overdue::Body => self.unread() == 0 && self.ahead.load(Relaxed) < 0 && self.activity.body.is_confirmed(),
             Overdue::Write => {
                 let unacknowledged = crate::sys::socket::unacknowledged(self.socket);
                 self.activity.is_stuck(now, &self.server.limits, unacknowledged)

@@ -3,6 +3,7 @@
 //! HTTP/2 carries many, each with a count of its own.
 
 use std::sync::Arc;
+use std::task::Waker;
 
 use super::conn::Conn;
 use super::h2::Stream;
@@ -99,13 +100,13 @@ impl Receiving {
         Receiving(exchange)
     }
 
-    /// The handler waits for more of it, or has got so many bytes.
+    /// The handler has polled it: in vain, and so with which waker, or for so many bytes.
     #[inline]
-    pub fn note_poll(&self, waits: bool, len: usize) {
+    pub fn note_poll(&self, in_vain: Option<&Waker>, len: usize) {
         match &self.0 {
             // Its io has counted the bytes.
-            Exchange::Http1(conn) => conn.activity.body.set(waits),
-            Exchange::Http2(stream) => stream.note_upload(waits, len),
+            Exchange::Http1(conn) => conn.activity.body.note_poll(in_vain),
+            Exchange::Http2(stream) => stream.note_upload(in_vain, len),
         }
     }
 

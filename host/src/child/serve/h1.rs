@@ -27,7 +27,7 @@ use super::sniff::{PREFACE, Sniffed, sniff};
 use super::stream::Stream;
 use super::tls::{self, Shaken};
 use super::upgrade;
-use crate::child::drain::End;
+use crate::child::drain::{End, Progress};
 use crate::child::handover::{self, MAX_CARRIED, Start};
 use crate::metrics::Slot;
 use crate::sys::socket::Bare;
@@ -76,7 +76,7 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
         Poll::Ready(())
     })
     .await;
-    let mut watch = Watch::new(conn, &start);
+    let mut watch = Watch::new(&start);
     let stream = match conn.acceptor {
         None => stream,
         Some(acceptor) => match secure(conn, acceptor, stream, &mut watch).await {
@@ -427,17 +427,16 @@ struct Watch {
     head_since: Option<Instant>,
     /// When it was accepted, if it is new: its first head counts from there.
     accepted: Option<Instant>,
-    /// Bytes moved when last looked at, and when that changed.
-    moved: u64,
-    progress: Option<Instant>,
+    /// From the first look of a drain on.
+    progress: Option<Progress>,
 }
 
 impl Watch {
-    fn new(conn: &Conn, start: &Start) -> Watch {
+    fn new(start: &Start) -> Watch {
         let now = Instant::now();
         let head_since = start.head.and_then(|ago| now.checked_sub(ago));
         let accepted = if start.http1 { None } else { now.checked_sub(start.idle) };
-        Watch { timer: None, head_since, accepted, moved: conn.moved(), progress: None }
+        Watch { timer: None, head_since, accepted, progress: None }
     }
 
     /// When the head began that has not been whole at the last look.
@@ -499,12 +498,8 @@ impl Watch {
             return Some((limits.since, ending));
         }
         let moved = conn.moved();
-        if self.progress.is_none() || moved != self.moved {
-            let first = self.progress.is_none();
-            self.moved = moved;
-            self.progress = Some(if first { limits.since } else { Instant::now() });
-        }
-        let progress = self.progress.unwrap_or(limits.since);
+        let progress = self.progress.get_or_insert_with(|| Progress::new(moved, limits.since));
+        let progress = progress.observe(moved, limits.min_rate, Instant::now());
         let patience = match standing {
             Standing::Idle => limits.keepalive,
             Standing::Handshake | Standing::Head | Standing::Busy => limits.timeout,

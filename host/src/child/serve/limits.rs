@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Server;
+use super::demand::Demand;
 use crate::config;
 use crate::metrics::Slot;
 
@@ -36,6 +37,8 @@ pub struct Limits {
     head: u64,
     idle: u64,
     body: u64,
+    /// Bytes per second; 0 for none.
+    pub body_min_rate: u64,
     write: u64,
     request: u64,
     pub head_size: usize,
@@ -77,6 +80,7 @@ impl Limits {
             head: ms(limits.head_timeout),
             idle: ms(limits.idle_timeout),
             body: ms(limits.body_timeout),
+            body_min_rate: limits.body_min_rate,
             write: ms(limits.write_timeout),
             request: ms(limits.request_timeout),
             head_size: usize::try_from(limits.head_size.0).unwrap_or(usize::MAX),
@@ -197,7 +201,7 @@ pub struct Activity {
     written_at: AtomicU64,
     called_at: AtomicU64,
     /// A handler waits for more of the request's body.
-    pub body: Wait,
+    pub body: Demand,
     /// The kernel takes no more of the response.
     pub write: Wait,
     /// Bytes that the client had not acknowledged when a stuck response was last looked at, and when that was. By the task.
@@ -217,7 +221,7 @@ impl Activity {
             read_at: AtomicU64::new(since),
             written_at: AtomicU64::new(since),
             called_at: AtomicU64::new(since),
-            body: Wait::default(),
+            body: Demand::default(),
             write: Wait::default(),
             unacknowledged: AtomicUsize::new(usize::MAX),
             looked_at: AtomicU64::new(0),
@@ -242,17 +246,20 @@ impl Activity {
     }
 
     /// The sweep's part: takes down what has changed.
-    pub fn observe(&self, now: u64, counts: Counts) {
+    pub fn observe(&self, now: u64, counts: Counts, limits: &Limits) {
         let note = |seen: &AtomicU64, count: u64, at: &AtomicU64| {
             if seen.load(Relaxed) != count {
                 seen.store(count, Relaxed);
                 at.store(now, Relaxed);
             }
         };
+        if self.calls.load(Relaxed) != counts.calls {
+            self.body.begin_anew();
+        }
+        self.body.observe(now, counts.read.wrapping_sub(self.read.load(Relaxed)), limits.body_min_rate);
         note(&self.read, counts.read, &self.read_at);
         note(&self.written, counts.written, &self.written_at);
         note(&self.calls, counts.calls, &self.called_at);
-        self.body.observe(now);
         self.write.observe(now);
     }
 
@@ -285,11 +292,11 @@ impl Activity {
                 return Some(Overdue::Write);
             }
         }
-        if let Some(since) = self.body.since()
-            && is_same(&self.read, counts.read)
-            && over(since.max(self.read_at.load(Relaxed)), limits.body)
-        {
-            return Some(Overdue::Body);
+        if let Some(since) = self.body.since() {
+            let silent = is_same(&self.read, counts.read) && over(since.max(self.read_at.load(Relaxed)), limits.body);
+            if silent || self.body.debt() >= limits.body {
+                return Some(Overdue::Body);
+            }
         }
         let late = stand == Stand::Answering
             && is_same(&self.calls, counts.calls)
@@ -336,12 +343,11 @@ impl Wait {
         }
     }
 
-    #[inline]
-    pub fn set(&self, waits: bool) {
-        if waits { self.begin() } else { self.end() }
+    pub fn is_on(&self) -> bool {
+        !self.turns.load(Relaxed).is_multiple_of(2)
     }
 
-    fn observe(&self, now: u64) {
+    pub fn observe(&self, now: u64) {
         let turns = self.turns.load(Relaxed);
         if self.seen.load(Relaxed) != turns {
             self.seen.store(turns, Relaxed);
@@ -350,7 +356,7 @@ impl Wait {
     }
 
     /// Since when, if it is waited for and the sweep knows.
-    fn since(&self) -> Option<u64> {
+    pub fn since(&self) -> Option<u64> {
         let turns = self.turns.load(Relaxed);
         (!turns.is_multiple_of(2) && self.seen.load(Relaxed) == turns).then(|| self.since.load(Relaxed))
     }
@@ -451,7 +457,7 @@ mod tests {
         assert_eq!(idle(1000, NOTHING), Some(Overdue::Idle));
         let moved = Counts { read: 10, written: 10, calls: 1 };
         assert_eq!(idle(5000, moved), None, "something has moved since the last tick");
-        activity.observe(START + 5000, moved);
+        activity.observe(START + 5000, moved, &limits);
         assert_eq!(idle(6999, moved), None);
         assert_eq!(idle(7000, moved), Some(Overdue::Idle));
         let adopted = Activity::new(START - 1500);
@@ -464,17 +470,17 @@ mod tests {
     fn a_body_is_late_only_while_it_is_waited_for() {
         let (limits, activity) = (limits(), Activity::new(START));
         let late = |now, counts| activity.overdue(START + now, &limits, counts, Stand::Answering);
-        activity.observe(START, NOTHING);
+        activity.observe(START, NOTHING, &limits);
         assert_eq!(late(9000, NOTHING), None, "nobody waits");
-        activity.body.begin();
+        activity.body.note_poll(Some(std::task::Waker::noop()));
         assert_eq!(late(9000, NOTHING), None, "only since a moment");
-        activity.observe(START + 9000, NOTHING);
+        activity.observe(START + 9000, NOTHING, &limits);
         assert_eq!(late(11_999, NOTHING), None);
         assert_eq!(late(12_000, NOTHING), Some(Overdue::Body));
         let more = Counts { read: 1, ..NOTHING };
         assert_eq!(late(12_000, more), None, "a byte has come");
         activity.body.end();
-        activity.observe(START + 12_000, more);
+        activity.observe(START + 12_000, more, &limits);
         assert_eq!(late(40_000, more), None);
         assert_eq!(late(50_000, more), Some(Overdue::Request));
     }
@@ -484,7 +490,7 @@ mod tests {
         let (limits, activity) = (limits(), Activity::new(START));
         let look = |now| activity.overdue(START + now, &limits, NOTHING, Stand::Answering);
         activity.write.begin();
-        activity.observe(START, NOTHING);
+        activity.observe(START, NOTHING, &limits);
         assert_eq!(look(999), None);
         assert_eq!(look(1000), Some(Overdue::Write));
         assert!(!activity.is_stuck(START + 1000, &limits, 500));

@@ -3,6 +3,7 @@
 
 pub mod accept;
 pub mod conn;
+mod demand;
 pub mod exchange;
 pub mod h1;
 pub mod h2;

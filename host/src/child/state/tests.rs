@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const NEVER: Deadlines = Deadlines { keepalive_ms: None, timeout_ms: None, upgraded_ms: None, max_ms: None };
+const NEVER: Deadlines =
+    Deadlines { keepalive_ms: None, timeout_ms: None, min_rate: 0, upgraded_ms: None, max_ms: None };
 
 fn hello() -> Event {
     Event::Hello { protocols: PROTOCOL }

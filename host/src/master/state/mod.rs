@@ -453,6 +453,7 @@ impl State {
             keepalive_ms: ms(drain.keepalive),
             timeout_ms: ms(drain.timeout),
             upgraded_ms: ms(drain.upgraded),
+            min_rate: drain.min_rate,
             max_ms: ms(drain.max),
         };
         if let Some(cut) = self.stopping.as_ref().filter(|stopping| stopping.begun).and_then(|stopping| stopping.cut) {

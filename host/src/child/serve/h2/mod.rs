@@ -27,7 +27,7 @@ pub use self::stream::{Stream, Streams};
 use super::conn::Conn;
 use super::io::{Io, LINGER_TIME};
 use super::limits::Limits;
-use crate::child::drain::End;
+use crate::child::drain::{End, Progress};
 use crate::metrics::Slot;
 
 /// What a client may send of a request's body before the handler takes it, and of all together: so much of them is held
@@ -136,6 +136,8 @@ struct Driver<'a> {
 #[derive(Default)]
 struct Moved {
     progress: u64,
+    /// Of the bodies, in a drain.
+    bodies: Option<Progress>,
     written: u64,
     /// Of both, from the first look on.
     at: Option<(Instant, Instant)>,
@@ -232,7 +234,8 @@ impl Driver<'_> {
         let after = |since: Instant, patience: Option<Duration>, next| {
             patience.and_then(|patience| since.checked_add(patience)).map(|at| (at, next))
         };
-        let (progress_at, written_at) = self.moved.observe(self.streams.progress(), self.conn.bytes_written());
+        let (progress_at, written_at) =
+            self.moved.observe(self.streams, self.conn.bytes_written(), drain.map_or(0, |limits| limits.min_rate));
         let own = if self.conn.is_shut() {
             // Bounded by the io.
             None
@@ -257,12 +260,15 @@ impl Driver<'_> {
 
 impl Moved {
     /// When the streams last made progress, and when something was last written.
-    fn observe(&mut self, progress: u64, written: u64) -> (Instant, Instant) {
+    fn observe(&mut self, streams: &Streams, written: u64, min_rate: u64) -> (Instant, Instant) {
+        let (progress, moved) = (streams.progress(), streams.moved());
         let now = Instant::now();
         let (mut progress_at, mut written_at) = self.at.unwrap_or((now, now));
         if self.progress != progress {
             (self.progress, progress_at) = (progress, now);
         }
+        let bodies = self.bodies.get_or_insert_with(|| Progress::new(moved, now));
+        progress_at = progress_at.max(bodies.observe(moved, min_rate, now));
         if self.written != written {
             (self.written, written_at) = (written, now);
         }

@@ -74,12 +74,12 @@ impl Stream {
         self.streams.leave(&self.conn);
     }
 
-    /// The handler waits for more of the request's body, or has got so many bytes.
-    pub fn note_upload(&self, waits: bool, len: usize) {
-        self.activity.body.set(waits);
+    /// The handler has polled the request's body: in vain, or for so many bytes.
+    pub fn note_upload(&self, in_vain: Option<&Waker>, len: usize) {
+        self.activity.body.note_poll(in_vain);
         if len > 0 {
             self.read.fetch_add(len as u64, Relaxed);
-            self.streams.note_progress();
+            self.streams.note_moved(len);
         }
     }
 
@@ -92,7 +92,7 @@ impl Stream {
     pub fn note_given(&self, len: usize) {
         self.written.fetch_add(len as u64, Relaxed);
         self.activity.write.begin();
-        self.streams.note_progress();
+        self.streams.note_moved(len);
     }
 
     // ---- the limits ----
@@ -103,7 +103,7 @@ impl Stream {
 
     /// The sweep's look.
     fn is_past_its_time(&self, now: u64, limits: &Limits) -> bool {
-        self.activity.observe(now, self.counts());
+        self.activity.observe(now, self.counts(), limits);
         let late = self.activity.overdue(now, limits, self.counts(), Stand::Answering).is_some();
         if late {
             self.activity.set_due(true);
@@ -124,7 +124,11 @@ impl Stream {
         let now = server.clock.now();
         let met = self.activity.overdue(now, &server.limits, self.counts(), Stand::Answering);
         // Of one stream the kernel cannot say what the client has taken.
-        let met = met.filter(|met| *met != Overdue::Write || self.activity.is_stuck(now, &server.limits, usize::MAX));
+        let met = met.filter(|met| match met {
+            Overdue::Write => self.activity.is_stuck(now, &server.limits, usize::MAX),
+            Overdue::Body => self.activity.body.is_confirmed(),
+            Overdue::Request | Overdue::Idle => true,
+        });
         let Some(met) = met else { return false };
         // Counted once: one that was refused and does not end is known.
         if self.refusal().is_none() {
@@ -202,8 +206,10 @@ impl Drop for Place {
 pub struct Streams {
     /// Tasks, and request bodies in the hands of handlers.
     open: AtomicUsize,
-    /// Requests begun and ended, and parts of bodies that went either way. Pings are none.
+    /// Requests begun and ended. Pings are none.
     progress: AtomicU64,
+    /// Bytes of bodies that went either way.
+    moved: AtomicU64,
     /// Requests begun. By the connection's task.
     calls: AtomicU64,
     /// When that changed, as the sweep sees it.
@@ -225,6 +231,7 @@ impl Streams {
         Streams {
             open: AtomicUsize::new(0),
             progress: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             activity: Activity::new(conn.server.clock.now()),
             register: Mutex::default(),
@@ -245,12 +252,21 @@ impl Streams {
         self.progress.load(Relaxed)
     }
 
+    /// How many bytes of bodies went either way.
+    pub fn moved(&self) -> u64 {
+        self.moved.load(Relaxed)
+    }
+
+    fn note_moved(&self, len: usize) {
+        self.moved.fetch_add(len as u64, Relaxed);
+    }
+
     fn note_progress(&self) {
         self.progress.fetch_add(1, Relaxed);
     }
 
     fn counts(&self) -> Counts {
-        Counts { read: self.progress(), written: 0, calls: self.calls.load(Relaxed) }
+        Counts { read: self.progress(), written: self.moved(), calls: self.calls.load(Relaxed) }
     }
 
     /// One task or body less.
@@ -306,7 +322,7 @@ impl Streams {
         // Not under the lock: a waker may run what drops a stream.
         let late: Vec<_> = self.register().slots.iter().flatten().filter(late).cloned().collect();
         late.iter().for_each(|stream| stream.wake());
-        self.activity.observe(now, self.counts());
+        self.activity.observe(now, self.counts(), limits);
         self.is_idle_for_long(now, limits)
     }
 

@@ -243,6 +243,28 @@ fn progress_postpones_the_cut_and_the_last_limit_does_not_wait() {
 }
 
 #[test]
+fn what_moves_below_the_rate_makes_no_progress() {
+    // A hundred bytes a second.
+    let serve = || {
+        serve(|_| async {
+            let mut ticks = tokio::time::interval(Duration::from_millis(50));
+            reply(200, "").body(stream(None, move |cx| ticks.poll_tick(cx).map(|_| Step::Data("tick ".into()))))
+        })
+    };
+    for (min_rate, goes_on) in [(10, true), (1000, false)] {
+        let mut site = serve();
+        let mut client = site.connect();
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        client.head();
+        let start = Instant::now();
+        site.retire(Deadlines { timeout_ms: Some(300), max_ms: Some(3_000), min_rate, ..NEVER });
+        assert!(client.rest().is_err());
+        assert_eq!(start.elapsed() >= SECOND * 3, goes_on, "{min_rate}: {:?}", start.elapsed());
+        assert_eq!(site.drained().cut.busy, 1);
+    }
+}
+
+#[test]
 fn a_stalled_upload_and_a_half_head_are_cut() {
     let mut site = serve(|mut asked: Asked| async move { reply(200, read(&mut asked.body).await.unwrap().0) });
     let mut upload = site.connect();

@@ -25,6 +25,7 @@ fn patient() -> config::Limits {
         head_timeout: never,
         idle_timeout: never,
         body_timeout: never,
+        body_min_rate: 0,
         write_timeout: never,
         request_timeout: never,
         ..config::Limits::default()
@@ -258,6 +259,92 @@ fn a_body_that_stops_after_the_answer_began_is_a_reset() {
     let start = Instant::now();
     assert!(client.head().starts_with("HTTP/1.1 200 "));
     takes(start, SHORT, || is_reset(&mut client));
+    assert_eq!(site.metric(Slot::BodyTimeouts), 1);
+}
+
+/// Bodies that must bring 1000 bytes a second.
+fn at_a_rate() -> config::Limits {
+    config::Limits { body_timeout: short(), body_min_rate: 1000, ..patient() }
+}
+
+/// Sends `bytes` per 50 ms, until it has sent them `times` or the server has had enough.
+fn drip(client: &mut Client, bytes: usize, times: usize) {
+    for _ in 0..times {
+        let chunk = format!("{bytes:x}\r\n{}\r\n", "x".repeat(bytes));
+        if client.stream.write_all(chunk.as_bytes()).is_err() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+const CHUNKED: &str = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+
+#[test]
+fn a_body_that_drips_is_a_408_and_one_that_keeps_the_rate_is_not() {
+    let site = limited(at_a_rate(), count);
+    let (mut drips, mut keeps) = (site.connect(), site.connect());
+    let keeping = std::thread::spawn(move || {
+        keeps.send(CHUNKED);
+        drip(&mut keeps, 200, 40);
+        assert_eq!(keeps.send("0\r\n\r\n").answer().text(), "8000");
+        assert_eq!(keeps.get("/").text(), "0", "and is served on");
+    });
+    let start = Instant::now();
+    drips.send(CHUNKED);
+    let mut dripping = Client { stream: drips.stream.try_clone().unwrap(), buffer: Vec::new() };
+    let sending = std::thread::spawn(move || drip(&mut dripping, 1, 100));
+    is_refused(&takes(start, SHORT, || drips.answer()), 408);
+    drips.is_closed();
+    assert!(start.elapsed() < Duration::from_secs(5), "it drips no more");
+    keeping.join().unwrap();
+    sending.join().unwrap();
+    assert_eq!(site.metric(Slot::BodyTimeouts), 1);
+}
+
+#[test]
+fn a_body_that_drips_after_the_answer_began_is_a_reset() {
+    let site = limited(at_a_rate(), |asked: Asked| async move { reply(200, "").body(asked.body) });
+    let mut client = site.connect();
+    let start = Instant::now();
+    client.send(CHUNKED).send("1\r\nx\r\n");
+    assert!(client.head().starts_with("HTTP/1.1 200 "));
+    let mut dripping = Client { stream: client.stream.try_clone().unwrap(), buffer: Vec::new() };
+    let sending = std::thread::spawn(move || drip(&mut dripping, 1, 100));
+    takes(start, SHORT, || is_reset(&mut client));
+    sending.join().unwrap();
+    assert_eq!(site.metric(Slot::BodyTimeouts), 1);
+}
+
+#[test]
+fn a_body_that_a_handler_no_longer_waits_for_is_not_late() {
+    for limits in [at_a_rate(), config::Limits { body_min_rate: 0, ..at_a_rate() }] {
+        let site = limited(limits, |mut asked: Asked| async move {
+            assert_eq!(frame(&mut asked.body).await.0, FRAME_DATA);
+            tokio::select! {
+                _ = frame(&mut asked.body) => panic!("nothing more was sent"),
+                () = tokio::time::sleep(SHORT / 8) => {}
+            }
+            tokio::time::sleep(SHORT * 4).await;
+            reply(200, "enough")
+        });
+        let mut client = site.connect();
+        client.send(CHUNKED).send("1\r\nx\r\n");
+        assert_eq!(client.answer().text(), "enough");
+        assert_eq!(site.metric(Slot::BodyTimeouts), 0);
+    }
+}
+
+#[test]
+fn a_body_that_another_task_waits_for_is_late_like_any() {
+    let site = limited(config::Limits { body_timeout: short(), ..patient() }, |mut asked: Asked| async move {
+        let reading = tokio::spawn(async move { read(&mut asked.body).await });
+        reply(200, reading.await.unwrap().unwrap().0.len().to_string())
+    });
+    let mut client = site.connect();
+    let start = Instant::now();
+    client.send(CHUNKED).send("1\r\nx\r\n");
+    is_refused(&takes(start, SHORT, || client.answer()), 408);
     assert_eq!(site.metric(Slot::BodyTimeouts), 1);
 }
 
