@@ -1,4 +1,4 @@
-//! HTTP/2 with prior knowledge as the tests speak it: the `h2` crate's client, which retries nothing and hides nothing, and
+//! HTTP/2, with prior knowledge or over TLS, as the tests speak it: the `h2` crate's client, which retries nothing and hides nothing, and
 //! frames made by hand for what it would refuse to send.
 
 use std::future::{Future, poll_fn};
@@ -12,14 +12,25 @@ use h2::client::SendRequest;
 use h2::{Reason, RecvStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
 
 use crate::http::Response;
-use crate::wait;
+use crate::{tls, wait};
 
-/// Opens a connection; its io runs in a task, whose end says how it ended.
-pub async fn open(target: SocketAddr) -> io::Result<(SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>)> {
+type Opened = (SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>);
+
+/// Opens a connection, in clear or, if it is offered there, over TLS; its io runs in a task, whose end says how it ended.
+pub async fn open(target: SocketAddr, tls: Option<&tls::Client>) -> io::Result<Opened> {
     let stream = tokio::net::TcpStream::connect(target).await?;
     stream.set_nodelay(true)?;
+    let Some(client) = tls.map(|client| client.offering(&["h2"])) else {
+        let (send, connection) = h2::client::handshake(stream).await.map_err(io::Error::other)?;
+        return Ok((send, tokio::spawn(connection)));
+    };
+    let stream = TlsConnector::from(client.config()).connect(client.name(), stream).await?;
+    if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+        return Err(io::Error::other("the server does not agree on HTTP/2"));
+    }
     let (send, connection) = h2::client::handshake(stream).await.map_err(io::Error::other)?;
     Ok((send, tokio::spawn(connection)))
 }
@@ -73,9 +84,20 @@ pub struct Pending(JoinHandle<Result<Response, h2::Error>>);
 impl Client {
     #[track_caller]
     pub fn open(target: SocketAddr) -> Client {
+        Client::open_over(target, None)
+    }
+
+    #[track_caller]
+    pub fn open_tls(target: SocketAddr, tls: &tls::Client) -> Client {
+        Client::open_over(target, Some(tls))
+    }
+
+    #[track_caller]
+    fn open_over(target: SocketAddr, tls: Option<&tls::Client>) -> Client {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("failed to start a client's runtime");
-        let (send, ended) = runtime.block_on(open(target)).unwrap_or_else(|error| panic!("failed to connect: {error}"));
+        let (send, ended) =
+            runtime.block_on(open(target, tls)).unwrap_or_else(|error| panic!("failed to connect: {error}"));
         Client { runtime, target, send, ended }
     }
 

@@ -100,8 +100,9 @@ impl Client {
             return Ok(send.clone());
         }
         let closed = current.is_some();
-        let (send, _) =
-            http2::open(self.shared.plan.target).await.map_err(|error| (Fault::Connect, error.to_string()))?;
+        let (send, _) = http2::open(self.shared.plan.target, self.shared.plan.tls.as_ref())
+            .await
+            .map_err(|error| (Fault::Connect, error.to_string()))?;
         let mut tally = self.shared.tally();
         tally.counts(self.class).opened += 1;
         tally.counts(self.class).closed_announced += u64::from(closed);

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use baton_tests::load::{Class, Load, Plan, Tally};
 use baton_tests::server::{Server, Setup, Workbench, answered_by};
 use baton_tests::tls::{Authority, Client, DAY, Version};
-use baton_tests::{artifacts, http, wait};
+use baton_tests::{artifacts, http, http2, wait};
 
 const SWITCHES: u64 = 50;
 
@@ -67,6 +67,29 @@ fn the_name_that_is_asked_for_decides_on_the_certificate_in_both_versions() {
         let refused = client.asking("c.example").connect(server.addr()).map(drop).expect_err("that is not its name");
         assert!(refused.to_string().contains("a.example"), "{refused}");
     }
+}
+
+#[test]
+fn http_2_is_agreed_on_where_it_is_on_and_ends_with_goaway_at_a_reload() {
+    let authority = Authority::new();
+    let server = secured(&authority).start();
+    let old = server.worker();
+    let client = authority.client(Version::V13);
+    let both = client.offering(&["h2", "http/1.1"]);
+    let agreed = || both.connect(server.addr()).expect("failed to connect").1.alpn;
+    assert_eq!(agreed().as_deref(), Some("h2"));
+    let streams = http2::Client::open_tls(server.addr(), &client);
+    let facts = streams.get("/tls").text();
+    assert!(facts.starts_with("https TLSv1.3 ") && facts.ends_with(" a.example h2"), "{facts}");
+    let slow = streams.begin("GET", "/sleep?ms=1000", None);
+    let large = streams.begin("GET", "/body?bytes=3000000", None);
+    server.wait_for("a request", |status| status.serving().is_some_and(|one| one.load.requests_in_flight > 0));
+    server.bench.configure(&one_server(&["a"]).replace("tls =", "http2 = false\ntls ="));
+    switch_to(&server, "v2");
+    assert_eq!(answered_by(&streams.wait(slow).expect("the request was cut")), ("v1".into(), old));
+    assert_eq!(streams.wait(large).expect("the response was cut").body.len(), 3_000_000);
+    streams.ended().expect("the connection ends in good order");
+    assert_eq!(agreed().as_deref(), Some("http/1.1"));
 }
 
 #[test]
@@ -269,6 +292,15 @@ fn the_end_of_a_certificate_is_told_ahead_and_an_expired_one_still_serves() {
 }
 
 #[test]
+fn the_example_is_taken_as_it_is() {
+    let example = artifacts::workspace().join("examples/https.toml");
+    let outcome = Workbench::new().cli(&["run", "--print-config", "-c", &example.to_string_lossy()]);
+    let printed = &outcome.assert_code(0).stdout;
+    let key = example.with_file_name("key.pem");
+    assert!(printed.contains(":8443") && printed.contains(&*key.to_string_lossy()), "{printed}");
+}
+
+#[test]
 fn no_key_is_shown_anywhere() {
     let authority = Authority::new();
     let server = secured(&authority).env("RUST_LOG", "trace").start();
@@ -316,7 +348,7 @@ fn an_address_that_becomes_secure_loses_no_clear_connection() {
 fn run(setup: Setup, authority: &Authority) -> (Tally, u64) {
     let server = setup.start();
     let versions = [artifacts::probe("v2"), artifacts::probe("v1")];
-    let plan = Plan { tls: Some(authority.client(Version::V13)), ..Plan::reference(server.addr()) };
+    let plan = Plan { tls: Some(authority.client(Version::V13)), http2: 4, ..Plan::reference(server.addr()) };
     let load = Load::start(plan);
     load.wait_for_requests(500);
     let (mut switches, mut lost) = (0, 0);

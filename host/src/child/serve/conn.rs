@@ -562,9 +562,9 @@ impl Conn {
 
     // ---- the end ----
 
-    /// Bytes that have come and hyper has not got, by a lower bound.
+    /// Bytes that have come and nobody has read: what is ahead, or held, is not among them.
     pub fn unread(&self) -> usize {
-        crate::sys::socket::unread(self.socket) + usize::from(self.is_holding())
+        crate::sys::socket::unread(self.socket)
     }
 
     /// Ends it with a reset: the client can tell that it is no regular end. Only while the socket is open.

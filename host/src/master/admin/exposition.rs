@@ -101,16 +101,28 @@ fn certificate(one: &CertificateStatus) -> (String, u64) {
 mod tests {
     use super::*;
     use crate::master::admin::routes::tests::status;
-    use crate::report::{LimitHits, Totals};
+    use crate::report::{LimitHits, Totals, Validity};
 
     #[test]
     fn every_metric_has_its_help_its_type_and_a_number() {
         let limits = LimitHits { body_too_large: 3, ..LimitHits::default() };
-        let text = text(&Status { totals: Totals { requests: 12, limits, ..Totals::default() }, ..status() });
+        let ends = |expires_in_s| CertificateStatus {
+            server: "web".into(),
+            cert: "/a \"b\"".into(),
+            names: Vec::new(),
+            not_after: String::new(),
+            expires_in_s,
+            validity: Validity::Valid,
+        };
+        let certificates = vec![ends(77), ends(-5)];
+        let text =
+            text(&Status { certificates, totals: Totals { requests: 12, limits, ..Totals::default() }, ..status() });
         for line in [
             "# TYPE baton_requests_total counter",
             "baton_requests_total 12",
             "baton_limit_hits_total{limit=\"body_too_large\"} 3",
+            r#"baton_certificate_seconds_left{server="web",cert="/a \"b\""} 77"#,
+            r#"baton_certificate_seconds_left{server="web",cert="/a \"b\""} 0"#,
             "# TYPE baton_ready gauge",
             "baton_ready 1",
             "baton_serving_generation 7",

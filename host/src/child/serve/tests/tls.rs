@@ -340,6 +340,32 @@ fn a_record_that_has_come_in_part_is_a_head_begun() {
 }
 
 #[test]
+fn a_record_that_has_come_in_part_prolongs_no_limit() {
+    let limits = config::Limits { body_timeout: Limit::After(SHORT), idle_timeout: Limit::After(SHORT), ..limits() };
+    let counting = |mut asked: Asked| async move {
+        let read = super::fake::read(&mut asked.body).await;
+        reply(200, read.map_or(0, |(data, _)| data.len()).to_string())
+    };
+    let site = secured(&limits, fake::plugin(counting));
+    let mut upload = site.secure();
+    upload.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\nabc");
+    let record = upload.sealed("def");
+    upload.raw(&record[..7]);
+    assert_eq!(upload.answer().unwrap().status(), 408);
+    assert_eq!(upload.end(), Ended::Said);
+    eventually(|| site.metric(Slot::BodyTimeouts) == 1);
+    let mut streams = site.secure();
+    streams.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    let settings = String::from_utf8(vec![0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
+    streams.send(&settings);
+    let record = streams.sealed(&settings);
+    streams.raw(&record[..7]);
+    // GOAWAY, and the end.
+    while streams.more().is_ok() {}
+    eventually(|| site.metric(Slot::HeadTimeouts) + site.metric(Slot::IdleTimeouts) == 1);
+}
+
+#[test]
 fn requests_that_the_session_has_decrypted_are_answered_before_the_close_is_announced() {
     let (mut site, gate) = gated();
     let mut client = site.secure();
