@@ -3,81 +3,22 @@
 //!
 //! The yardstick runs twice. Where it differs from itself by more than 3 %, the machine was too noisy to tell.
 
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-
-use baton_tests::server::{Server, Setup};
 use baton_tests::stats::{median, median_interval};
-use baton_tests::{artifacts, process};
 
 use crate::client::{BROWSER, has_wrk, saturate};
 use crate::report::{Report, Row, Verdict};
+use crate::subject::Subject;
 use crate::{Options, cores};
 
 /// How far the yardstick may be from itself.
 const NOISE: f64 = 0.03;
 
-enum Process {
-    Static(Child),
-    Baton(Box<Server>),
-}
-
-struct Subject {
-    name: &'static str,
-    process: Process,
-    addr: SocketAddr,
-}
-
-impl Subject {
-    fn fixed(name: &'static str, program: &str, core: Option<usize>) -> Subject {
-        let mut command = Command::new(artifacts::own_binary("tether"));
-        if let Some(core) = core {
-            command.args(["--core", &core.to_string()]);
-        }
-        let mut child = command
-            .arg(artifacts::own_binary(program))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("failed to start a static server");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("it is piped")).read_line(&mut line).expect("it prints its address");
-        Subject { name, addr: line.trim().parse().expect("an address"), process: Process::Static(child) }
-    }
-
-    fn plugin(name: &'static str, package: &str, core: Option<usize>) -> Subject {
-        let setup = Setup::new().plugin(package, &artifacts::plugin(package)).core(core).set("workers", "1");
-        let server = setup.start();
-        Subject { name, addr: server.addr(), process: Process::Baton(Box::new(server)) }
-    }
-
-    fn cpu(&self) -> Duration {
-        let pids = match &self.process {
-            Process::Static(child) => vec![child.id().cast_signed()],
-            Process::Baton(server) => server.processes(),
-        };
-        pids.into_iter().map(|pid| process::cpu_time(pid).expect("the server runs")).sum()
-    }
-
-    /// Microseconds of CPU per request.
-    fn measure(&self, headers: &[(&str, &str)], seconds: u64, core: Option<usize>) -> f64 {
-        let before = self.cpu();
-        let requests = saturate(self.addr, headers, seconds, core);
-        assert!(requests > 1000, "{} answered {requests} requests only", self.name);
-        (self.cpu() - before).as_secs_f64() * 1e6 / requests as f64
-    }
-}
-
-impl Drop for Subject {
-    fn drop(&mut self) {
-        if let Process::Static(child) = &mut self.process
-            && child.kill().and_then(|()| child.wait()).is_err()
-        {
-            eprintln!("{} could not be ended", self.name);
-        }
-    }
+/// Microseconds of CPU per request.
+fn measure(subject: &Subject, headers: &[(&str, &str)], seconds: u64, core: Option<usize>) -> f64 {
+    let before = subject.cpu();
+    let requests = saturate(subject.addr, headers, seconds, core);
+    assert!(requests > 1000, "{} answered {requests} requests only", subject.name);
+    (subject.cpu() - before).as_secs_f64() * 1e6 / requests as f64
 }
 
 /// Index of each subject, in the order in which they are started.
@@ -93,13 +34,13 @@ pub fn run(options: &Options) -> Report {
     let subjects = [
         Subject::fixed("static hyper", "static_hyper", server_core),
         Subject::fixed("static hyper, again", "static_hyper", server_core),
-        Subject::plugin("native handler in a plugin", "bench-native", server_core),
+        Subject::plugin("native handler in a plugin", "bench-native", &[], server_core),
         Subject::fixed("static axum", "static_axum", server_core),
-        Subject::plugin("axum in a plugin", "bench-axum", server_core),
+        Subject::plugin("axum in a plugin", "bench-axum", &[], server_core),
     ];
     let kinds: [(&str, &[(&str, &str)]); 2] = [("plain", &[]), ("ten browser headers", &BROWSER)];
     for subject in &subjects {
-        subject.measure(&BROWSER, 1, client_core);
+        measure(subject, &BROWSER, 1, client_core);
     }
     // By kind of request, by subject, by round.
     let mut costs = vec![vec![Vec::new(); subjects.len()]; kinds.len()];
@@ -110,7 +51,7 @@ pub fn run(options: &Options) -> Report {
                 order.reverse();
             }
             for at in order {
-                costs[kind][at].push(subjects[at].measure(headers, seconds, client_core));
+                costs[kind][at].push(measure(&subjects[at], headers, seconds, client_core));
             }
             eprintln!("round {} of {rounds}, {name}", round + 1);
         }

@@ -1,6 +1,7 @@
 //! Measures what Baton promises, beside a yardstick measured in the same run:
 //!
 //!     cargo run --release -p baton-tests --bin bench -- cpu [--rounds N] [--seconds N]
+//!     cargo run --release -p baton-tests --bin bench -- instructions
 //!     cargo run --release -p baton-tests --bin bench -- swap [--reloads N]
 //!     cargo run --release -p baton-tests --bin bench -- growth [--reloads N]
 //!     cargo run --release -p baton-tests --bin bench -- soak [--seconds N]
@@ -13,9 +14,11 @@ mod client;
 mod cpu;
 mod growth;
 mod idle;
+mod instructions;
 mod nginx;
 mod report;
 mod soak;
+mod subject;
 mod swap;
 mod torture;
 
@@ -25,7 +28,7 @@ use baton_tests::artifacts::{self, Profile};
 
 use report::Report;
 
-const USAGE: &str = "usage: bench cpu|swap|growth|soak|idle|torture [--rounds N] [--seconds N] [--reloads N] [--connections N] [--switches N] [--json]";
+const USAGE: &str = "usage: bench cpu|instructions|swap|growth|soak|idle|torture [--rounds N] [--seconds N] [--reloads N] [--connections N] [--switches N] [--json]";
 
 /// What was asked for; each bench has its own defaults.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     artifacts::use_profile(Profile::Release);
     let mut report = match bench {
         "cpu" => cpu::run(&options),
+        "instructions" => instructions::run(&options),
         "swap" => swap::run(&options),
         "growth" => growth::run(&options),
         "idle" => idle::run(&options),
@@ -69,7 +73,7 @@ fn finish(report: &Report, json: bool) -> ExitCode {
 /// The bench and its options; nothing if they make no sense.
 fn parse(args: &[String]) -> Option<(&str, Options)> {
     let (bench, rest) = args.split_first()?;
-    if !["cpu", "swap", "growth", "soak", "idle", "torture"].contains(&bench.as_str()) {
+    if !["cpu", "instructions", "swap", "growth", "soak", "idle", "torture"].contains(&bench.as_str()) {
         return None;
     }
     let (mut options, mut rest) = (Options::default(), rest.iter());
