@@ -3,8 +3,9 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tower_service::Service;
@@ -25,8 +26,23 @@ where
     type App = Tower<S>;
 
     fn into_app(self, instance: &'static Instance) -> Tower<S> {
-        Tower { instance, service: Mutex::new(self) }
+        Tower { instance, service: Mutex::new(prepared(self)) }
     }
+}
+
+/// A router that knows its state. Without it each request would make services of the handlers anew (see the documentation
+/// of axum's `Router::with_state`); axum's own server does the same.
+#[cfg(feature = "axum")]
+fn prepared<S: 'static>(mut service: S) -> S {
+    if let Some(router) = (&mut service as &mut dyn Any).downcast_mut::<axum::Router>() {
+        *router = std::mem::take(router).with_state(());
+    }
+    service
+}
+
+#[cfg(not(feature = "axum"))]
+fn prepared<S>(service: S) -> S {
+    service
 }
 
 /// The app of a tower service.
@@ -93,19 +109,53 @@ where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     fn call(&'static self, head: Head, body: Payload) -> impl Future<Output = Reply> + Send + 'static {
-        let request = Request::new(self.instance, head, Body::from_payload(body));
-        async move {
-            let (mut waiting, mut request) = (None, Some(request.into_http()));
-            let called = std::future::poll_fn(|cx| self.poll_call(&mut waiting, &mut request, cx)).await;
-            let response = match called {
-                Ok(future) => future.await.map_err(Into::into),
-                Err(error) => Err(error),
-            };
-            match response {
-                Ok(response) => reply(response.map(Body::new)),
-                Err(error) => reply(failed("the service failed", &*error)),
+        let request = Request::new(self.instance, head, Body::from_payload(body)).into_http();
+        Call { tower: self, stage: Stage::Waiting { service: None, request: Some(request) } }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// One request in a service. Written out, since the compiler's form of it keeps room for all stages at once: a request
+    /// and the service's future together are larger than what the allocator keeps at hand (1,032 bytes in glibc).
+    struct Call<S: 'static, F> {
+        tower: &'static Tower<S>,
+        #[pin]
+        stage: Stage<S, F>,
+    }
+}
+
+pin_project_lite::pin_project! {
+    #[project = StageProjection]
+    enum Stage<S, F> {
+        Waiting { service: Option<S>, request: Option<http::Request<Body>> },
+        Running { #[pin] future: F },
+    }
+}
+
+impl<S, B> Future for Call<S, S::Future>
+where
+    S: Service<http::Request<Body>, Response = http::Response<B>, Error: Into<BoxError>> + Clone + Send + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    type Output = Reply;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
+        let mut this = self.project();
+        let response = loop {
+            match this.stage.as_mut().project() {
+                StageProjection::Running { future } => break ready!(future.poll(cx)).map_err(Into::into),
+                StageProjection::Waiting { service, request } => {
+                    match ready!(this.tower.poll_call(service, request, cx)) {
+                        Ok(future) => this.stage.set(Stage::Running { future }),
+                        Err(error) => break Err(error),
+                    }
+                }
             }
-        }
+        };
+        Poll::Ready(match response {
+            Ok(response) => reply(response.map(Body::new)),
+            Err(error) => reply(failed("the service failed", &*error)),
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Uri, Version, uri};
 
@@ -111,13 +111,13 @@ impl Head {
 
     /// All header fields, in order of arrival.
     pub fn headers(&self) -> HeaderMap {
-        self.with_fields(|fields| with_names(|names| copy_fields(names, fields, "").0))
+        self.with_fields(|fields| with_scratch(|scratch| copy_fields(scratch, fields, "").0))
     }
 
     /// All header fields and the URI, from one buffer.
     pub fn headers_and_uri(&self) -> (HeaderMap, Uri) {
         let (headers, target) =
-            self.with_fields(|fields| with_names(|names| copy_fields(names, fields, self.target())));
+            self.with_fields(|fields| with_scratch(|scratch| copy_fields(scratch, fields, self.target())));
         (headers, self.uri_from(target))
     }
 
@@ -144,20 +144,24 @@ impl Head {
 }
 
 /// Copies the values of `fields`, and then `tail`, into one buffer; values and tail are slices of it.
-fn copy_fields(names: &mut Names, fields: &[HeaderRef], tail: &str) -> (HeaderMap, Bytes) {
+fn copy_fields(scratch: &mut Scratch, fields: &[HeaderRef], tail: &str) -> (HeaderMap, Bytes) {
     // SAFETY: the host's fields are alive, with the lengths it gave.
     let value_of = |field: &HeaderRef| unsafe {
         Slice { ptr: field.value, len: (field.value_len & !SENSITIVE) as usize }.as_bytes()
     };
     let length = fields.iter().map(|field| (field.value_len & !SENSITIVE) as usize).sum::<usize>() + tail.len();
-    let mut buffer = Vec::with_capacity(length);
-    for field in fields {
-        buffer.extend_from_slice(value_of(field));
+    let Scratch { names, arena } = scratch;
+    let arena = arena.get_or_insert_default();
+    if arena.capacity() < length {
+        // Begins anew at its front if nobody holds a part of it any more.
+        arena.reserve(length.max(ARENA));
     }
-    buffer.extend_from_slice(tail.as_bytes());
+    for field in fields {
+        arena.extend_from_slice(value_of(field));
+    }
+    arena.extend_from_slice(tail.as_bytes());
+    let mut buffer = arena.split().freeze();
     let ascii = buffer.is_ascii();
-    // Exactly full: becomes `Bytes` without another copy.
-    let mut buffer = Bytes::from(buffer);
 
     let mut headers = HeaderMap::with_capacity(fields.len());
     for field in fields {
@@ -184,6 +188,20 @@ fn copy_fields(names: &mut Names, fields: &[HeaderRef], tail: &str) -> (HeaderMa
     (headers, buffer)
 }
 
+/// What a thread keeps from one request to the next.
+struct Scratch {
+    names: Names,
+    /// Where heads are copied to. As with hyper, whose values are parts of its read buffer, one value that is kept for long
+    /// keeps the memory around it: here at most [`ARENA`] bytes, or a single head.
+    arena: Option<BytesMut>,
+}
+
+impl Scratch {
+    const EMPTY: Scratch = Scratch { names: [const { None }; 1 << NAMES_BITS], arena: None };
+}
+
+const ARENA: usize = 8 * 1024;
+
 /// Names that a thread has seen, by [`slot`]. Clients send the same few names again and again: comparing with one seen before
 /// is cheaper than parsing, and spares the copy that a name unknown to `http` (such as `sec-fetch-mode`) needs.
 type Names = [Option<HeaderName>; 1 << NAMES_BITS];
@@ -191,18 +209,18 @@ type Names = [Option<HeaderName>; 1 << NAMES_BITS];
 const NAMES_BITS: u32 = 7;
 
 thread_local! {
-    static NAMES: RefCell<Names> = const { RefCell::new([const { None }; 1 << NAMES_BITS]) };
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::EMPTY) };
 }
 
-fn with_names<T>(read: impl FnOnce(&mut Names) -> T) -> T {
+fn with_scratch<T>(read: impl FnOnce(&mut Scratch) -> T) -> T {
     let mut read = Some(read);
-    let mut call = |names: &mut Names| read.take().map(|read| read(names));
+    let mut call = |scratch: &mut Scratch| read.take().map(|read| read(scratch));
     // Nothing that `read` does comes back here: the borrow cannot be taken twice. But the thread may be ending, its locals
     // gone.
-    let done = NAMES.try_with(|names| call(&mut names.borrow_mut())).ok().flatten();
+    let done = SCRATCH.try_with(|scratch| call(&mut scratch.borrow_mut())).ok().flatten();
     match done {
         Some(done) => done,
-        None => call(&mut [const { None }; 1 << NAMES_BITS]).expect("called once"),
+        None => call(&mut { Scratch::EMPTY }).expect("called once"),
     }
 }
 
@@ -253,7 +271,7 @@ mod tests {
             field("x-latin", b"caf\xe9", 0),
         ];
         for _ in 0..2 {
-            let (headers, tail) = with_names(|names| copy_fields(names, &fields, "/path?q"));
+            let (headers, tail) = with_scratch(|scratch| copy_fields(scratch, &fields, "/path?q"));
             assert_eq!(tail, "/path?q");
             assert_eq!(headers.len(), 5);
             assert_eq!(headers["host"], "a.example");
@@ -269,11 +287,14 @@ mod tests {
         for _ in 0..3 {
             for number in 0..1000 {
                 let name = format!("x-name-{number}");
-                assert_eq!(with_names(|names| header_name(names, name.as_bytes())).unwrap().as_str(), name);
+                assert_eq!(
+                    with_scratch(|scratch| header_name(&mut scratch.names, name.as_bytes())).unwrap().as_str(),
+                    name
+                );
             }
         }
-        assert!(with_names(|names| header_name(names, b"")).is_none());
-        assert!(with_names(|names| header_name(names, b"a b")).is_none());
+        assert!(with_scratch(|scratch| header_name(&mut scratch.names, b"")).is_none());
+        assert!(with_scratch(|scratch| header_name(&mut scratch.names, b"a b")).is_none());
     }
 
     #[test]
