@@ -16,7 +16,7 @@ use baton_plugin_api::abi::{
     HeaderRef, PANICKED, PENDING, READY, RequestHead, RequestHeadVtable, ResponseHead, ResponseSink, SENSITIVE, Slice,
 };
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderName, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, request};
 use http_body::{Frame, SizeHint};
 use hyper::body::{Body as _, Incoming};
@@ -444,8 +444,11 @@ fn read_response(head: &ResponseHead, body: FfiBody, sink: &Sink<'_>) -> Result<
             length = Some(known.ok_or_else(|| BadResponse::Length(String::from_utf8_lossy(value).into_owned()))?);
             continue;
         }
-        let name =
-            HeaderName::from_bytes(name).map_err(|_| BadResponse::Name(String::from_utf8_lossy(name).into_owned()))?;
+        let name = if name == CONTENT_TYPE.as_str().as_bytes() {
+            CONTENT_TYPE
+        } else {
+            HeaderName::from_bytes(name).map_err(|_| BadResponse::Name(String::from_utf8_lossy(name).into_owned()))?
+        };
         let mut value = match intern(value) {
             Some(value) => value,
             None => HeaderValue::from_bytes(value).map_err(|_| BadResponse::Value(name.clone()))?,
@@ -485,18 +488,18 @@ fn read_length(value: &[u8]) -> Option<u64> {
     if digits(value) { std::str::from_utf8(value).ok()?.parse().ok() } else { None }
 }
 
-/// Values that need no copy since everybody sends them.
+/// Values that need no copy since everybody sends them. Made once: `from_static` reads every byte.
 #[inline]
 fn intern(value: &[u8]) -> Option<HeaderValue> {
-    const COMMON: [&str; 6] = [
-        "text/plain; charset=utf-8",
-        "text/html; charset=utf-8",
-        "application/json",
-        "application/octet-stream",
-        "no-cache",
-        "no-store",
+    static COMMON: [HeaderValue; 6] = [
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+        HeaderValue::from_static("text/html; charset=utf-8"),
+        HeaderValue::from_static("application/json"),
+        HeaderValue::from_static("application/octet-stream"),
+        HeaderValue::from_static("no-cache"),
+        HeaderValue::from_static("no-store"),
     ];
-    COMMON.into_iter().find(|common| common.as_bytes() == value).map(HeaderValue::from_static)
+    COMMON.iter().find(|common| *common == value).cloned()
 }
 
 // ---- the response's body ----
