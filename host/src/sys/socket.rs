@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use hyper::rt::ReadBufCursor;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, getsockopt, sockopt};
 use socket2::Domain;
 use tokio::io::{AsyncRead, ReadBuf};
 
@@ -138,6 +138,12 @@ pub fn unread(socket: RawFd) -> usize {
     // SAFETY: FIONREAD writes one int to the address given.
     let result = unsafe { libc::ioctl(socket, libc::FIONREAD, &raw mut count) };
     if result < 0 { 0 } else { usize::try_from(count).unwrap_or(0) }
+}
+
+/// Looks at what has come without taking it: 1 if there is something, 0 at the peer's end.
+pub fn peek(socket: BorrowedFd) -> io::Result<usize> {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    Ok(nix::sys::socket::recv(socket.as_raw_fd(), &mut [0; 1], flags)?)
 }
 
 /// How many bytes we sent that the peer has not acknowledged (SIOCOUTQ, tcp(7)). As [`unread`], it takes a number.

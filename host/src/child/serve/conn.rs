@@ -70,8 +70,8 @@ pub struct Conn {
     flushed: AtomicBool,
     read: AtomicU64,
     written: AtomicU64,
-    /// Reads since the last request began.
-    reads: AtomicU32,
+    /// There was a moment without a request, since the last one began, in which nothing more had come.
+    waited: AtomicBool,
     /// Requests begun.
     calls: AtomicU64,
     /// The address just after the last byte in hyper's read buffer.
@@ -138,7 +138,7 @@ impl Conn {
             flushed: AtomicBool::new(false),
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
-            reads: AtomicU32::new(0),
+            waited: AtomicBool::new(false),
             calls: AtomicU64::new(0),
             data_end: AtomicUsize::new(0),
             ahead: AtomicI64::new(0),
@@ -199,16 +199,19 @@ impl Conn {
 
     // ---- told by the io ----
 
+    /// Nothing has come. hyper's data end at `end`.
     #[inline]
-    pub fn note_buffer(&self, end: usize) {
+    pub fn note_wait(&self, end: usize) {
         self.data_end.store(end, Relaxed);
+        if self.answering.load(Relaxed) == 0 {
+            self.waited.store(true, Relaxed);
+        }
     }
 
     /// Bytes went into hyper's buffer, whose data now end at `end`.
     #[inline]
     pub fn note_fed(&self, len: usize, end: usize) {
         self.data_end.store(end, Relaxed);
-        self.reads.store(self.reads.load(Relaxed).wrapping_add(1), Relaxed);
         self.ahead.store(self.ahead.load(Relaxed).saturating_add(len as i64), Relaxed);
     }
 
@@ -250,10 +253,11 @@ impl Conn {
     #[inline]
     pub fn note_call(&self, headers: &HeaderMap, body: Option<u64>) {
         self.called.store(true, Relaxed);
-        if self.reads.load(Relaxed) == 0 && self.calls.load(Relaxed) > 0 {
+        // It was there before the last response was written, in hyper's buffer or in the kernel's.
+        if !self.waited.load(Relaxed) && self.calls.load(Relaxed) > 0 {
             self.pipelined.store(true, Relaxed);
         }
-        self.reads.store(0, Relaxed);
+        self.waited.store(false, Relaxed);
         self.calls.store(self.calls.load(Relaxed) + 1, Relaxed);
         self.overfull.store(false, Relaxed);
         self.refusal.store(0, Relaxed);
@@ -316,6 +320,13 @@ impl Conn {
     /// From here on it is a connection as any other.
     pub fn end_handshake(&self) {
         self.publish(false);
+    }
+
+    /// Whether a request has come whole and its response is not whole yet, so that nothing is read and perhaps nothing
+    /// written for as long as the handler likes.
+    #[inline]
+    pub fn waits_for_handler(&self) -> bool {
+        self.answering.load(Relaxed) > 0 && self.bodies.load(Relaxed) == 0 && !self.is_ahead()
     }
 
     /// How many requests it carried.

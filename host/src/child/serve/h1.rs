@@ -105,8 +105,11 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
     }
     loop {
         let served = conn.calls();
-        let mut driver =
-            Driver { http: builder(&conn.server.limits).serve_connection(io, Http::new(conn.clone())), conn, watch };
+        let mut driver = Driver {
+            http: builder(&conn.server.limits, &io).serve_connection(io, Http::new(conn.clone())),
+            conn,
+            watch,
+        };
         match poll_fn(|cx| driver.poll(cx)).await {
             Turn::Finished(result) => {
                 return match conn.take_granted() {
@@ -153,7 +156,7 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
     }
 }
 
-fn builder(limits: &Limits) -> http1::Builder {
+fn builder(limits: &Limits, io: &Io) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder.max_header_size(limits.head_size);
     // hyper has room for its own number of fields on its stack; another one is allocated per request.
@@ -162,6 +165,8 @@ fn builder(limits: &Limits) -> http1::Builder {
     }
     // The time limit of heads is ours: see `Watch`.
     builder.header_read_timeout(None);
+    // Then hyper does not read while a request is answered.
+    builder.half_close(io.tells_end());
     builder
 }
 

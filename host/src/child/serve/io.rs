@@ -97,6 +97,27 @@ impl Io {
         self.linger.as_ref().and_then(|linger| linger.first).is_some_and(begins_request)
     }
 
+    /// Whether it tells hyper when the client has gone. Else hyper must find out by reading.
+    pub fn tells_end(&self) -> bool {
+        self.stream.can_peek()
+    }
+
+    /// Fails once the client has gone, so that hyper drops the handler: nobody waits for its answer.
+    ///
+    /// hyper would find out by reading. But it makes room for that, while the head of the request that is being answered
+    /// holds its buffer: a fresh one of 8 KiB for each request, in vain.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.stream.poll_peek(cx) {
+            Poll::Ready(Ok(0)) => {
+                self.conn.set_ended();
+                Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            // Another request, for later.
+            Poll::Ready(Ok(_)) | Poll::Pending => Poll::Ready(Ok(())),
+        }
+    }
+
     /// Half-closes; then reads and discards until the client closes too, or time or patience run out.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.linger.is_none() {
@@ -223,7 +244,7 @@ impl Read for Io {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => {
                 // hyper may have moved its buffer to make room.
-                this.conn.note_buffer(socket::cursor_address(&mut cursor));
+                this.conn.note_wait(socket::cursor_address(&mut cursor));
                 Poll::Pending
             }
         }
@@ -245,6 +266,10 @@ impl Write for Io {
             self.conn.activity.write.end();
         }
         self.conn.note_flush();
+        // hyper has nothing to read now and nothing left to write, so this is where a client that goes away is noticed.
+        if self.conn.waits_for_handler() {
+            return self.poll_gone(cx);
+        }
         Poll::Ready(Ok(()))
     }
 

@@ -2,15 +2,16 @@
 //! differs between them is told here and in `sys::socket`, and nowhere above.
 
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
 use super::tls::{self, Wire};
-use crate::sys::socket::Bare;
+use crate::sys::socket::{self, Bare};
 
 pub enum Stream {
     Tcp(TcpStream),
@@ -54,6 +55,33 @@ impl Stream {
     #[inline]
     pub fn is_buffered(&self) -> bool {
         matches!(self, Stream::Tls(_))
+    }
+
+    /// Whether [`Stream::poll_peek`] finds the peer's end: that of a session is found by reading it.
+    #[inline]
+    pub fn can_peek(&self) -> bool {
+        !matches!(self, Stream::Tls(_))
+    }
+
+    /// Waits until the peer has sent something, or nothing more, without taking it: how many bytes are there, 0 at the end.
+    pub fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        macro_rules! poll_peek {
+            ($stream:expr) => {
+                loop {
+                    ready!($stream.poll_read_ready(cx))?;
+                    match $stream.try_io(Interest::READABLE, || socket::peek($stream.as_fd())) {
+                        // The readiness was an old one and is cleared: wait for a new one.
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        peeked => break Poll::Ready(peeked),
+                    }
+                }
+            };
+        }
+        match self {
+            Stream::Tcp(stream) => poll_peek!(stream),
+            Stream::Unix(stream) => poll_peek!(stream),
+            Stream::Tls(_) => Poll::Pending,
+        }
     }
 }
 

@@ -173,6 +173,44 @@ fn pipelined_requests_are_all_answered_before_the_close_is_told() {
     assert_eq!((report.finished, report.unanswered_pipelined, report.lost), (1, 0, 0));
 }
 
+/// The close is told by the last response, or it is not told by it: whether the next request was on its way by then is known
+/// only from how the client went about it before.
+fn told_by_the_second_answer(pipelines: bool) -> bool {
+    let (mut site, gate) = gated();
+    let mut client = site.connect();
+    client.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
+    eventually(|| site.metric(Slot::InFlight) == 1);
+    if pipelines {
+        // Comes while the first one is answered, not in one piece with it.
+        client.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
+        eventually(|| site.unread() > 0);
+    }
+    // What came before this has been noticed once it is answered.
+    site.connect().get("/fast");
+    gate.notify_one();
+    assert!(!client.answer().closes());
+    if !pipelines {
+        eventually(|| site.metric(Slot::Idle) == 1);
+        client.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
+    }
+    eventually(|| site.metric(Slot::Requests) == 2 && site.metric(Slot::InFlight) == 1 && site.unread() == 0);
+    site.retire(keepalive(5_000));
+    gate.notify_one();
+    let told = client.answer().closes();
+    if !told {
+        assert!((0..10_000).any(|_| client.get("/fast").closes()));
+    }
+    client.is_closed();
+    assert_eq!(site.drained().unanswered_pipelined, 0);
+    told
+}
+
+#[test]
+fn a_client_that_pipelined_once_is_told_after_a_quiet_moment_only() {
+    assert!(told_by_the_second_answer(false));
+    assert!(!told_by_the_second_answer(true));
+}
+
 #[test]
 fn what_follows_an_announced_close_is_counted_and_does_not_destroy_the_response() {
     let mut site = serve(|_| async { reply(200, vec![b'x'; 500_000]) });

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use baton_plugin_api::abi::{FRAME_DATA, FRAME_ERROR};
 use bytes::Bytes;
 
+use super::super::io::LINGER_TIME;
 use super::fake::{Step, frame, read, stream};
 use super::handover::hand_over;
 use super::*;
@@ -109,7 +110,8 @@ fn blank_lines_do_not_hold_a_connection() {
     let mut client = site.connect();
     assert_eq!(client.get("/a").text(), "/a");
     let start = Instant::now();
-    while start.elapsed() < SHORT + LATE && client.stream.write_all(b"\r\n").is_ok() {
+    // It lingers after its answer, since more comes.
+    while start.elapsed() < SHORT + LINGER_TIME + LATE && client.stream.write_all(b"\r\n").is_ok() {
         std::thread::sleep(Duration::from_millis(20));
         if site.server.connections.open() == 0 {
             return;

@@ -140,6 +140,13 @@ impl Site {
         self.server.metrics.get(slot)
     }
 
+    /// Bytes that the kernel holds, over all connections.
+    fn unread(&self) -> usize {
+        let mut unread = 0;
+        self.server.connections.each(|conn| unread += conn.unread());
+        unread
+    }
+
     /// Waits until `count` connections are registered.
     fn until_open(&self, count: usize) {
         eventually(|| self.server.connections.open() == count);
