@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use baton_tests::http::Connection;
@@ -77,6 +78,8 @@ impl Socket {
     }
 }
 
+const ASKING_RAW: &[u8] = b"GET /raw HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: raw\r\n\r\n";
+
 /// A connection after its request for `/raw` or the like was granted.
 #[track_caller]
 fn raw(server: &Server, target: &str, behind: &[u8]) -> TcpStream {
@@ -90,7 +93,7 @@ fn raw(server: &Server, target: &str, behind: &[u8]) -> TcpStream {
 }
 
 /// Byte by byte: what follows is not HTTP.
-fn head_of(stream: &mut TcpStream) -> String {
+fn head_of(stream: &mut impl Read) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -187,6 +190,20 @@ fn one_that_does_not_end_is_cut_at_its_deadline() {
 }
 
 #[test]
+fn a_cut_ends_one_that_stays_for_ever() {
+    let server = native().set("drain.upgraded", "never").start();
+    let mut socket = Socket::open(&server, "/stubborn");
+    upgraded(&server, 1);
+    server.switch();
+    let draining = server.status();
+    let draining = draining.living().find(|one| one.state == "retiring").expect("the old generation");
+    assert_eq!((draining.load.upgraded, draining.load.connections), (1, 1));
+    server.cli(&["cut", "--name", &server.name]).assert_code(0);
+    assert!(matches!(socket.next(), Err(Error::Io(_))));
+    server.wait_drained();
+}
+
+#[test]
 fn at_once_is_at_once() {
     let server = native().set("drain.upgraded", "0s").start();
     let mut socket = Socket::open(&server, "/stubborn");
@@ -209,6 +226,28 @@ fn a_shutdown_lets_them_say_goodbye_and_one_that_does_not_is_cut() {
     server.signal(Signal::SIGTERM);
     assert!(matches!(socket.next(), Err(Error::Io(_))));
     assert_eq!(server.wait_end(wait::LONG).code(), Some(3), "something was cut");
+}
+
+#[test]
+fn over_a_unix_socket_it_is_the_same() {
+    let setup = native();
+    let path = setup.bench().path().join("socket");
+    let server = setup.listen(&["127.0.0.1:0", &format!("unix:{}", path.display())]).start();
+    let mut stream = UnixStream::connect(&path).expect("failed to connect");
+    stream.set_read_timeout(Some(wait::LONG)).expect("a time limit");
+    stream.write_all(ASKING_RAW).expect("failed to send");
+    assert!(head_of(&mut stream).starts_with("HTTP/1.1 101 "));
+    let mut echo = |byte: u8| {
+        stream.write_all(&[byte]).expect("failed to send");
+        let mut back = [0];
+        stream.read_exact(&mut back).expect("an echo");
+        assert_eq!(back, [byte]);
+    };
+    echo(1);
+    let report = server.switch();
+    echo(2);
+    drop(stream);
+    assert_eq!(drained(&server, report.op).upgraded, 1);
 }
 
 #[test]

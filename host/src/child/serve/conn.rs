@@ -103,8 +103,6 @@ pub struct Conn {
     /// What it carries, if it speaks HTTP/2.
     streams: OnceLock<Arc<Streams>>,
 
-    /// It has left HTTP.
-    upgraded: AtomicBool,
     /// What the client wished and a handler granted: the connection leaves HTTP once the response is written.
     granted: Mutex<Option<Wish>>,
 
@@ -149,7 +147,6 @@ impl Conn {
             announced: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             shut: AtomicBool::new(false),
-            upgraded: AtomicBool::new(false),
             granted: Mutex::new(None),
             shown_in_flight: AtomicBool::new(false),
             shown_idle: AtomicBool::new(true),
@@ -458,10 +455,6 @@ impl Conn {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub fn set_upgraded(&self) {
-        self.upgraded.store(true, Relaxed);
-    }
-
     // ---- the limits ----
 
     fn counts(&self) -> Counts {
@@ -500,8 +493,8 @@ impl Conn {
                     || self.activity.overdue(now, limits, counts, Stand::Other).is_some()
             }
         };
-        // All is said, and the io waits for the client's end, not for long; or what is said is the plugin's business.
-        if self.is_shut() || self.upgraded.load(Relaxed) || !late {
+        // All is said, and the io waits for the client's end, not for long.
+        if self.is_shut() || !late {
             return false;
         }
         self.activity.set_due(true);

@@ -270,7 +270,7 @@ pub async fn serve(conn: &Conn, parts: Parts<Io, Http>, wish: Wish) -> End {
     let Parts { mut io, read_buf, .. } = parts;
     // What came right behind the head.
     io.rewind(read_buf);
-    conn.set_upgraded();
+    // Neither idle nor with a request: no limit of time holds any more.
     conn.publish(true);
     let metrics = conn.server.metrics;
     metrics.add(Slot::Upgraded);
