@@ -202,6 +202,25 @@ impl Plugin {
 
     /// Sends a request that asks for another protocol: the response, and the client's end of the stream.
     ///
+    /// ```
+    /// # use baton_plugin_api::{testing, upgrade, Body, IntoResponse, Request, StatusCode};
+    /// # use baton_plugin_api::tokio::{self, io::{AsyncReadExt, AsyncWriteExt}};
+    /// async fn greet(mut request: Request) -> impl IntoResponse {
+    ///     let upgrade = upgrade::on(&mut request);
+    ///     tokio::spawn(async move { upgrade.await?.write_all(b"hello").await.map_err(baton_plugin_api::BoxError::from) });
+    ///     (StatusCode::SWITCHING_PROTOCOLS, [("upgrade", "greeting")], ())
+    /// }
+    ///
+    /// let plugin = testing::Plugin::start(greet);
+    /// let request = http::Request::get("/").header("connection", "upgrade").header("upgrade", "greeting");
+    /// testing::block_on(async {
+    ///     let (_, mut client) = plugin.upgrade(request.body(Body::empty()).unwrap()).await.unwrap();
+    ///     let mut heard = String::new();
+    ///     client.read_to_string(&mut heard).await.unwrap();
+    ///     assert_eq!(heard, "hello");
+    /// });
+    /// ```
+    ///
     /// # Errors
     /// The response, if the plugin did not switch.
     pub fn upgrade(

@@ -37,8 +37,60 @@
 //! # });
 //! ```
 //!
-//! For **WebSockets** give the stream to a library: `WebSocketStream::from_raw_socket(stream, Role::Server, None)` of
-//! tokio-tungstenite, or `WebSocket::after_handshake(stream, Role::Server)` of fastwebsockets.
+//! For **WebSockets** give the stream to a library, such as tokio-tungstenite (or fastwebsockets, with
+//! `WebSocket::after_handshake(stream, Role::Server)`):
+//!
+//! ```
+//! # use baton_plugin_api::{testing, Body, BoxError};
+//! use baton_plugin_api::upgrade::{self, OnUpgrade};
+//! use baton_plugin_api::{IntoResponse, Request, Response, Shutdown, StatusCode};
+//! use futures_util::{SinkExt, StreamExt};
+//! use tokio_tungstenite::WebSocketStream;
+//! use tokio_tungstenite::tungstenite::{handshake::derive_accept_key, protocol};
+//!
+//! async fn shout(mut request: Request) -> Response {
+//!     let Some(key) = request.header("sec-websocket-key") else { return StatusCode::BAD_REQUEST.into_response() };
+//!     let accept = derive_accept_key(key.as_bytes());
+//!     let (upgrade, shutdown) = (upgrade::on(&mut request), request.shutdown());
+//!     tokio::spawn(async move {
+//!         if let Err(error) = talk(upgrade, shutdown).await {
+//!             baton_plugin_api::tracing::debug!("a WebSocket ended: {error}");
+//!         }
+//!     });
+//!     let fields = [("upgrade", "websocket"), ("sec-websocket-accept", &accept)];
+//!     (StatusCode::SWITCHING_PROTOCOLS, fields, ()).into_response()
+//! }
+//!
+//! async fn talk(upgrade: OnUpgrade, shutdown: Shutdown) -> Result<(), BoxError> {
+//!     let mut socket = WebSocketStream::from_raw_socket(upgrade.await?, protocol::Role::Server, None).await;
+//!     loop {
+//!         tokio::select! {
+//!             message = socket.next() => match message.transpose()? {
+//!                 Some(message) if message.is_text() => socket.send(message.to_text()?.to_uppercase().into()).await?,
+//!                 Some(_) => {}
+//!                 None => return Ok(()),
+//!             },
+//!             // A newer version serves: the client shall come again, to that one.
+//!             () = shutdown.wait() => {
+//!                 let code = protocol::frame::coding::CloseCode::Restart;
+//!                 return Ok(socket.close(Some(protocol::CloseFrame { code, reason: "restart".into() })).await?);
+//!             }
+//!         }
+//!     }
+//! }
+//!
+//! # let plugin = testing::Plugin::start(shout);
+//! # let request = http::Request::get("/").header("connection", "upgrade").header("upgrade", "websocket")
+//! #     .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==").body(Body::empty()).unwrap();
+//! # testing::block_on(async {
+//! # let (_, client) = plugin.upgrade(request).await.unwrap();
+//! let mut client = WebSocketStream::from_raw_socket(client, protocol::Role::Client, None).await;
+//! client.send("hello".into()).await.unwrap();
+//! assert_eq!(client.next().await.unwrap().unwrap(), "HELLO".into());
+//! plugin.begin_shutdown();
+//! assert!(client.next().await.unwrap().unwrap().is_close());
+//! # });
+//! ```
 //!
 //! With the feature `ws`, requests as tower services get them carry hyper's own `OnUpgrade`. So axum's `WebSocketUpgrade`
 //! and all that is written for `hyper::upgrade::on` work as they are.
@@ -68,6 +120,16 @@ pub(crate) mod hyper;
 ///
 /// A `101` to a request that nobody claimed is a `500` for the client, and every answer to a `CONNECT` that nobody claimed is
 /// a `501`.
+///
+/// ```
+/// # use baton_plugin_api::{testing, upgrade, Request};
+/// async fn plain(mut request: Request) -> String {
+///     let error = upgrade::on(&mut request).await.unwrap_err();
+///     error.to_string()
+/// }
+/// # let plugin = testing::Plugin::start(plain);
+/// assert_eq!(plugin.get("/").text(), "the request asks for no other protocol, or its stream was claimed before");
+/// ```
 pub fn on(request: &mut Request) -> OnUpgrade {
     OnUpgrade(request.claim())
 }
@@ -103,7 +165,8 @@ impl fmt::Debug for OnUpgrade {
     }
 }
 
-/// Why a connection did not leave HTTP.
+/// Why a connection did not leave HTTP: nobody asked for it, or (with a source) it was answered otherwise, or the client went
+/// away before.
 #[derive(Debug)]
 pub struct UpgradeError(Option<io::Error>);
 
