@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::HOST;
-use http::{HeaderValue, Method, Request, Response};
+use http::header::{COOKIE, HOST};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -52,6 +52,7 @@ impl Service<Request<Incoming>> for Http2 {
 
 impl Http2 {
     fn check(&self, request: &mut Request<Incoming>) -> Result<(), Own> {
+        join_cookies(request.headers_mut());
         if request.headers().len() > self.conn.server.limits.head_fields {
             self.conn.server.metrics.add(Slot::HeadTooLarge);
             return Err(Own::HeadTooLarge);
@@ -72,6 +73,20 @@ impl Http2 {
             // Two hosts are a way past whoever looks at the other one (RFC 9113 8.3.1).
             (Some(_), _) => Err(Own::BadHost),
         }
+    }
+}
+
+/// Browsers send each cookie as a field of its own, so that those that stay the same compress well; an application gets
+/// them as one (RFC 9113 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let fields: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // Several values that are valid are one with `; ` between them.
+    if let Ok(mut joined) = HeaderValue::from_bytes(&fields.join(&b"; "[..])) {
+        joined.set_sensitive(headers.get_all(COOKIE).iter().any(HeaderValue::is_sensitive));
+        headers.insert(COOKIE, joined);
     }
 }
 

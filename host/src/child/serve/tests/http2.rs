@@ -246,6 +246,28 @@ fn two_hosts_a_tunnel_or_too_many_fields_are_refused_and_the_connection_goes_on(
 }
 
 #[test]
+fn cookies_that_come_as_many_fields_are_one() {
+    let site = serve(|asked: Asked| async move {
+        let cookies: Vec<_> = asked.headers().into_iter().filter(|(name, _)| name == "cookie").collect();
+        reply(200, format!("{cookies:?}"))
+    });
+    let peer = Peer::new(&site);
+    let with = |cookies: &[&str]| {
+        let mut request = request("GET", "/");
+        for cookie in cookies {
+            request.headers_mut().append("cookie", cookie.parse().unwrap());
+        }
+        peer.run(async { text(begin(&peer.send, request, None).await.unwrap()).await })
+    };
+    assert_eq!(with(&[]), (200, "[]".into()));
+    assert_eq!(with(&["a=1"]), (200, r#"[("cookie", "a=1")]"#.into()));
+    assert_eq!(with(&["a=1", "b=2", "c=3"]), (200, r#"[("cookie", "a=1; b=2; c=3")]"#.into()));
+    let many: Vec<String> = (0..300).map(|at| format!("c{at}=x")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(with(&many).0, 200, "they count as one field");
+}
+
+#[test]
 fn bodies_stream_both_ways_with_trailers() {
     let site = serve(|mut asked: Asked| async move {
         let (data, trailers) = read(&mut asked.body).await.unwrap();
@@ -453,6 +475,46 @@ fn what_makes_no_progress_is_cut_so_that_the_client_can_tell() {
     assert!(start.elapsed() >= SHORT && start.elapsed() < SHORT + LATE);
     let report = site.drained();
     assert_eq!((report.cut.http2, report.cut.total(), report.goaway), (2, 2, 0));
+}
+
+#[test]
+fn a_client_that_answers_has_time_to_take_the_rest_of_its_response() {
+    // One byte more than the client's window: its answer is all with hyper, and not yet with the client.
+    const SIZE: usize = 65_536;
+    let drain = config::Drain { goaway: Limit::After(SHORT), ..config::Drain::default() };
+    let handler = fake::plugin(|_| async { reply(200, vec![b'x'; SIZE]) });
+    let mut site = site_in_full(&[], &patient(), &drain, vec![("/", handler)]);
+    let mut peer = Peer::new(&site);
+    let response = peer.run(begin(&peer.send, request("GET", "/"), None)).unwrap();
+    eventually(|| site.metric(Slot::InFlight) == 0);
+    site.retire(NEVER);
+    std::thread::sleep(3 * SHORT);
+    let (_, body, _) = peer.run(whole(response)).expect("it was cut");
+    assert_eq!(body.len(), SIZE);
+    peer.ended();
+    assert_eq!((site.drained().goaway, site.drained().cut.total()), (1, 0));
+}
+
+#[test]
+fn a_cut_ends_what_is_open_and_counts_only_that() {
+    let mut site = serve(|asked: Asked| async move {
+        match asked.target() {
+            "/never" => std::future::pending().await,
+            _ => reply(200, "fine"),
+        }
+    });
+    let (mut quiet, mut busy) = (Raw::new(&site), Raw::new(&site));
+    quiet.send(get(1, "/"));
+    quiet.until(DATA);
+    busy.send(get(1, "/never"));
+    eventually(|| site.metric(Slot::InFlight) == 1);
+    site.retire(NEVER);
+    quiet.goaway();
+    busy.goaway();
+    site.server.drain.cut();
+    site.server.connections.wake_all();
+    let report = site.drained();
+    assert_eq!((report.goaway, report.cut.http2, report.cut.total()), (1, 1, 1));
 }
 
 // ---- the limits ----
