@@ -39,7 +39,7 @@ const FLOOD: &str = concat!(
 /// So many times a turn.
 const FLOODS: usize = 20;
 
-const ATTACKS: [Attack; 7] = [
+const ATTACKS: [Attack; 8] = [
     Attack { name: "a head that drips", first: "GET / HTTP/1.1\r\nx: ", more: DRIP, status: Some(408), timed: true },
     Attack { name: "half a preface", first: "PRI * HT", more: "", status: Some(408), timed: true },
     Attack { name: "silence", first: "", more: "", status: None, timed: true },
@@ -48,6 +48,13 @@ const ATTACKS: [Attack; 7] = [
         name: "a body that stops",
         first: "POST /length HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nabc",
         more: "",
+        status: Some(408),
+        timed: true,
+    },
+    Attack {
+        name: "a body that drips",
+        first: "POST /length HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n",
+        more: DRIP,
         status: Some(408),
         timed: true,
     },
@@ -127,6 +134,7 @@ fn limited() -> Server {
     Setup::probe("v1")
         .set("limits.head_timeout", &limit)
         .set("limits.body_timeout", &limit)
+        .set("limits.body_min_rate", "1000")
         .set("limits.body_size", "1 MiB")
         .start()
 }

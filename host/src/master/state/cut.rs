@@ -4,12 +4,16 @@
 //! A cut takes no operation slot: it is for what an earlier switch left behind, and helps the one that waits for it.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::operations::Operation;
-use super::{Phase, State};
+use super::{Phase, State, Time};
 use crate::control::{Deadlines, EXIT_TIMEOUT, ToChild};
 use crate::master::handle::OpOptions;
 use crate::report::{Cause, DrainReport, Generation, OpResult, Verb};
+
+/// How long closing what is idle may take until more is closed to make room.
+const ROOM_TIME: Duration = Duration::from_secs(3);
 
 /// A cut under way.
 #[derive(Debug)]
@@ -115,17 +119,36 @@ impl State {
         }
     }
 
-    /// A switch waits since too many generations drain: the oldest closes its idle connections now instead of at their time.
-    /// Requests in flight are not touched.
+    /// A switch waits since too many generations drain: the oldest closes its idle connections now instead of at their time,
+    /// and if that was not enough, those that have left HTTP. Requests in flight are not touched.
     pub(super) fn make_room(&mut self) {
-        let oldest = self.generations.values_mut().find(|entry| entry.phase == Phase::Retiring);
-        let Some(entry) = oldest.filter(|entry| entry.haste == Haste::None) else { return };
+        let now = self.now;
+        let Some(entry) = self.generations.values_mut().find(|entry| entry.phase == Phase::Retiring) else { return };
         let Some(deadlines) = entry.deadlines else { return };
-        entry.haste = Haste::Idle;
-        let left = entry.deadline.map(|at| at.saturating_sub(self.now).saturating_sub(EXIT_TIMEOUT));
-        let max_ms = left.map(|left| left.as_millis() as u64);
-        let (number, deadlines) = (entry.number, Deadlines { keepalive_ms: Some(0), max_ms, ..deadlines });
+        entry.haste = match entry.haste {
+            Haste::None => Haste::Idle { since: now },
+            Haste::Idle { since } if now >= since + ROOM_TIME => Haste::Upgraded,
+            _ => return,
+        };
+        let left = entry.deadline.map(|at| at.saturating_sub(now).saturating_sub(EXIT_TIMEOUT));
+        let deadlines = Deadlines {
+            keepalive_ms: Some(0),
+            upgraded_ms: if entry.haste == Haste::Upgraded { Some(0) } else { deadlines.upgraded_ms },
+            max_ms: left.map(|left| left.as_millis() as u64),
+            ..deadlines
+        };
+        let number = entry.number;
         self.send(number, ToChild::Retire(deadlines));
+    }
+
+    /// When the next step towards room is due, if a switch waits for it.
+    pub(super) fn room_deadline(&self) -> Option<Time> {
+        self.waiting.as_ref().filter(|_| self.stopping.is_none() && self.running.is_none())?;
+        let oldest = self.generations.values().find(|entry| entry.phase == Phase::Retiring)?;
+        match oldest.haste {
+            Haste::Idle { since } if self.is_full() => Some(since + ROOM_TIME),
+            _ => None,
+        }
     }
 }
 
@@ -134,7 +157,11 @@ impl State {
 pub(super) enum Haste {
     None,
     /// Its idle connections shall be closed at once.
-    Idle,
+    Idle {
+        since: Time,
+    },
+    /// And those that have left HTTP.
+    Upgraded,
     /// CUT was sent.
     Cut,
 }

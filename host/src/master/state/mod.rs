@@ -349,7 +349,7 @@ impl State {
             Stopping { cut_sent: false, cut, .. } => *cut,
             _ => None,
         });
-        generations.chain(respawn).chain(stopping).min()
+        generations.chain(respawn).chain(stopping).chain(self.room_deadline()).min()
     }
 
     /// All that follows from where things stand: one thing leads to the next without an event.

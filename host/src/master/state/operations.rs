@@ -111,7 +111,7 @@ impl State {
         if self.stopping.is_some() {
             return;
         }
-        if self.count(Phase::Retiring) >= self.settings.max_draining {
+        if self.is_full() {
             if self.waiting.is_some() {
                 self.make_room();
             }
@@ -127,6 +127,11 @@ impl State {
         }
         self.act(Action::Prepare { op: op.id, cause: op.cause.clone() });
         self.running = Some(Running { op, stage: RunStage::Preparing { since: self.now } });
+    }
+
+    /// Whether as many generations drain as may.
+    pub(super) fn is_full(&self) -> bool {
+        self.count(Phase::Retiring) >= self.settings.max_draining
     }
 
     fn explain_waiting(&mut self, why: &str) {

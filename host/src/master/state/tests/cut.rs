@@ -133,7 +133,16 @@ fn a_switch_that_waits_for_room_has_the_oldest_close_its_idle_connections_and_no
     let max = Duration::from_millis(hurry.max_ms.unwrap());
     assert_eq!((hurry.keepalive_ms, hurry.timeout_ms), (Some(0), Some(60_000)), "requests have their time");
     assert_eq!(max, Duration::from_secs(500), "the end stays where it was");
+    assert_eq!(hurry.upgraded_ms, Some(60_000), "and so have those that have left HTTP");
     assert!(sends(&story.reload(3), 1).is_empty() && sends(&story.wait(Duration::from_secs(1)), 1).is_empty(), "once");
+    // It was not enough.
+    let next = story.state.next_deadline().unwrap();
+    assert_eq!(next, story.now + Duration::from_secs(2));
+    let more = story.wait(Duration::from_secs(2));
+    let [ToChild::Retire(hurry)] = sends(&more, 1)[..] else { panic!("{more:?}") };
+    assert_eq!((hurry.keepalive_ms, hurry.upgraded_ms, hurry.timeout_ms), (Some(0), Some(0), Some(60_000)));
+    assert_eq!(Duration::from_millis(hurry.max_ms.unwrap()), Duration::from_secs(497));
+    assert!(sends(&story.wait(Duration::from_secs(100)), 1).is_empty(), "what is left are requests in flight");
     story.leaves(1);
     assert!(matches!(story.log.last(), Some(Action::Prepare { op: OpId(3), .. })));
 }
