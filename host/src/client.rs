@@ -53,6 +53,15 @@ pub struct Ask {
     /// Of a cut.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<Generation>,
+    /// Of a reload.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+    /// Of a rollback.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<Generation>,
+    /// Of a rollback.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub with_config: bool,
 }
 
 #[derive(Deserialize)]

@@ -34,6 +34,8 @@ pub enum Verb {
     /// Never waits.
     Cut,
     Reload,
+    /// Back to a set that has served before.
+    Rollback,
     Shutdown,
 }
 
@@ -42,6 +44,7 @@ impl fmt::Display for Verb {
         f.write_str(match self {
             Verb::Cut => "cut",
             Verb::Reload => "reload",
+            Verb::Rollback => "rollback",
             Verb::Shutdown => "shutdown",
         })
     }
@@ -196,6 +199,80 @@ impl fmt::Display for Failure {
     }
 }
 
+/// A part of a set that was given up: a reload does not take it again.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub enum Change {
+    /// This content of the plugin's file.
+    Plugin { plugin: String, sha256: String },
+    /// That the plugin is gone.
+    Removal { plugin: String },
+    /// This `[plugins.NAME]`.
+    Settings { plugin: String, sha256: String },
+    /// This configuration, as a whole.
+    Config { sha256: String },
+    /// All of it together.
+    Set { sha256: String },
+}
+
+impl Change {
+    /// The plugin that it is of, if it is of one.
+    pub fn plugin(&self) -> Option<&str> {
+        match self {
+            Change::Plugin { plugin, .. } | Change::Removal { plugin } | Change::Settings { plugin, .. } => {
+                Some(plugin)
+            }
+            Change::Config { .. } | Change::Set { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let short = |sha256: &'_ str| sha256.get(..8).unwrap_or_default().to_owned();
+        match self {
+            Change::Plugin { plugin, sha256 } => write!(f, "{plugin} ({})", short(sha256)),
+            Change::Removal { plugin } => write!(f, "the removal of {plugin}"),
+            Change::Settings { plugin, sha256 } => write!(f, "[plugins.{plugin}] ({})", short(sha256)),
+            Change::Config { sha256 } => write!(f, "the configuration ({})", short(sha256)),
+            Change::Set { sha256 } => write!(f, "the set ({})", short(sha256)),
+        }
+    }
+}
+
+/// Why a set was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    RolledBack,
+    /// It died too often.
+    Quarantined,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Why::RolledBack => "rolled back",
+            Why::Quarantined => "quarantined",
+        })
+    }
+}
+
+/// A change that is held back, and since when (RFC 3339).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    pub change: Change,
+    pub why: Why,
+    pub since: String,
+}
+
+/// What serves was not taken from the plugin folder, but goes back to the set of `generation`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    pub generation: Generation,
+    pub since: String,
+}
+
 /// How long the parts of a switch took, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timings {
@@ -311,6 +388,9 @@ pub struct Report {
     pub ms: Option<Timings>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plugins: Option<PluginChanges>,
+    /// What it did not take, since it was rolled back or quarantined.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<Change>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -353,6 +433,7 @@ impl Report {
             pid: None,
             ms: None,
             plugins: None,
+            held: Vec::new(),
             stage: None,
             plugin: None,
             error: None,
@@ -583,6 +664,14 @@ pub struct Status {
     pub certificates: Vec<CertificateStatus>,
     pub admin: Option<String>,
     pub plugin_dir: String,
+    #[serde(default)]
+    pub pinned: Option<Pin>,
+    /// Changes that a reload does not take, unless it is forced.
+    #[serde(default)]
+    pub held: Vec<Held>,
+    /// What an operator must know of what serves: that it is not what lies in the plugin folder, and why.
+    #[serde(default)]
+    pub alert: Option<String>,
     /// Newest first; ended ones stay for a while.
     pub generations: Vec<GenerationStatus>,
     /// Newest first.

@@ -17,6 +17,9 @@ pub struct Status {
     #[serde(default)]
     pub certificates: Vec<Certificate>,
     pub admin: Option<String>,
+    pub pinned: Option<Pin>,
+    pub held: Vec<Held>,
+    pub alert: Option<String>,
     /// Newest first.
     pub generations: Vec<Generation>,
     /// Newest first.
@@ -47,6 +50,26 @@ impl Status {
     pub fn last_op(&self) -> u64 {
         self.operations.iter().map(|report| report.op).max().unwrap_or(0)
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Pin {
+    pub generation: u64,
+    pub since: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Held {
+    pub change: Change,
+    pub why: String,
+    pub since: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Change {
+    pub what: String,
+    pub plugin: Option<String>,
+    pub sha256: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -142,6 +165,9 @@ pub struct Report {
     pub from: Option<u64>,
     pub pid: Option<i32>,
     pub plugins: Option<Changes>,
+    /// What was not taken.
+    #[serde(default)]
+    pub held: Vec<Change>,
     pub stage: Option<String>,
     pub plugin: Option<String>,
     pub error: Option<String>,

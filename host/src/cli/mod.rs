@@ -99,6 +99,7 @@ Examples:
   baton run                      # serve ./plugins/*.so on 127.0.0.1:8080
   baton dev                      # build this crate, serve it, rebuild and swap at each save
   baton reload                   # swap in what lies in the plugin directory now
+  baton rollback                 # back to what served before
   baton status
   baton shutdown
 
@@ -137,6 +138,7 @@ Examples:
   baton reload --wait drained             # returns once the old code has ended
   baton reload --json | jq .result
   baton reload --allow-empty              # even if no plugin is left
+  baton reload --force                    # even what was rolled back
 
 Exit codes: 0 switched, 1 refused or rolled back (the old code serves on), 2 usage, 69 no master runs.")]
     Reload(ReloadArgs),
@@ -149,6 +151,18 @@ Examples:
 
 What serves is not touched. Exit codes: 0 ended, 1 refused, 2 usage, 69 no master runs.")]
     Cut(CutArgs),
+    /// Go back to the set that served before; what is given up is not taken again until it changes
+    #[command(after_help = "\
+Examples:
+  baton rollback                          # to the set before the one that serves
+  baton rollback --to 6                   # to that of generation 6
+  baton rollback --with-config            # with all of its configuration
+
+It restores plugins and their [plugins.NAME] sections; --with-config also addresses, routes and all else. What was
+given up is held back: `baton status` lists it, a reload takes it once its content has changed, or with --force.
+
+Exit codes: 0 switched, 1 refused or rolled back (the old code serves on), 2 usage, 69 no master runs.")]
+    Rollback(RollbackArgs),
     /// Drain and end the server
     #[command(
         alias = "stop",
@@ -241,13 +255,37 @@ pub struct Which {
 pub struct ReloadArgs {
     #[command(flatten)]
     which: Which,
-    /// Until when to wait
-    #[arg(long, value_enum, default_value_t = Wait::Settled)]
-    wait: Wait,
     /// Reload even if no plugin is left: every request is answered 503 then
     #[arg(long)]
     allow_empty: bool,
-    /// Give up waiting after this long (the reload goes on) [default: 2min until it serves, then 15min]
+    /// Take what was rolled back or quarantined, too
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    #[command(flatten)]
+    which: Which,
+    /// The generation whose set shall serve again [default: the one before]
+    #[arg(long, value_name = "GENERATION")]
+    to: Option<u64>,
+    /// Restore all of its configuration, not only its plugins'
+    #[arg(long)]
+    with_config: bool,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+/// How a switch is waited for, and shown.
+#[derive(Debug, Args)]
+pub struct Waiting {
+    /// Until when to wait
+    #[arg(long, value_enum, default_value_t = Wait::Settled)]
+    wait: Wait,
+    /// Give up waiting after this long (the operation goes on) [default: 2min until it serves, then 15min]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
     /// Show all there is about a refusal
@@ -339,6 +377,7 @@ pub fn main() -> ExitCode {
         Verb::Dev(args) => crate::dev::run(&args),
         Verb::Reload(args) => verbs::reload(&args),
         Verb::Cut(args) => verbs::cut(&args),
+        Verb::Rollback(args) => verbs::rollback(&args),
         Verb::Shutdown(args) => verbs::shutdown(&args),
         Verb::Status(args) => verbs::status(&args),
         Verb::Admin(args) => verbs::admin(&args),

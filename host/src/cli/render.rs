@@ -52,6 +52,10 @@ pub fn report(report: &Report, plugins: &[PluginStatus], verbose: bool, paint: P
         OpResult::Running => "running".into(),
         OpResult::Done => done(report, paint),
     };
+    if report.result == OpResult::Switched && !report.held.is_empty() {
+        let held = report.held.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        push(&mut text, format_args!("\nnot taken: {held}; --force takes it too"));
+    }
     if let Some(hint) = &report.hint {
         push(&mut text, format_args!("\nhint: {hint}"));
     }
@@ -170,7 +174,7 @@ pub fn phase(status: &Status, verb: Verb) -> String {
             format!("{busy} in flight on {open} connections")
         }
         (Verb::Cut, _) => draining(status).unwrap_or_else(|| "ending".into()),
-        (Verb::Reload, Some(newest)) => match newest.state {
+        (Verb::Reload | Verb::Rollback, Some(newest)) => match newest.state {
             GenerationState::Starting => format!("starting generation {}", newest.generation),
             GenerationState::Loading => format!("loading generation {}", newest.generation),
             GenerationState::Proving => format!("probing generation {}", newest.generation),
@@ -185,7 +189,7 @@ pub fn phase(status: &Status, verb: Verb) -> String {
                 None => "reading the plugins".into(),
             },
         },
-        (Verb::Reload, None) => "reading the plugins".into(),
+        (Verb::Reload | Verb::Rollback, None) => "reading the plugins".into(),
     }
 }
 
@@ -250,6 +254,16 @@ pub fn status(status: &Status, paint: Paint) -> String {
         push(&mut text, format_args!("  admin      {admin}\n"));
     }
     push(&mut text, format_args!("  plugins    {}\n", status.plugin_dir));
+    if let Some(alert) = &status.alert {
+        push(&mut text, format_args!("  {}\n", paint.bad(alert)));
+    }
+    if let Some(pin) = &status.pinned {
+        let pinned = format!("pinned to gen {} since {}", pin.generation, pin.since);
+        push(&mut text, format_args!("  {}\n", paint.bad(&pinned)));
+    }
+    for held in &status.held {
+        push(&mut text, format_args!("  held back  {}: {} since {}\n", held.change, held.why, held.since));
+    }
     push(
         &mut text,
         format_args!("  {} switches, {} crashes, {}", status.switches, status.crashes, totals(&status.totals)),

@@ -55,7 +55,7 @@ fn what_is_typed_arrives() {
     let Verb::Shutdown(stop) = cli.verb else { panic!("another verb") };
     assert_eq!((stop.which.name.as_deref(), stop.timeout), (Some("x"), Duration::from_secs(5)));
     let cli = Cli::try_parse_from(["baton", "reload", "--wait", "drained"]).unwrap();
-    assert!(matches!(cli.verb, Verb::Reload(ReloadArgs { wait: Wait::Drained, .. })));
+    assert!(matches!(cli.verb, Verb::Reload(ReloadArgs { waiting: Waiting { wait: Wait::Drained, .. }, .. })));
 }
 
 #[test]

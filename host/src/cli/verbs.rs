@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::render::{self, Paint};
 use super::{
-    AdminArgs, CliError, CutArgs, ReloadArgs, ShutdownArgs, StatusArgs, Wait, WaitEnd, Which, exit, progress, say,
+    AdminArgs, CliError, CutArgs, ReloadArgs, RollbackArgs, ShutdownArgs, StatusArgs, Wait, WaitEnd, Waiting, Which,
+    exit, progress, say,
 };
 use crate::client::{Ask, Client, ClientError};
 use crate::report::{Generation, GenerationState, OpResult, PluginStatus, Report, Status, Verb};
@@ -19,12 +20,21 @@ const SWITCH_PATIENCE: Duration = Duration::from_secs(120);
 const DRAIN_PATIENCE: Duration = Duration::from_secs(900);
 
 pub fn reload(args: &ReloadArgs) -> Result<u8, CliError> {
-    with_master(&args.which, async |client| {
+    let ask = Ask { allow_empty: args.allow_empty, force: args.force, ..Ask::default() };
+    switch(&args.which, &args.waiting, Verb::Reload, ask)
+}
+
+pub fn rollback(args: &RollbackArgs) -> Result<u8, CliError> {
+    let ask = Ask { to: args.to.map(Generation), with_config: args.with_config, ..Ask::default() };
+    switch(&args.which, &args.waiting, Verb::Rollback, ask)
+}
+
+fn switch(which: &Which, args: &Waiting, verb: Verb, ask: Ask) -> Result<u8, CliError> {
+    with_master(which, async |client| {
         let begun = Instant::now();
-        let ask = Ask { allow_empty: args.allow_empty, ..Ask::default() };
         let work = async {
             let patience = args.timeout.unwrap_or(SWITCH_PATIENCE);
-            let report = client.operate(Verb::Reload, ask, Some(patience)).await?;
+            let report = client.operate(verb, ask, Some(patience)).await?;
             // What was given is for all of it.
             let patience = args.timeout.unwrap_or(DRAIN_PATIENCE);
             let deadline = if args.timeout.is_some() { begun } else { Instant::now() } + patience;
@@ -34,7 +44,7 @@ pub fn reload(args: &ReloadArgs) -> Result<u8, CliError> {
                 _ => Ok(report),
             }
         };
-        let report = progress::show(args.json, client, Verb::Reload, work).await?;
+        let report = progress::show(args.json, client, verb, work).await?;
         let switched = report.result == OpResult::Switched;
         if args.json {
             say(&json(&report))?;

@@ -555,6 +555,17 @@ impl fmt::Display for Route {
 }
 
 impl Config {
+    /// What only a new master can change is as in `other`.
+    pub fn with_fixed(&self, other: &Config) -> Config {
+        Config {
+            name: other.name.clone(),
+            runtime_dir: other.runtime_dir.clone(),
+            state_dir: other.state_dir.clone(),
+            admin: other.admin.clone(),
+            ..self.clone()
+        }
+    }
+
     /// The section of the plugin `name`, where `-` and `_` are alike.
     pub fn plugin(&self, name: &str) -> Option<&Plugin> {
         self.plugins.iter().find(|(key, _)| same_plugin(key, name)).map(|(_, plugin)| plugin)

@@ -281,6 +281,9 @@ mod tests {
             debug: true,
         };
         Status {
+            pinned: None,
+            held: Vec::new(),
+            alert: None,
             name: "hello".into(),
             version: "0.1.0".into(),
             pid: 1,

@@ -31,6 +31,12 @@ pub struct OpOptions {
     pub allow_empty: bool,
     /// Cut this one alone.
     pub generation: Option<Generation>,
+    /// Take what was rolled back or quarantined, too.
+    pub force: bool,
+    /// Of a rollback: the generation whose set shall serve again; else the one before.
+    pub to: Option<Generation>,
+    /// Of a rollback: with all of its configuration, not only its plugins'.
+    pub with_config: bool,
 }
 
 /// The master's loop has ended.

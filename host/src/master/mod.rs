@@ -7,8 +7,10 @@
 pub mod admin;
 pub mod handle;
 mod listeners;
+mod memory;
 mod notes;
 mod run;
+mod sets;
 mod socket_file;
 mod source;
 mod spawn;

@@ -14,9 +14,11 @@ use tokio::time::Instant;
 use super::admin::{self, AdminOptions};
 use super::handle::{Handle, OpOptions, Request};
 use super::listeners::{Claim, Key, Listeners};
-use super::source::{Read, Source};
+use super::memory::Notebook;
+use super::sets::{Content, Record};
+use super::source::{Read, Recipe, Source};
 use super::spawn::Child;
-use super::state::{Action, Caller, Event, Exit, Note, Probes, SetId, SetInfo, Settings, State};
+use super::state::{self, Action, Caller, Event, Exit, Memory, Note, Probes, SetId, SetInfo, Settings, State};
 use super::store::{Mounted, Store};
 use super::tls::{self, Certificates, Tickets};
 use super::{Options, StartError, notes};
@@ -37,10 +39,9 @@ const MEND: Duration = Duration::from_secs(1);
 const SIGNALS: [Signal; 6] =
     [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// Plugins with their configuration and addresses: what a generation runs.
+/// What a generation runs, with its addresses.
 struct Set {
-    config: Config,
-    plugins: Vec<Mounted>,
+    content: Arc<Content>,
     listeners: Vec<Claim>,
     certificates: Option<Certificates>,
 }
@@ -61,6 +62,9 @@ struct Master {
     listeners: Listeners,
     store: Arc<Mutex<Store>>,
     tickets: Tickets,
+    notebook: Notebook,
+    /// The copies in use, for whoever tidies the store next.
+    untidy: Arc<Mutex<Option<HashSet<PathBuf>>>>,
     sets: BTreeMap<SetId, Set>,
     next_set: u64,
     children: HashMap<Generation, Child>,
@@ -123,8 +127,11 @@ async fn serve(
     let (events_sender, mut events) = mpsc::channel(256);
     let (prepared_sender, mut prepared) = mpsc::channel(4);
     let settings = Settings::of(&config);
+    let (notebook, records) = Notebook::open(&dirs.state);
+    let mut sets = BTreeMap::new();
+    let memory = recall(&store, &notebook, records, &mut sets);
     let mut master = Master {
-        state: State::new(settings, bad_start),
+        state: State::new(settings, bad_start, memory),
         source: Arc::new(Source { config, reread, prepare }),
         hup_shuts_down,
         dirs,
@@ -133,8 +140,10 @@ async fn serve(
         listeners,
         store: Arc::new(Mutex::new(store)),
         tickets: Tickets::new(),
-        sets: BTreeMap::new(),
-        next_set: 1,
+        notebook,
+        untidy: Arc::default(),
+        next_set: sets.len() as u64 + 1,
+        sets,
         children: HashMap::new(),
         ended: Counts::default(),
         callers: HashMap::new(),
@@ -175,6 +184,7 @@ async fn serve(
     if let Some(companion) = companion {
         companion.abort();
     }
+    master.notebook.write();
     drop(master);
     admin.close().await;
     pid_file.remove();
@@ -214,7 +224,7 @@ impl Master {
 
     fn act(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Prepare { op, cause } => self.prepare(op, cause),
+            Action::Prepare { op, cause, source } => self.prepare(op, cause, &source),
             Action::Spawn { generation, set } => return Some(self.spawn(generation, set)),
             Action::Load { generation, probes } => self.load(generation, probes),
             Action::Send { generation, message } => self.send(generation, message, Vec::new()),
@@ -227,6 +237,7 @@ impl Master {
                     let _ = reply.send(*report);
                 }
             }
+            Action::Remember(memory) => self.remember(memory),
             Action::Note(Note::Committed { generation, from, total_ms, cause }) => {
                 self.announce(generation, from, total_ms, &cause)
             }
@@ -237,10 +248,19 @@ impl Master {
     }
 
     /// Reads configuration and plugins off this thread.
-    fn prepare(&self, op: OpId, cause: Cause) {
+    fn prepare(&self, op: OpId, cause: Cause, from: &state::Source) {
+        let content = |id: &SetId| self.sets.get(id).map(|set| set.content.clone());
+        let recipe = match from {
+            state::Source::Files { held, instead } => {
+                Recipe::Files { held: held.clone(), instead: instead.as_ref().and_then(content) }
+            }
+            state::Source::Again { set, within } => {
+                Recipe::Again { set: content(set), within: within.as_ref().and_then(content) }
+            }
+        };
         let (source, store, sender) = (self.source.clone(), self.store.clone(), self.prepared.clone());
         tokio::task::spawn_blocking(move || {
-            let result = source.read(&store, &cause);
+            let result = source.read(&store, &cause, recipe);
             // The loop is gone only when the master ends.
             let _ = sender.blocking_send(Prepared { op, result });
         });
@@ -249,17 +269,23 @@ impl Master {
     /// Opens the addresses of what was read, and makes it a set.
     fn take_prepared(&mut self, prepared: Prepared) -> Option<Exit> {
         let Prepared { op, result } = prepared;
-        let result = result.and_then(|Read { config, plugins, certificates }| {
+        let result = result.and_then(|Read { content, certificates }| {
             self.cover(certificates.as_ref())?;
-            let listeners = self.listeners.open(&config)?;
+            let listeners = self.listeners.open(&content.config)?;
             let id = SetId(self.next_set);
             self.next_set += 1;
-            let plugin_status = plugins.iter().map(Mounted::status).collect();
-            let info = Arc::new(SetInfo { id, plugins: plugin_status, settings: Settings::of(&config) });
-            self.sets.insert(id, Set { config, plugins, listeners, certificates });
+            let info = Arc::new(content.info(id));
+            self.sets.insert(id, Set { content: Arc::new(content), listeners, certificates });
             Ok(info)
         });
         self.handle(Event::Prepared { op, result })
+    }
+
+    /// Notes what the next master shall know; written by `tidy_store`, once the copies it names are safe.
+    fn remember(&mut self, memory: Memory) {
+        let good = memory.good.iter().filter_map(|id| self.sets.get(id));
+        let records = good.map(|set| set.content.record()).collect();
+        self.notebook.note(records, memory.pin, memory.held);
     }
 
     fn spawn(&mut self, generation: Generation, set: SetId) -> Event {
@@ -284,7 +310,8 @@ impl Master {
             let certificates = Certificates::read(&config)?;
             self.cover(certificates.as_ref())?;
             let listeners = self.listeners.open(&config)?;
-            self.sets.insert(set, Set { config, plugins: Vec::new(), listeners, certificates });
+            let content = Content { config, plugins: Vec::new(), held: Vec::new() };
+            self.sets.insert(set, Set { content: Arc::new(content), listeners, certificates });
         }
         Ok(self.source.config.name.clone())
     }
@@ -319,14 +346,15 @@ impl Master {
                 return self.kill_child(generation);
             }
         };
-        let plugins = match set.plugins.iter().map(|plugin| self.plugin_file(plugin, &set.config)).collect() {
-            Ok(plugins) => plugins,
-            Err(error) => {
-                tracing::error!(generation = generation.0, "failed to make a plugin's data directory: {error}");
-                return self.kill_child(generation);
-            }
-        };
-        let mut config = set.config.clone();
+        let plugins =
+            match set.content.plugins.iter().map(|plugin| self.plugin_file(plugin, &set.content.config)).collect() {
+                Ok(plugins) => plugins,
+                Err(error) => {
+                    tracing::error!(generation = generation.0, "failed to make a plugin's data directory: {error}");
+                    return self.kill_child(generation);
+                }
+            };
+        let mut config = set.content.config.clone();
         config.log = crate::telemetry::effective(&config.log);
         if probes == Probes::Skip {
             config.server.iter_mut().for_each(|server| server.probe.clear());
@@ -450,6 +478,9 @@ impl Master {
             certificates: self.certificates(shown).map(Certificates::status).unwrap_or_default(),
             admin: self.admin_url.clone(),
             plugin_dir: self.source.config.plugin_dir.display().to_string(),
+            pinned: self.notebook.hold.pin.clone(),
+            held: self.notebook.hold.changes.clone(),
+            alert: None,
             generations,
             operations: self.state.reports().cloned().collect(),
             totals: all.totals(),
@@ -501,19 +532,34 @@ impl Master {
             let used = self.sets.values().filter_map(|set| set.certificates.as_ref()).flat_map(Certificates::servers);
             let used: BTreeSet<&str> = used.collect();
             self.tickets.retain(|server| used.contains(server));
+        }
+        if self.sets.len() < before || self.notebook.has_news() {
             self.tidy_store();
         }
     }
 
-    /// Off this thread: syncs what serves, removes what nobody needs.
+    /// Off this thread: syncs what is in use, then writes down what the next master shall know of it, and removes what nobody
+    /// needs.
     fn tidy_store(&self) {
-        let in_use: HashSet<PathBuf> =
-            self.sets.values().flat_map(|set| &set.plugins).map(|plugin| plugin.snapshot.path.clone()).collect();
-        let (store, keep) = (self.store.clone(), self.source.config.store.keep);
+        let in_use: HashSet<PathBuf> = self
+            .sets
+            .values()
+            .flat_map(|set| &set.content.plugins)
+            .map(|plugin| plugin.snapshot.path.clone())
+            .collect();
+        let keep = self.source.config.store.keep;
+        // At most one waits for the one that runs: it takes the latest.
+        if self.untidy.lock().unwrap_or_else(PoisonError::into_inner).replace(in_use).is_some() {
+            return;
+        }
+        let (store, untidy, notebook) = (self.store.clone(), self.untidy.clone(), self.notebook.clone());
         tokio::task::spawn_blocking(move || {
             let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(in_use) = untidy.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
             let paths: Vec<PathBuf> = in_use.iter().cloned().collect();
-            if let Err(error) = store.sync(&paths).and_then(|()| store.collect(&in_use, keep)) {
+            let synced = store.sync(&paths);
+            notebook.write();
+            if let Err(error) = synced.and_then(|()| store.collect(&in_use, keep)) {
                 tracing::warn!("failed to tidy the plugin store: {error}");
             }
         });
@@ -542,8 +588,11 @@ impl Master {
             );
         }
         self.serving_certificates().inspect(|certificates| certificates.warn());
-        let empty =
-            self.state.set_of(generation).and_then(|id| self.sets.get(&id)).is_some_and(|set| set.plugins.is_empty());
+        let empty = self
+            .state
+            .set_of(generation)
+            .and_then(|id| self.sets.get(&id))
+            .is_some_and(|set| set.content.plugins.is_empty());
         if empty {
             let dir = std::path::absolute(&self.source.config.plugin_dir)
                 .unwrap_or_else(|_| self.source.config.plugin_dir.clone());
@@ -551,6 +600,28 @@ impl Master {
         }
         self.announced = true;
     }
+}
+
+/// What an earlier master has left, with its sets in `sets`. One that is not whole any more is left out, loudly.
+fn recall(
+    store: &Store,
+    notebook: &Notebook,
+    records: Vec<Record>,
+    sets: &mut BTreeMap<SetId, Set>,
+) -> Memory<Arc<SetInfo>> {
+    let mut good = Vec::new();
+    for record in records {
+        match Content::recall(store, record) {
+            Ok(content) => {
+                let id = SetId(sets.len() as u64 + 1);
+                good.push(Arc::new(content.info(id)));
+                sets.insert(id, Set { content: Arc::new(content), listeners: Vec::new(), certificates: None });
+            }
+            Err(failure) => tracing::warn!("failed to {}; that set cannot be gone back to", failure.error),
+        }
+    }
+    let (pin, held) = notebook.hold.known();
+    Memory { good, pin, held }
 }
 
 /// The pid file: written whole, removed only if it is still ours.

@@ -4,10 +4,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Prepare;
-use super::store::{Mounted, Store};
+use super::sets::Content;
+use super::store::Store;
 use super::tls::Certificates;
 use crate::config::{Config, ConfigError};
-use crate::report::{Cause, Failure, Stage};
+use crate::report::{Cause, Change, Failure, Stage};
 
 /// Where configuration and plugin files come from; shared with the blocking pool.
 pub struct Source {
@@ -16,31 +17,48 @@ pub struct Source {
     pub prepare: Option<Arc<dyn Prepare>>,
 }
 
-/// What the files say.
+/// How a set is made.
+pub enum Recipe {
+    /// Of the files as they lie there, but for what is `held` back: that is as in `instead`.
+    Files { held: Vec<Change>, instead: Option<Arc<Content>> },
+    /// Of the plugins of `set`, with the rest of the configuration of `within`, or its own.
+    Again { set: Option<Arc<Content>>, within: Option<Arc<Content>> },
+}
+
+/// What came of it.
 pub struct Read {
-    pub config: Config,
-    pub plugins: Vec<Mounted>,
+    pub content: Content,
     pub certificates: Option<Certificates>,
 }
 
 impl Source {
-    /// Builds (`dev`), reads the configuration and the certificates, copies and checks the plugins.
-    pub fn read(&self, store: &Mutex<Store>, cause: &Cause) -> Result<Read, Failure> {
+    /// Makes what `recipe` says: builds (`dev`), reads the configuration and the certificates, copies and checks the plugins.
+    pub fn read(&self, store: &Mutex<Store>, cause: &Cause, recipe: Recipe) -> Result<Read, Failure> {
+        let content = match recipe {
+            Recipe::Files { held, instead } => {
+                let config = self.config(cause)?;
+                // A panic while the lock was held left files under a temporary name at worst.
+                let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+                Content::take(&mut store, config, &held, instead.as_deref())?
+            }
+            Recipe::Again { set, within } => {
+                let set = set.ok_or_else(|| Failure::new(Stage::Snapshot, "find the set to go back to"))?;
+                set.again(within.as_deref(), &self.config)?
+            }
+        };
+        Ok(Read { certificates: Certificates::read(&content.config)?, content })
+    }
+
+    fn config(&self, cause: &Cause) -> Result<Config, Failure> {
         if let Some(prepare) = &self.prepare {
             prepare.prepare(cause)?;
         }
-        let config = match cause {
-            Cause::Start => self.config.clone(),
-            _ => {
-                let config = (self.reread)().map_err(|error| Failure::new(Stage::Config, error.to_string()))?;
-                check_fixed(&self.config, &config)?;
-                config
-            }
-        };
-        let certificates = Certificates::read(&config)?;
-        // A panic while the lock was held left files under a temporary name at worst.
-        let plugins = store.lock().unwrap_or_else(PoisonError::into_inner).take(&config)?;
-        Ok(Read { config, plugins, certificates })
+        if *cause == Cause::Start {
+            return Ok(self.config.clone());
+        }
+        let config = (self.reread)().map_err(|error| Failure::new(Stage::Config, error.to_string()))?;
+        check_fixed(&self.config, &config)?;
+        Ok(config)
     }
 }
 

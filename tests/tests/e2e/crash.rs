@@ -201,7 +201,15 @@ fn a_new_child_that_dies_before_the_old_one_has_retired_is_taken_back() {
     assert_eq!(report.result, "rolled_back", "{report:#?}");
     assert_eq!(server.probe(), ("v1".into(), old));
     assert_family(&server, 1);
-    switch_to(&server, "v2");
+    // That code is not taken again by itself.
+    let (code, report) = server.reload();
+    assert_eq!(
+        (code, report.result.as_str(), report.plugin.as_deref()),
+        (409, "refused", Some("probe")),
+        "{report:#?}"
+    );
+    server.cli(&["reload", "--name", &server.name, "--force"]).assert_code(0);
+    assert_eq!(server.probe().0, "v2");
 }
 
 /// Everybody gone, and the port free for the next.

@@ -17,6 +17,7 @@ mod metrics;
 mod probation;
 mod proving;
 mod reload;
+mod rollback;
 mod servers;
 mod shutdown;
 mod tls;

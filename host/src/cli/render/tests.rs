@@ -163,6 +163,9 @@ fn world() -> Status {
         exit: exit.map(String::from),
     };
     Status {
+        pinned: None,
+        held: Vec::new(),
+        alert: None,
         name: "default".into(),
         version: "0.1.0".into(),
         pid: 99,

@@ -25,6 +25,7 @@ pub fn action(verb: Verb, name: &str, curl: &str) -> String {
     let label = match verb {
         Verb::Cut => "Cut what drains",
         Verb::Reload => "Reload",
+        Verb::Rollback => "Roll back",
         Verb::Shutdown => "Shut down",
     };
     // The values go in one pass: one that looks like a placeholder must stay what it is.

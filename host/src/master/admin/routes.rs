@@ -8,6 +8,7 @@
 //! | GET | `/debug/admin/ops/ID` | token | `Report` |
 //! | POST | `/debug/admin/reload` | token | `Report` once it has ended: 200 switched, 409 otherwise |
 //! | POST | `/debug/admin/cut` | token | `Report` once what drained has ended: 200, or 409 |
+//! | POST | `/debug/admin/rollback` | token | the same |
 //! | POST | `/debug/admin/shutdown` | token | `Report` once it has begun: 202 |
 //! | GET | `/debug/admin/link` | Unix socket | the page's address with the token |
 //! | GET | `/metrics` | token | counters and gauges, for Prometheus |
@@ -69,6 +70,7 @@ static ROUTES: &[Route] = &[
     route(Method::GET, "/debug/admin/ops/{id}", Access::Token, To::Operation),
     route(Method::POST, "/debug/admin/reload", Access::Token, To::Operate(Verb::Reload)),
     route(Method::POST, "/debug/admin/cut", Access::Token, To::Operate(Verb::Cut)),
+    route(Method::POST, "/debug/admin/rollback", Access::Token, To::Operate(Verb::Rollback)),
     route(Method::POST, "/debug/admin/shutdown", Access::Token, To::Operate(Verb::Shutdown)),
     route(Method::GET, "/debug/admin/link", Access::Socket, To::Link),
     route(Method::GET, "/metrics", Access::Token, To::Metrics),
@@ -97,6 +99,12 @@ struct Ask {
     allow_empty: bool,
     /// Of a cut.
     generation: Option<u64>,
+    /// Of a reload.
+    force: bool,
+    /// Of a rollback.
+    to: Option<u64>,
+    /// Of a rollback.
+    with_config: bool,
 }
 
 /// Answers one request.
@@ -111,7 +119,7 @@ where
         return problem(
             StatusCode::NOT_FOUND,
             "failed to find this path",
-            "see /debug/admin, /debug/admin/status, /debug/admin/ops/ID, /debug/admin/reload, /debug/admin/cut, /debug/admin/shutdown, \
+            "see /debug/admin, /debug/admin/status, /debug/admin/ops/ID, /debug/admin/reload, /debug/admin/rollback, /debug/admin/cut, /debug/admin/shutdown, \
              /metrics, /livez, /readyz",
         );
     };
@@ -171,9 +179,10 @@ where
         },
         To::Operate(verb) => match ask(body).await {
             Err(refused) => refused,
-            Ok(Ask { allow_empty, generation }) => {
+            Ok(Ask { allow_empty, generation, force, to, with_config }) => {
                 let cause = Cause::Admin { peer: peer.to_string() };
-                let options = OpOptions { allow_empty, generation: generation.map(Generation) };
+                let (generation, to) = (generation.map(Generation), to.map(Generation));
+                let options = OpOptions { allow_empty, generation, force, to, with_config };
                 let report = surface.handle.operate(verb, cause, options).await?;
                 json(status_of(&report), &report)
             }

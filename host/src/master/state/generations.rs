@@ -12,7 +12,7 @@ use crate::control::{
 };
 use crate::master::handle::OpOptions;
 use crate::report::{
-    Cause, DrainReport, Failure, Generation, GenerationState, GenerationStatus, Load, OpId, OpResult, Stage,
+    Cause, DrainReport, Failure, Generation, GenerationState, GenerationStatus, Load, OpId, OpResult, Stage, Why,
 };
 use crate::sys::process::ExitKind;
 
@@ -277,13 +277,15 @@ impl State {
             }
             self.settings = entry.set.settings.clone();
             self.set = Some(entry.set.clone());
+            self.past.serves(entry.set.clone(), generation, self.settings.keep);
         }
         self.hand_over_to(generation);
         if let Some(old) = from {
             self.pause(old, if back.is_some() { Duration::ZERO } else { self.settings.probation.window });
         }
         if let (Some(why), Some(bad)) = (back, from) {
-            return self.rolled_back(generation, bad, why);
+            let set = self.generations[&bad].set.clone();
+            return self.rolled_back(generation, bad, &set, why);
         }
         if self.running_candidate() == Some(generation) {
             self.switched(generation, from);
@@ -431,7 +433,7 @@ impl State {
                     self.row = 0;
                 }
                 match self.standing_by() {
-                    Some(old) if !self.is_stopping() => self.take_back(old, generation),
+                    Some(old) if !self.is_stopping() => self.take_back(old, &entry),
                     _ => self.crashed(generation, exit.to_string()),
                 }
             }
@@ -445,12 +447,17 @@ impl State {
     }
 
     /// The new generation died before the old one retired: the old one accepts again.
-    fn take_back(&mut self, old: Generation, dead: Generation) {
+    fn take_back(&mut self, old: Generation, dead: &Gen) {
         self.enter(old, Phase::Resuming, Some(SWITCH_TIMEOUT));
         self.send(old, ToChild::Resume);
         self.committed = Some(old);
-        self.set = self.generations.get(&old).map(|entry| entry.set.clone());
-        self.rolled_back(old, dead, format!("keep generation {dead} alive: it died before the old one retired"));
+        if let Some(entry) = self.generations.get(&old) {
+            self.settings = entry.set.settings.clone();
+            self.set = Some(entry.set.clone());
+            self.past.serves(entry.set.clone(), old, self.settings.keep);
+        }
+        let why = format!("keep generation {} alive: it died before the old one retired", dead.number);
+        self.rolled_back(old, dead.number, &dead.set, why);
         self.end_pause(old);
     }
 
@@ -479,7 +486,14 @@ impl State {
         self.send(old, ToChild::Resume);
     }
 
-    fn rolled_back(&mut self, to: Generation, from: Generation, why: String) {
+    fn rolled_back(&mut self, to: Generation, from: Generation, bad: &SetInfo, why: String) {
+        // Where they are alike (a child that was told to go by SIGTERM, say) it was not the set.
+        if let Some(good) = self.generations.get(&to).map(|entry| entry.set.clone())
+            && good.sha256 != bad.sha256
+        {
+            self.past.give_up(bad, Some(&good), Why::RolledBack);
+            self.past.pin(Some(to));
+        }
         if let Some(op) = self.generations.get_mut(&to).and_then(|entry| entry.replaced_by.take()) {
             self.report_mut(op, |report| {
                 report.result = OpResult::RolledBack;

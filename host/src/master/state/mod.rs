@@ -12,6 +12,8 @@
 mod cut;
 mod generations;
 mod operations;
+mod past;
+mod rollback;
 #[cfg(test)]
 mod tests;
 
@@ -22,13 +24,15 @@ use std::time::Duration;
 use super::handle::OpOptions;
 use crate::config::{Config, Crash, Drain, Limit, Probation, Shutdown};
 use crate::control::{Deadlines, ToChild, ToMaster};
-use crate::report::{Cause, Failure, Generation, GenerationStatus, OpId, PluginStatus, Report, Verb};
+use crate::report::{Cause, Change, Failure, Generation, GenerationStatus, OpId, PluginStatus, Report, Verb};
 use crate::sys::process::ExitKind;
 
 use cut::Cutting;
 use generations::Gen;
 pub use generations::Phase;
 use operations::{Operation, Running};
+pub use past::Memory;
+use past::PastSets;
 
 /// Monotonic, since the master's start.
 pub type Time = Duration;
@@ -50,7 +54,15 @@ pub struct Caller(pub u64);
 #[derive(Clone, Debug, PartialEq)]
 pub struct SetInfo {
     pub id: SetId,
+    /// Of all that is in it.
+    pub sha256: String,
+    /// Of its configuration.
+    pub config: String,
     pub plugins: Vec<PluginStatus>,
+    /// Of its plugins' sections.
+    pub sections: BTreeMap<String, String>,
+    /// What lies in the plugin folder and was not taken into it, since it is held back.
+    pub held: Vec<Change>,
     pub settings: Settings,
 }
 
@@ -63,6 +75,8 @@ pub struct Settings {
     pub shutdown: Shutdown,
     pub probation: Probation,
     pub crash: Crash,
+    /// Sets that are kept beside the one that serves and the one before.
+    pub keep: usize,
 }
 
 impl Settings {
@@ -74,6 +88,22 @@ impl Settings {
             shutdown: config.shutdown.clone(),
             probation: config.probation.clone(),
             crash: config.crash.clone(),
+            keep: config.store.keep,
+        }
+    }
+}
+
+impl SetInfo {
+    /// The set without plugins: every request is answered 503.
+    fn empty(settings: Settings) -> SetInfo {
+        SetInfo {
+            id: SetId(0),
+            sha256: String::new(),
+            config: String::new(),
+            plugins: Vec::new(),
+            sections: BTreeMap::new(),
+            held: Vec::new(),
+            settings,
         }
     }
 }
@@ -129,10 +159,11 @@ pub enum Event {
 /// All that the supervisor can want.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Read and check the files for `op`; answered by `Prepared`.
+    /// Make a set for `op`; answered by `Prepared`.
     Prepare {
         op: OpId,
         cause: Cause,
+        source: Source,
     },
     /// Start a child; answered by `Spawned`.
     Spawn {
@@ -163,9 +194,20 @@ pub enum Action {
         caller: Caller,
         report: Box<Report>,
     },
+    /// Write down what shall outlive the master.
+    Remember(Memory),
     Note(Note),
     /// End the master. The last action.
     Finish(Exit),
+}
+
+/// Where a set comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// The files as they lie there, but for what is `held` back: that is taken from the set `instead`.
+    Files { held: Vec<Change>, instead: Option<SetId> },
+    /// A set that has served, its plugins with their sections; the rest of the configuration from the set `within`.
+    Again { set: SetId, within: Option<SetId> },
 }
 
 /// Whether a generation is to be probed before it may serve.
@@ -269,6 +311,7 @@ pub struct State {
     /// What was committed last: a crash brings it back.
     set: Option<Arc<SetInfo>>,
     respawn: Option<Respawn>,
+    past: PastSets,
     /// Deaths in a row.
     row: u32,
     running: Option<Running>,
@@ -288,7 +331,8 @@ pub struct State {
 }
 
 impl State {
-    pub fn new(settings: Settings, bad_start: BadStart) -> State {
+    /// With what an earlier master has left.
+    pub fn new(settings: Settings, bad_start: BadStart, memory: Memory<Arc<SetInfo>>) -> State {
         State {
             settings,
             bad_start,
@@ -300,6 +344,7 @@ impl State {
             committed: None,
             candidate: None,
             set: None,
+            past: PastSets::recalled(memory),
             respawn: None,
             row: 0,
             running: None,
@@ -322,6 +367,9 @@ impl State {
         match event {
             Event::Asked { verb: Verb::Reload, cause, options, caller } => self.reload_asked(cause, options, caller),
             Event::Asked { verb: Verb::Cut, cause, options, caller } => self.cut_asked(cause, options, caller),
+            Event::Asked { verb: Verb::Rollback, cause, options, caller } => {
+                self.rollback_asked(cause, options, caller);
+            }
             Event::Asked { verb: Verb::Shutdown, cause, caller, .. } => self.shutdown_asked(cause, caller),
             Event::Prepared { op, result } => self.prepared(op, result),
             Event::Spawned { generation, result } => self.spawned(generation, result),
@@ -357,6 +405,7 @@ impl State {
         self.advance_shutdown();
         self.advance_respawn();
         self.advance_operations();
+        self.remember();
         if self.generations.is_empty()
             && let Some(exit) = self.ending.take()
         {
@@ -501,7 +550,7 @@ impl State {
         self.generations.get(&generation).map(|generation| generation.set.id)
     }
 
-    /// Sets that a generation runs, or that a crash would bring back.
+    /// Sets that a generation runs, or that a crash or a rollback would bring back.
     pub fn sets_in_use(&self) -> impl Iterator<Item = SetId> {
         let prepared = self.running.as_ref().and_then(Running::prepared).map(|set| set.id);
         self.generations
@@ -509,6 +558,8 @@ impl State {
             .map(|generation| generation.set.id)
             .chain(self.set.as_ref().map(|set| set.id))
             .chain(prepared)
+            .chain(self.past.sets().map(|set| set.id))
+            .chain(self.goals().map(|set| set.id))
     }
 
     /// Sets whose addresses must be open: of every generation that accepts or shall accept.

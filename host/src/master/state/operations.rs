@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use super::generations::ms;
-use super::{Action, BadStart, Caller, Exit, Note, Phase, REPORTS, SetInfo, State, Time};
+use super::past::PastSets;
+use super::rollback::{Rollback, refused};
+use super::{Action, BadStart, Caller, Exit, Note, Phase, REPORTS, SetInfo, Source, State, Time};
 use crate::master::handle::OpOptions;
 use crate::report::{
-    Cause, Failure, Generation, OpId, OpResult, PluginChanges, PluginStatus, Report, Stage, Timings, Verb,
+    Cause, Change, Failure, Generation, OpId, OpResult, PluginChanges, PluginStatus, Report, Stage, Timings, Verb, Why,
 };
 
 /// Somebody's wish, before and while it is carried out.
@@ -15,6 +17,8 @@ pub(super) struct Operation {
     pub id: OpId,
     pub cause: Cause,
     pub options: OpOptions,
+    /// What it goes back to; a reload if nothing.
+    pub back: Option<Rollback>,
     pub callers: Vec<Caller>,
     pub asked: Time,
 }
@@ -60,7 +64,7 @@ impl State {
         self.next_op += 1;
         self.reports.push_back(Report::new(id, verb, cause.clone()));
         self.forget_reports();
-        Operation { id, cause, options, callers: caller.into_iter().collect(), asked: self.now }
+        Operation { id, cause, options, back: None, callers: caller.into_iter().collect(), asked: self.now }
     }
 
     /// Drops the oldest report that nobody still writes to.
@@ -85,10 +89,15 @@ impl State {
             self.waiting = Some(op);
             return self.refuse_everybody();
         }
+        if let Some(by) = self.waiting.as_ref().filter(|waiting| waiting.back.is_some()).map(|waiting| waiting.id) {
+            let op = self.new_operation(Verb::Reload, cause, options, caller);
+            return self.superseded(op, by);
+        }
         // Whoever waits has not begun, so its snapshot will be younger than this request: one reload covers both.
         if let Some(waiting) = &mut self.waiting {
             waiting.callers.extend(caller);
             waiting.options.allow_empty |= options.allow_empty;
+            waiting.options.force |= options.force;
             return;
         }
         let op = self.new_operation(Verb::Reload, cause, options, caller);
@@ -125,13 +134,25 @@ impl State {
         if op.cause != Cause::Start {
             self.note(Note::Reloading { op: op.id, cause: op.cause.clone() });
         }
-        self.act(Action::Prepare { op: op.id, cause: op.cause.clone() });
+        let source = match &op.back {
+            Some(back) => back.source(self.set.as_ref()),
+            None => self.files(&op),
+        };
+        self.act(Action::Prepare { op: op.id, cause: op.cause.clone(), source });
         self.running = Some(Running { op, stage: RunStage::Preparing { since: self.now } });
     }
 
     /// Whether as many generations drain as may.
     pub(super) fn is_full(&self) -> bool {
         self.count(Phase::Retiring) >= self.settings.max_draining
+    }
+
+    fn files(&self, op: &Operation) -> Source {
+        let instead = self.past.good(None);
+        // At a start with nothing else to serve, what was given up is better than nothing.
+        let forced = op.options.force || (op.cause == Cause::Start && instead.is_none());
+        let held = if forced { Vec::new() } else { self.past.held().cloned().collect() };
+        Source::Files { held, instead: instead.map(|set| set.id) }
     }
 
     fn explain_waiting(&mut self, why: &str) {
@@ -152,6 +173,13 @@ impl State {
                 let failure = Failure::new(Stage::Snapshot, "found no plugin at all: what serves now would be gone")
                     .hint("put a plugin into the plugin folder, or ask again with --allow-empty");
                 return self.refuse(failure);
+            }
+            Ok(set) if running.op.back.is_none() && !options.force => {
+                let serving = self.set.as_ref().map(|set| &set.sha256);
+                match held_back(&set, &self.past, serving.filter(|_| *cause != Cause::Start)) {
+                    Some(failure) => return self.refuse(failure),
+                    None => set,
+                }
             }
             Ok(set) => set,
             Err(failure) => return self.refuse(failure),
@@ -174,26 +202,13 @@ impl State {
         let serving = self.serving();
         self.note(Note::Refused { op: op.id, failure: failure.clone(), serving });
         let at_start = op.cause == Cause::Start;
-        self.report_mut(op.id, |report| {
-            let failure = failure.clone();
-            report.result = OpResult::Refused;
-            report.stage = Some(failure.stage);
-            report.plugin = failure.plugin;
-            report.error = Some(failure.error);
-            report.hint = failure.hint;
-            report.detail = failure.detail;
-            report.serving = serving;
-        });
+        self.report_mut(op.id, |report| refused(report, &failure, serving));
         self.answer_all(op);
         if at_start && self.set.is_none() {
             match self.bad_start {
                 BadStart::Exit => self.end(Exit::StartFailed(failure)),
                 BadStart::ServeEmpty => {
-                    self.set = Some(Arc::new(SetInfo {
-                        id: super::SetId(0),
-                        plugins: Vec::new(),
-                        settings: self.settings.clone(),
-                    }));
+                    self.set = Some(Arc::new(SetInfo::empty(self.settings.clone())));
                 }
             }
         }
@@ -212,7 +227,7 @@ impl State {
         };
         let before = from.and_then(|from| self.generations.get(&from)).map(|old| &old.set);
         let plugins = changes(before.map_or(&[][..], |set| &set.plugins), &new.set.plugins);
-        let (pid, cause) = (new.pid, op.cause.clone());
+        let (pid, cause, held) = (new.pid, op.cause.clone(), new.set.held.clone());
         self.report_mut(op.id, |report| {
             report.result = OpResult::Switched;
             report.generation = Some(generation);
@@ -220,8 +235,14 @@ impl State {
             report.pid = pid;
             report.ms = Some(timings);
             report.plugins = Some(plugins);
+            report.held = held;
         });
         self.note(Note::Committed { generation, from, total_ms: timings.total, cause });
+        let replaced = from.and_then(|from| self.generations.get(&from)).map(|old| old.set.clone());
+        match &op.back {
+            Some(back) => self.went_back(back, generation, replaced),
+            None => self.took(generation),
+        }
         match from.and_then(|old| self.generations.get_mut(&old)) {
             // Until PAUSED a new connection may still be the old one's: whoever was told before would see the old code.
             Some(old) => {
@@ -251,6 +272,7 @@ impl State {
                 let by = waiting.id;
                 waiting.callers.append(&mut op.callers);
                 waiting.options.allow_empty |= op.options.allow_empty;
+                waiting.options.force |= op.options.force;
                 self.superseded(op, by);
             }
             None => {
@@ -260,7 +282,7 @@ impl State {
         }
     }
 
-    /// A shutdown takes the place of all that has not been committed.
+    /// A shutdown or a rollback takes the place of all that has not been committed.
     pub(super) fn supersede_all(&mut self, by: OpId) {
         if let Some(waiting) = self.waiting.take() {
             self.superseded(waiting, by);
@@ -273,13 +295,13 @@ impl State {
         };
         if superseded && let Some(Running { op, stage }) = self.running.take() {
             if let RunStage::Starting { generation, .. } = stage {
-                self.kill(generation, "superseded by a shutdown".into());
+                self.kill(generation, format!("superseded by operation {by}"));
             }
             self.superseded(op, by);
         }
     }
 
-    fn superseded(&mut self, op: Operation, by: OpId) {
+    pub(super) fn superseded(&mut self, op: Operation, by: OpId) {
         let serving = self.serving();
         self.report_mut(op.id, |report| {
             report.result = OpResult::Superseded;
@@ -320,6 +342,24 @@ impl State {
             change(report);
         }
     }
+}
+
+/// Why `set` cannot be taken: it was given up, or nothing of it is new. `serving` names the set that serves.
+fn held_back(set: &SetInfo, past: &PastSets, serving: Option<&String>) -> Option<Failure> {
+    const HINT: &str = "it is taken once it is changed; or ask again with --force";
+    let whole = Change::Set { sha256: set.sha256.clone() };
+    if let Some(why) = past.why(&whole).filter(|_| serving.is_some()) {
+        let text = format!("take the plugins and the configuration as they are: this very set was {why}");
+        return Some(Failure::new(Stage::Snapshot, text).hint(HINT));
+    }
+    let first = set.held.first().filter(|_| serving == Some(&set.sha256))?;
+    let why = past.why(first).unwrap_or(Why::RolledBack);
+    let all = set.held.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let failure = Failure::new(Stage::Snapshot, format!("find anything to take: {all} was {why}")).hint(HINT);
+    Some(match set.held.iter().find_map(Change::plugin) {
+        Some(plugin) => failure.of_plugin(plugin),
+        None => failure,
+    })
 }
 
 /// What differs between two sets.

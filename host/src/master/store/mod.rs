@@ -7,7 +7,7 @@ mod elf;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,6 +42,27 @@ pub struct Snapshot {
     pub path: PathBuf,
     pub sha256: String,
     descriptor: Descriptor,
+}
+
+#[cfg(test)]
+impl Snapshot {
+    /// Of a plugin with that mount, nowhere on disk.
+    pub fn fake(name: &str, mount: &str, sha256: &str) -> Arc<Snapshot> {
+        let descriptor = Descriptor {
+            magic: baton_plugin_api::abi::MAGIC,
+            size: 0,
+            abi_revision: 1,
+            flags: 0,
+            reserved: 0,
+            name: [0; 64],
+            version: [0; 64],
+            api_version: [0; 32],
+            rustc: [0; 96],
+            mount: baton_plugin_api::abi::text(mount),
+        };
+        let (file, path) = (format!("lib{name}.so"), PathBuf::new());
+        Arc::new(Snapshot { name: name.into(), file, path, sha256: sha256.into(), descriptor })
+    }
 }
 
 /// A plugin with its place.
@@ -86,8 +107,8 @@ impl Store {
         Ok(Store { dir, known: HashMap::new() })
     }
 
-    /// Copies and checks every `*.so` of the plugin folder and every file that a section names, and gives each its mount. All of them, or the first failure.
-    pub fn take(&mut self, config: &Config) -> Result<Vec<Mounted>, Failure> {
+    /// Copies and checks every `*.so` of the plugin folder and every file that a section names: all of them, or the first failure.
+    pub fn take(&mut self, config: &Config) -> Result<Vec<Arc<Snapshot>>, Failure> {
         let named = |(name, plugin): (&String, &Plugin)| Some((plugin.file.clone()?, name.clone()));
         let mut files: Vec<(PathBuf, String)> = config.plugins.iter().filter_map(named).collect();
         for path in list(&config.plugin_dir)? {
@@ -111,7 +132,21 @@ impl Store {
             snapshots.push(snapshot);
         }
         self.known.retain(|path, _| files.iter().any(|(file, _)| file == path));
-        mount(snapshots, config)
+        Ok(snapshots)
+    }
+
+    /// A snapshot that an earlier master took, if its copy is still what it was.
+    pub fn recall(&self, name: &str, file: &str, sha256: &str) -> Result<Arc<Snapshot>, Failure> {
+        let path = self.dir.join(format!("{sha256}.so"));
+        let fail = |why: String| Failure::new(Stage::Snapshot, format!("recall {file}: {why}")).of_plugin(name);
+        let unreadable = |error: io::Error| fail(format!("its copy cannot be read: {error}"));
+        let mut copy = File::open(&path).map_err(unreadable)?;
+        if hash(&copy, &mut io::sink()).map_err(unreadable)? != sha256 {
+            return Err(fail("its copy has another content".into()));
+        }
+        copy.rewind().map_err(unreadable)?;
+        let descriptor = elf::inspect(&copy, |_| false).map_err(|refusal| fail(refusal.why))?;
+        Ok(Arc::new(Snapshot { name: name.into(), file: file.into(), path, sha256: sha256.into(), descriptor }))
     }
 
     fn snapshot(&mut self, path: &Path, name: &str, plugin_dir: &Path) -> Result<Arc<Snapshot>, Failure> {
@@ -192,22 +227,12 @@ impl Store {
     }
 
     /// Copies and hashes in one pass.
-    fn copy(&self, mut file: &File) -> io::Result<(PathBuf, String)> {
+    fn copy(&self, file: &File) -> io::Result<(PathBuf, String)> {
         let temporary = self.dir.join(".incoming");
         remove(&temporary);
         let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        let mut hash = Sha256::new();
-        let mut buffer = vec![0; 128 * 1024];
-        loop {
-            let read = file.read(&mut buffer)?;
-            if read == 0 {
-                break;
-            }
-            hash.update(&buffer[..read]);
-            copy.write_all(&buffer[..read])?;
-        }
+        let sha256 = hash(file, &mut copy)?;
         copy.set_permissions(std::fs::Permissions::from_mode(0o444))?;
-        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok((temporary, sha256))
     }
 
@@ -236,6 +261,24 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Copies `from` to its end, and hashes it.
+fn hash(mut from: &File, to: &mut impl Write) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 128 * 1024];
+    loop {
+        let read = from.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(hex(&hash.finalize()));
+        }
+        hash.update(&buffer[..read]);
+        to.write_all(&buffer[..read])?;
+    }
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn looks_the_same_twice(path: &Path, before: &Identity) -> io::Result<bool> {
@@ -286,7 +329,7 @@ fn names(path: &Path) -> (String, String) {
 
 /// `[plugins.NAME] mount`, else the plugin's own word, else `/`; no two alike, unless all servers have their own routes. These
 /// lead to plugins that are there.
-fn mount(snapshots: Vec<Arc<Snapshot>>, config: &Config) -> Result<Vec<Mounted>, Failure> {
+pub fn mount(snapshots: Vec<Arc<Snapshot>>, config: &Config) -> Result<Vec<Mounted>, Failure> {
     for (server, route) in config.server.iter().flat_map(|server| server.route.iter().map(move |route| (server, route)))
     {
         if !snapshots.iter().any(|snapshot| same_plugin(&snapshot.name, &route.plugin)) {
@@ -340,20 +383,7 @@ mod tests {
     }
 
     fn snapshot(name: &str, mount: &str) -> Arc<Snapshot> {
-        let descriptor = Descriptor {
-            magic: baton_plugin_api::abi::MAGIC,
-            size: 0,
-            abi_revision: 1,
-            flags: 0,
-            reserved: 0,
-            name: [0; 64],
-            version: [0; 64],
-            api_version: [0; 32],
-            rustc: [0; 96],
-            mount: baton_plugin_api::abi::text(mount),
-        };
-        let (file, path) = (format!("lib{name}.so"), PathBuf::new());
-        Arc::new(Snapshot { name: name.into(), file, path, sha256: name.into(), descriptor })
+        Snapshot::fake(name, mount, name)
     }
 
     #[test]

@@ -162,6 +162,7 @@ function reportParts(report) {
     if (text) parts.push(el("p", { class: "quiet", text }));
   }
   if (report.drain && report.cut) parts.push(el("p", { class: "quiet", text: drainText(report.drain) }));
+  if (report.held) parts.push(el("p", { text: "not taken: " + report.held.map(changeText).join(", ") }));
   if (report.detail) parts.push(el("details", {}, el("summary", { text: "Details" }), el("pre", { text: report.detail })));
   return parts;
 }
@@ -175,7 +176,7 @@ function showOutcome(kind, ...parts) {
 
 // --- Operations ---
 
-const UNDER_WAY = { reload: "Reloading …", cut: "Ending what drains …", shutdown: "Shutting down …" };
+const UNDER_WAY = { reload: "Reloading …", rollback: "Rolling back …", cut: "Ending what drains …", shutdown: "Shutting down …" };
 
 async function operate(verb, button) {
   button.disabled = true;
@@ -295,6 +296,28 @@ function operationItem(report) {
     el("div", { class: "quiet", text: more.join(" · ") }));
 }
 
+function notice(id, text) {
+  if ($(id).textContent !== text) $(id).textContent = text;
+  $(id).hidden = !text;
+}
+
+function changeText(change) {
+  switch (change.what) {
+    case "plugin": return `${change.plugin} (${change.sha256.slice(0, 8)})`;
+    case "removal": return `the removal of ${change.plugin}`;
+    case "settings": return `[plugins.${change.plugin}]`;
+    case "config": return "the configuration";
+    default: return "";
+  }
+}
+
+function holdText(status) {
+  const held = status.held.map((h) => [changeText(h.change), h.why]).filter(([text]) => text);
+  const names = held.map(([text, why]) => `${text}, ${why.replace("_", " ")}`).join("; ");
+  const pin = status.pinned ? `Pinned to generation ${status.pinned.generation} since ${status.pinned.since}. ` : "";
+  return pin + (names ? `Not taken by a reload until changed: ${names}.` : "");
+}
+
 function setState(kind, text) {
   const state = $("state");
   if (state.textContent !== text) state.textContent = text;
@@ -319,9 +342,11 @@ function show(status) {
   else setState("bad", "not serving");
   const draining = status.generations.some((g) => g.state === "retiring");
   $("cut").hidden = !draining && !$("cut").dataset.busy;
-  for (const [id, usable] of [["reload", !status.shutting_down], ["cut", draining], ["shutdown", !status.shutting_down]]) {
+  for (const [id, usable] of [["reload", !status.shutting_down], ["rollback", !status.shutting_down], ["cut", draining], ["shutdown", !status.shutting_down]]) {
     if (!$(id).dataset.busy) $(id).disabled = !usable;
   }
+  notice("alert", status.alert ?? "");
+  notice("held", holdText(status));
   const numbers = figures(status);
   replace("figures", numbers, () => numbers.map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
   const ended = status.generations.filter((g) => g.state === "exited").slice(0, ENDED_SHOWN);
@@ -342,7 +367,7 @@ function show(status) {
 
 function showGone() {
   setState(ending ? "warn" : "bad", ending ? "shut down" : "no answer");
-  $("reload").disabled = $("cut").disabled = $("shutdown").disabled = true;
+  $("reload").disabled = $("rollback").disabled = $("cut").disabled = $("shutdown").disabled = true;
   const gone = $("gone");
   const text = ending
     ? `The server has shut down, as it was asked to. What follows is from ${seen.toLocaleTimeString()}.`
@@ -383,7 +408,7 @@ if ($("act")) {
 } else {
   $("reload").addEventListener("click", (event) => operate("reload", event.target));
   // What cannot be taken back is asked about first.
-  for (const verb of ["cut", "shutdown"]) {
+  for (const verb of ["rollback", "cut", "shutdown"]) {
     const ask = $("ask-" + verb);
     $(verb).addEventListener("click", () => ask.showModal());
     $(verb + "-no").addEventListener("click", () => ask.close());

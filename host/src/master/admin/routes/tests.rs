@@ -43,6 +43,9 @@ pub fn refused(verb: Verb, cause: &Cause) -> Report {
 
 pub fn status() -> Status {
     Status {
+        pinned: None,
+        held: Vec::new(),
+        alert: None,
         name: "x".into(),
         version: "0.1.0".into(),
         pid: 1,

@@ -6,11 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::report::Change;
 
 /// One random thing that may happen. Numbers choose among what is possible at the moment.
 #[derive(Clone, Debug)]
 enum Chance {
-    Reload,
+    Reload {
+        force: bool,
+    },
+    Rollback {
+        to: Option<u64>,
+    },
     Shutdown {
         signal: bool,
     },
@@ -50,7 +56,8 @@ enum Chance {
 
 fn chance() -> impl Strategy<Value = Chance> {
     prop_oneof![
-        4 => Just(Chance::Reload),
+        4 => (0..5_usize).prop_map(|force| Chance::Reload { force: force == 0 }),
+        1 => proptest::option::of(1..10_u64).prop_map(|to| Chance::Rollback { to }),
         1 => any::<bool>().prop_map(|signal| Chance::Shutdown { signal }),
         2 => prop::option::of(0..12_u64).prop_map(|one| Chance::Cut { one }),
         6 => (0..10_usize, any::<bool>(), any::<usize>())
@@ -64,13 +71,19 @@ fn chance() -> impl Strategy<Value = Chance> {
     ]
 }
 
+fn admin() -> Cause {
+    Cause::Admin { peer: String::new() }
+}
+
 /// Plays the world around the state and keeps count.
 struct World {
     state: State,
     now: Time,
     next_set: u64,
     next_caller: u64,
-    preparing: Vec<OpId>,
+    preparing: Vec<(OpId, Source)>,
+    /// What each set is made of.
+    contents: BTreeMap<SetId, Arc<SetInfo>>,
     spawning: Vec<Generation>,
     /// What each living child would say next, in order.
     children: BTreeMap<Generation, Vec<ToMaster>>,
@@ -85,11 +98,12 @@ struct World {
 impl World {
     fn new() -> World {
         let mut world = World {
-            state: State::new(settings(), BadStart::Exit),
+            state: State::new(settings(), BadStart::Exit, Memory::default()),
             now: Time::ZERO,
             next_set: 1,
             next_caller: 1,
             preparing: Vec::new(),
+            contents: BTreeMap::new(),
             spawning: Vec::new(),
             children: BTreeMap::new(),
             killed: BTreeSet::new(),
@@ -98,15 +112,11 @@ impl World {
             answered: BTreeSet::new(),
             finished: false,
         };
-        world.ask(Verb::Reload, Cause::Start);
+        world.ask(Verb::Reload, Cause::Start, OpOptions::default());
         world
     }
 
-    fn ask(&mut self, verb: Verb, cause: Cause) {
-        self.ask_with(verb, cause, OpOptions::default());
-    }
-
-    fn ask_with(&mut self, verb: Verb, cause: Cause, options: OpOptions) {
+    fn ask(&mut self, verb: Verb, cause: Cause, options: OpOptions) {
         if self.finished {
             return;
         }
@@ -123,7 +133,7 @@ impl World {
         for action in self.state.step(event, self.now) {
             assert!(!self.finished, "{action:?} after the last action");
             match action {
-                Action::Prepare { op, .. } => self.preparing.push(op),
+                Action::Prepare { op, source, .. } => self.preparing.push((op, source)),
                 Action::Spawn { generation, .. } => self.spawning.push(generation),
                 Action::Load { generation, probes: Probes::Skip } => self.will_say(generation, &[ToMaster::Ready]),
                 Action::Load { generation, .. } => self.will_say(generation, &[ToMaster::Proving, ToMaster::Ready]),
@@ -149,6 +159,11 @@ impl World {
                     self.killed.insert(generation);
                 }
                 Action::Answer { caller, .. } => assert!(self.answered.insert(caller), "{caller:?} answered twice"),
+                Action::Remember(memory) => {
+                    assert!(memory.good.len() <= 2);
+                    let kept: BTreeSet<SetId> = self.state.sets_in_use().collect();
+                    assert!(memory.good.iter().all(|set| kept.contains(set)), "{memory:?} {kept:?}");
+                }
                 Action::Note(_) | Action::CloseListeners => {}
                 Action::Finish(_) => self.finished = true,
             }
@@ -169,24 +184,28 @@ impl World {
 
     fn happen(&mut self, chance: Chance) {
         match chance {
-            Chance::Reload => self.ask(Verb::Reload, Cause::Admin { peer: String::new() }),
-            Chance::Shutdown { signal: true } => {
-                self.ask(Verb::Shutdown, Cause::Signal { signal: "SIGTERM".into(), sender: 1 });
+            Chance::Reload { force } => {
+                self.ask(Verb::Reload, admin(), OpOptions { force, ..OpOptions::default() });
             }
             Chance::Cut { one } => {
                 let options = OpOptions { generation: one.map(Generation), ..OpOptions::default() };
-                self.ask_with(Verb::Cut, Cause::Admin { peer: String::new() }, options);
+                self.ask(Verb::Cut, admin(), options);
             }
-            Chance::Shutdown { signal: false } => self.ask(Verb::Shutdown, Cause::Admin { peer: String::new() }),
+            Chance::Rollback { to } => {
+                self.ask(Verb::Rollback, admin(), OpOptions { to: to.map(Generation), ..OpOptions::default() });
+            }
+            Chance::Shutdown { signal: true } => {
+                let cause = Cause::Signal { signal: "SIGTERM".into(), sender: 1 };
+                self.ask(Verb::Shutdown, cause, OpOptions::default());
+            }
+            Chance::Shutdown { signal: false } => self.ask(Verb::Shutdown, admin(), OpOptions::default()),
             Chance::Prepare { ok, empty, at } => {
                 if self.preparing.is_empty() {
                     return;
                 }
-                let op = self.preparing.remove(at % self.preparing.len());
-                let names: &[&str] = if empty { &[] } else { &["hello"] };
-                let info = if self.next_set.is_multiple_of(2) { info } else { info_on_probation };
-                let result = if ok { Ok(info(self.next_set, names)) } else { Err(Failure::new(Stage::Snapshot, "x")) };
-                self.next_set += 1;
+                let (op, source) = self.preparing.remove(at % self.preparing.len());
+                let result =
+                    if ok { Ok(self.made(source, empty, at)) } else { Err(Failure::new(Stage::Snapshot, "x")) };
                 self.event(Event::Prepared { op, result });
             }
             Chance::Spawn { ok } => {
@@ -249,6 +268,29 @@ impl World {
         }
     }
 
+    /// The set that comes of `source`: of a few contents that come again and again, so that some are held back.
+    fn made(&mut self, source: Source, empty: bool, at: usize) -> Arc<SetInfo> {
+        let id = SetId(self.next_set);
+        self.next_set += 1;
+        let info = if at.is_multiple_of(2) { info } else { info_on_probation };
+        let mut set = match source {
+            Source::Again { set, .. } => (*self.contents[&set]).clone(),
+            Source::Files { .. } if empty => (*info(id.0, &[])).clone(),
+            Source::Files { held, instead } => {
+                let file = (*info((at % 5) as u64, &["hello"])).clone();
+                let change = Change::Plugin { plugin: "hello".into(), sha256: file.plugins[0].sha256.clone() };
+                match instead.filter(|_| held.contains(&change)) {
+                    Some(instead) => SetInfo { held: vec![change], ..(*self.contents[&instead]).clone() },
+                    None => file,
+                }
+            }
+        };
+        set.id = id;
+        let set = Arc::new(set);
+        self.contents.insert(id, set.clone());
+        set
+    }
+
     fn reap(&mut self, generation: Generation, exit: ExitKind) {
         self.children.remove(&generation);
         self.killed.remove(&generation);
@@ -278,8 +320,13 @@ impl World {
     }
 }
 
+/// A few thousand, or as many as `BATON_HISTORIES` says.
+fn cases() -> u32 {
+    std::env::var("BATON_HISTORIES").ok().map_or(2_000, |count| count.parse().expect("a number"))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
     fn no_history_breaks_an_invariant_or_forgets_a_caller_or_a_child(

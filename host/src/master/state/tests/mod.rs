@@ -2,6 +2,7 @@
 
 mod cut;
 mod histories;
+mod rollback;
 
 use super::*;
 use crate::control::{ControlVerb, EXIT_TIMEOUT, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT};
@@ -34,7 +35,15 @@ fn info(id: u64, names: &[&str]) -> Arc<SetInfo> {
         rustc: String::new(),
         debug: false,
     };
-    Arc::new(SetInfo { id: SetId(id), plugins: names.iter().map(plugin).collect(), settings: settings() })
+    Arc::new(SetInfo {
+        id: SetId(id),
+        sha256: format!("set {id} {names:?}"),
+        config: "config".into(),
+        plugins: names.iter().map(plugin).collect(),
+        sections: names.iter().map(|name| (name.to_string(), "section".into())).collect(),
+        held: Vec::new(),
+        settings: settings(),
+    })
 }
 
 fn hello() -> ToMaster {
@@ -47,11 +56,19 @@ struct Story {
     now: Time,
     answers: Vec<(Caller, Report)>,
     log: Vec<Action>,
+    /// What was written down last.
+    written: Memory,
 }
 
 impl Story {
     fn new() -> Story {
-        Story { state: State::new(settings(), BadStart::Exit), now: Time::ZERO, answers: Vec::new(), log: Vec::new() }
+        Story {
+            state: State::new(settings(), BadStart::Exit, Memory::default()),
+            now: Time::ZERO,
+            answers: Vec::new(),
+            log: Vec::new(),
+            written: Memory::default(),
+        }
     }
 
     /// Generation 1 serves set 1.
@@ -64,7 +81,14 @@ impl Story {
     }
 
     fn event(&mut self, event: Event) -> Vec<Action> {
-        let actions = self.state.step(event, self.now);
+        let mut actions = self.state.step(event, self.now);
+        actions.retain(|action| match action {
+            Action::Remember(memory) => {
+                self.written = memory.clone();
+                false
+            }
+            _ => true,
+        });
         for action in &actions {
             if let Action::Answer { caller, report } = action {
                 self.answers.push((*caller, (**report).clone()));
