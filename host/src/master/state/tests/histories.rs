@@ -59,7 +59,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         4 => (0..5_usize).prop_map(|force| Chance::Reload { force: force == 0 }),
         1 => proptest::option::of(1..10_u64).prop_map(|to| Chance::Rollback { to }),
         1 => any::<bool>().prop_map(|signal| Chance::Shutdown { signal }),
-        2 => prop::option::of(0..12_u64).prop_map(|one| Chance::Cut { one }),
+        4 => prop::option::weighted(0.3, 0..12_u64).prop_map(|one| Chance::Cut { one }),
         6 => (0..10_usize, any::<bool>(), any::<usize>())
             .prop_map(|(ok, empty, at)| Chance::Prepare { ok: ok != 0, empty: empty && ok == 1, at }),
         6 => (0..10_usize).prop_map(|ok| Chance::Spawn { ok: ok != 0 }),
