@@ -680,5 +680,8 @@ pub struct Status {
     /// Switches committed since the start.
     pub switches: u64,
     pub crashes: u64,
+    /// Sets that were given up since they died too often.
+    #[serde(default)]
+    pub quarantines: u64,
     pub master_fds: u64,
 }

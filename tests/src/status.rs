@@ -27,6 +27,7 @@ pub struct Status {
     pub totals: Totals,
     pub switches: u64,
     pub crashes: u64,
+    pub quarantines: u64,
     pub master_fds: u64,
 }
 

@@ -201,6 +201,9 @@ pub struct RunArgs {
     /// Where to write the process id [default: baton.pid in the runtime directory]
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+    /// End if the plugins cannot be started as they are, instead of serving the last good set
+    #[arg(long)]
+    pub strict: bool,
     /// Print the configuration and end: what is in force, or every key with its default
     #[arg(long, value_name = "WHICH", num_args = 0..=1, require_equals = true, default_missing_value = "effective")]
     pub print_config: Option<PrintConfig>,

@@ -139,7 +139,7 @@ pub fn run(args: &RunArgs) -> Result<u8, CliError> {
         pid_file: args.pid_file.as_ref().map(std::path::absolute).transpose().map_err(CliError::Dirs)?,
         admin_asked,
         hup_shuts_down: false,
-        bad_start: BadStart::Exit,
+        bad_start: if args.strict { BadStart::Exit } else { BadStart::LastGood },
         prepare: None,
         companion: None,
         reread: Box::new(move || overrides.load()),

@@ -261,6 +261,11 @@ pub struct Crash {
     /// A generation that lived this long ends the row.
     #[serde(with = "finite")]
     pub window: Duration,
+    /// So many deaths within `window` are too many: the last good set takes over.
+    pub limit: usize,
+    /// With no good set left, connections wait for this long; then they are answered 503.
+    #[serde(with = "finite")]
+    pub hold: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -483,7 +488,13 @@ impl Default for Tls {
 
 impl Default for Crash {
     fn default() -> Crash {
-        Crash { backoff: Duration::from_millis(200), backoff_max: seconds(10), window: seconds(60) }
+        Crash {
+            backoff: Duration::from_millis(200),
+            backoff_max: seconds(10),
+            window: seconds(60),
+            limit: 5,
+            hold: seconds(10),
+        }
     }
 }
 

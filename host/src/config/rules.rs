@@ -47,6 +47,9 @@ impl Config {
         if !(1..=7 * 24 * 3600 / 2).contains(&self.tls.ticket_rotation.as_secs()) {
             problem("tls.ticket_rotation", "must lie between 1s and 3days 12h".into());
         }
+        if self.crash.limit == 0 {
+            problem("crash.limit", "must be at least 1: after so many deaths a set is given up".into());
+        }
         if self.server.is_empty() {
             problem("server", "at least one [[server]] is needed".into());
         }

@@ -284,6 +284,7 @@ mod tests {
             pinned: None,
             held: Vec::new(),
             alert: None,
+            quarantines: 0,
             name: "hello".into(),
             version: "0.1.0".into(),
             pid: 1,

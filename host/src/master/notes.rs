@@ -22,6 +22,12 @@ pub fn log(note: &Note) {
             Some(wait) => tracing::error!(generation = generation.0, exit, ?wait, "child died; respawning its set"),
             None => tracing::error!(generation = generation.0, exit, "child died"),
         },
+        Note::Quarantined { of, why, good } => match good {
+            Some(good) => {
+                tracing::error!(generation = of.0, good = good.0, "{why}: quarantined; the last good set takes over")
+            }
+            None => tracing::error!(generation = of.0, "{why}: quarantined; another set is looked for"),
+        },
         Note::RolledBack { to, from, why } => {
             tracing::error!(to = to.0, from = from.0, "rolled back: failed to {why}; the old generation serves again")
         }

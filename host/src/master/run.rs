@@ -131,7 +131,7 @@ async fn serve(
     let mut sets = BTreeMap::new();
     let memory = recall(&store, &notebook, records, &mut sets);
     let mut master = Master {
-        state: State::new(settings, bad_start, memory),
+        state: State::new(settings, bad_start, memory).with_seed(getrandom::u64().unwrap_or(0)),
         source: Arc::new(Source { config, reread, prepare }),
         hup_shuts_down,
         dirs,
@@ -255,7 +255,12 @@ impl Master {
                 Recipe::Files { held: held.clone(), instead: instead.as_ref().and_then(content) }
             }
             state::Source::Again { set, within } => {
-                Recipe::Again { set: content(set), within: within.as_ref().and_then(content) }
+                let within = match within {
+                    state::Within::Own => content(set),
+                    state::Within::Set(id) => content(id),
+                    state::Within::Start => Some(Arc::new(Content::empty(self.source.config.clone()))),
+                };
+                Recipe::Again { set: content(set), within }
             }
         };
         let (source, store, sender) = (self.source.clone(), self.store.clone(), self.prepared.clone());
@@ -306,11 +311,13 @@ impl Master {
     /// Makes sure of `set`, the set without plugins included, and answers the instance's name.
     fn set(&mut self, set: SetId) -> Result<String, Failure> {
         if set == SetId(0) && !self.sets.contains_key(&set) {
-            let config = self.source.config.clone();
+            // Of the newest set: where clients come now, they shall get an answer.
+            let newest = self.sets.last_key_value().map(|(_, set)| set.content.config.clone());
+            let config = newest.unwrap_or_else(|| self.source.config.clone());
             let certificates = Certificates::read(&config)?;
             self.cover(certificates.as_ref())?;
             let listeners = self.listeners.open(&config)?;
-            let content = Content { config, plugins: Vec::new(), held: Vec::new() };
+            let content = Content::empty(config);
             self.sets.insert(set, Set { content: Arc::new(content), listeners, certificates });
         }
         Ok(self.source.config.name.clone())
@@ -480,7 +487,8 @@ impl Master {
             plugin_dir: self.source.config.plugin_dir.display().to_string(),
             pinned: self.notebook.hold.pin.clone(),
             held: self.notebook.hold.changes.clone(),
-            alert: None,
+            alert: self.state.alert().map(str::to_owned),
+            quarantines: self.state.quarantines(),
             generations,
             operations: self.state.reports().cloned().collect(),
             totals: all.totals(),

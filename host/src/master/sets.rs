@@ -38,6 +38,10 @@ pub struct Part {
 }
 
 impl Content {
+    pub fn empty(config: Config) -> Content {
+        Content { config, plugins: Vec::new(), held: Vec::new() }
+    }
+
     /// The files of `config` as they lie there, but for the changes in `held`: these are undone as `instead` has it.
     pub fn take(
         store: &mut Store,

@@ -5,6 +5,7 @@ mod admin;
 mod broken;
 mod command_line;
 mod crash;
+mod crash_loop;
 mod cut;
 mod descriptors;
 mod dev;

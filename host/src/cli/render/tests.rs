@@ -166,6 +166,7 @@ fn world() -> Status {
         pinned: None,
         held: Vec::new(),
         alert: None,
+        quarantines: 0,
         name: "default".into(),
         version: "0.1.0".into(),
         pid: 99,

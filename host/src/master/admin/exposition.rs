@@ -45,6 +45,12 @@ pub fn text(status: &Status) -> String {
             one(totals.taken_back),
         ),
         ("baton_switches_total", Type::Counter, "Switches to a new generation.", one(status.switches)),
+        (
+            "baton_quarantines_total",
+            Type::Counter,
+            "Sets that were given up since they died too often.",
+            one(status.quarantines),
+        ),
         ("baton_crashes_total", Type::Counter, "Generations that died.", one(status.crashes)),
         (
             "baton_ready",

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::cut::Haste;
 use super::operations::{RunStage, Running};
+use super::rollback::Reason;
 use super::{Action, HISTORY, Note, Probes, Respawn, SetInfo, State, Time};
 use crate::config::Probation;
 use crate::control::{
@@ -190,7 +191,7 @@ impl State {
                 Some(_) => {
                     entry.phase = Phase::Loading;
                     let probes = match self.running_candidate() {
-                        Some(candidate) if candidate == generation => Probes::Send,
+                        Some(candidate) if candidate == generation && !self.comes_after_a_crash() => Probes::Send,
                         _ => Probes::Skip,
                     };
                     self.act(Action::Load { generation, probes });
@@ -247,6 +248,12 @@ impl State {
         }
     }
 
+    /// Whether the running operation brings a set back because another one died.
+    fn comes_after_a_crash(&self) -> bool {
+        let back = self.running.as_ref().and_then(|running| running.op.back.as_ref());
+        back.is_some_and(|back| back.reason == Reason::Crashed)
+    }
+
     /// A message that does not fit where its sender stands: before the commit that is a failure, later only noted.
     fn unexpected(&mut self, generation: Generation, phase: Phase, message: &ToMaster) {
         let what = format!("{message:?} while {phase:?}");
@@ -274,6 +281,7 @@ impl State {
             // A respawn of the same set does not end the row of deaths; new code does.
             if self.set.as_ref().is_none_or(|set| set.id != entry.set.id) {
                 self.row = 0;
+                self.deaths.clear();
             }
             self.settings = entry.set.settings.clone();
             self.set = Some(entry.set.clone());
@@ -405,7 +413,8 @@ impl State {
         if self.running_candidate() == Some(generation) {
             self.refuse(failure);
         } else if self.committed.is_none() {
-            self.crashed(generation, failure.to_string());
+            let blame = if failure.stage == Stage::Spawn { Blame::Machine } else { Blame::Set };
+            self.crashed(generation, failure.to_string(), blame);
         }
     }
 
@@ -434,7 +443,7 @@ impl State {
                 }
                 match self.standing_by() {
                     Some(old) if !self.is_stopping() => self.take_back(old, &entry),
-                    _ => self.crashed(generation, exit.to_string()),
+                    _ => self.crashed(generation, exit.to_string(), Blame::Set),
                 }
             }
             Phase::Pausing | Phase::Standby | Phase::Retiring => {
@@ -506,23 +515,45 @@ impl State {
     }
 
     /// Nothing serves any more: the set comes back, at once the first time, then after a growing wait.
-    fn crashed(&mut self, generation: Generation, exit: String) {
+    fn crashed(&mut self, generation: Generation, exit: String, blame: Blame) {
         if self.stopping.as_ref().is_some_and(|stopping| stopping.begun) {
             self.note(Note::Crashed { generation, exit, respawn_in: None });
             return;
+        }
+        if let Some(set) = self.set.clone().filter(|set| blame == Blame::Set && !set.plugins.is_empty())
+            && self.count_death()
+        {
+            let window = humantime::format_duration(self.settings.crash.window);
+            let why = format!("the set of generation {generation} died {} times within {window}", self.deaths.len());
+            self.note(Note::Crashed { generation, exit, respawn_in: None });
+            return self.quarantine(&set, generation, why);
         }
         let crash = &self.settings.crash;
         let wait = match self.row {
             0 => Duration::ZERO,
             row => crash.backoff.saturating_mul(1 << (row - 1).min(20)).min(crash.backoff_max),
         };
+        let wait = self.spread(wait);
         self.row = self.row.saturating_add(1);
         self.respawn = Some(Respawn { at: self.now + wait, of: generation });
         self.note(Note::Crashed { generation, exit, respawn_in: Some(wait) });
     }
 
+    /// Up to a quarter less, by chance: xorshift, whose state 0 stays 0 and spreads nothing.
+    fn spread(&mut self, wait: Duration) -> Duration {
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        wait - wait.mul_f64((self.seed % 1024) as f64 / 4096.0)
+    }
+
     pub(super) fn advance_respawn(&mut self) {
-        if self.committed.is_some() || self.candidate.is_some() || self.is_stopping() || self.is_ending() {
+        if self.is_falling_back()
+            || self.committed.is_some()
+            || self.candidate.is_some()
+            || self.is_stopping()
+            || self.is_ending()
+        {
             return;
         }
         let Some(set) = self.set.clone() else { return };
@@ -558,7 +589,7 @@ impl State {
                 }
                 Phase::Resuming => {
                     self.kill(generation, format!("it did not resume within {SWITCH_TIMEOUT:?}"));
-                    self.crashed(generation, "no answer to RESUME".into());
+                    self.crashed(generation, "no answer to RESUME".into(), Blame::Set);
                 }
                 // Whether it accepts is not known: no good stand-in.
                 Phase::Pausing => self.retire(generation),
@@ -610,6 +641,14 @@ impl State {
             self.committed = None;
         }
     }
+}
+
+/// What a death is put down to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blame {
+    Set,
+    /// No process could be started.
+    Machine,
 }
 
 fn death_of(entry: &Gen, exit: ExitKind, output: &str) -> Failure {

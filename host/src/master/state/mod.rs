@@ -10,6 +10,7 @@
 //! spawn is reaped, every caller is answered exactly once.
 
 mod cut;
+mod fallback;
 mod generations;
 mod operations;
 mod past;
@@ -28,6 +29,7 @@ use crate::report::{Cause, Change, Failure, Generation, GenerationStatus, OpId, 
 use crate::sys::process::ExitKind;
 
 use cut::Cutting;
+use fallback::Fallback;
 use generations::Gen;
 pub use generations::Phase;
 use operations::{Operation, Running};
@@ -113,6 +115,8 @@ impl SetInfo {
 pub enum BadStart {
     /// End, and say why.
     Exit,
+    /// Serve the last good set, loudly, if there is one.
+    LastGood,
     /// Serve 503 from a set without plugins, and wait for a reload.
     ServeEmpty,
 }
@@ -206,8 +210,18 @@ pub enum Action {
 pub enum Source {
     /// The files as they lie there, but for what is `held` back: that is taken from the set `instead`.
     Files { held: Vec<Change>, instead: Option<SetId> },
-    /// A set that has served, its plugins with their sections; the rest of the configuration from the set `within`.
-    Again { set: SetId, within: Option<SetId> },
+    /// A set that has served, its plugins with their sections; the rest of the configuration from `within`.
+    Again { set: SetId, within: Within },
+}
+
+/// Whose configuration plugins that serve again get, beside their own sections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Within {
+    /// Their set's.
+    Own,
+    Set(SetId),
+    /// The one that this master was started with.
+    Start,
 }
 
 /// Whether a generation is to be probed before it may serve.
@@ -241,6 +255,12 @@ pub enum Note {
         generation: Generation,
         exit: String,
         respawn_in: Option<Duration>,
+    },
+    /// The set of generation `of` is given up; that of `good` takes its place.
+    Quarantined {
+        of: Generation,
+        why: String,
+        good: Option<Generation>,
     },
     RolledBack {
         to: Generation,
@@ -314,6 +334,15 @@ pub struct State {
     past: PastSets,
     /// Deaths in a row.
     row: u32,
+    /// When the set that serves died, within `crash.window`.
+    deaths: VecDeque<Time>,
+    /// For the jitter of waits.
+    seed: u64,
+    fallback: Option<Fallback>,
+    /// Why the first set could not be started, while the last good one is tried.
+    start_failure: Option<Failure>,
+    alert: Option<String>,
+    quarantines: u64,
     running: Option<Running>,
     waiting: Option<Operation>,
     stopping: Option<Stopping>,
@@ -347,6 +376,12 @@ impl State {
             past: PastSets::recalled(memory),
             respawn: None,
             row: 0,
+            deaths: VecDeque::new(),
+            seed: 0,
+            fallback: None,
+            start_failure: None,
+            alert: None,
+            quarantines: 0,
             running: None,
             waiting: None,
             stopping: None,
@@ -359,6 +394,12 @@ impl State {
             crashes: 0,
             actions: Vec::new(),
         }
+    }
+
+    /// Waits are spread by chance from now on, so that many servers do not come back at the same moment.
+    pub fn with_seed(mut self, seed: u64) -> State {
+        self.seed = seed;
+        self
     }
 
     /// One step. `now` never goes back.
@@ -397,12 +438,14 @@ impl State {
             Stopping { cut_sent: false, cut, .. } => *cut,
             _ => None,
         });
-        generations.chain(respawn).chain(stopping).chain(self.room_deadline()).min()
+        let fallback = self.fallback.as_ref().filter(|_| self.candidate.is_none() && self.running.is_none());
+        generations.chain(fallback.map(Fallback::at)).chain(respawn).chain(stopping).chain(self.room_deadline()).min()
     }
 
     /// All that follows from where things stand: one thing leads to the next without an event.
     fn advance(&mut self) {
         self.advance_shutdown();
+        self.advance_fallback();
         self.advance_respawn();
         self.advance_operations();
         self.remember();
@@ -523,9 +566,10 @@ impl State {
         self.reports.iter().rev()
     }
 
-    /// A generation serves and no shutdown was asked for.
+    /// A generation serves what was asked for, and no shutdown was.
     pub fn is_ready(&self) -> bool {
-        self.stopping.is_none() && self.serving().is_some()
+        let fed = self.set.as_ref().is_some_and(|set| set.id != SetId(0));
+        self.stopping.is_none() && self.serving().is_some() && fed
     }
 
     pub fn is_shutting_down(&self) -> bool {
@@ -534,6 +578,15 @@ impl State {
 
     pub fn switches(&self) -> u64 {
         self.switches
+    }
+
+    pub fn quarantines(&self) -> u64 {
+        self.quarantines
+    }
+
+    /// What an operator must know of what serves.
+    pub fn alert(&self) -> Option<&str> {
+        self.alert.as_deref()
     }
 
     pub fn crashes(&self) -> u64 {
@@ -599,7 +652,8 @@ impl State {
             (_, _, _) if self.is_stopping() => {}
             other => return Err(format!("too many accept: {other:?}")),
         }
-        let coming = self.candidate.is_some() || self.respawn.is_some() || self.running.is_some();
+        let coming =
+            self.candidate.is_some() || self.respawn.is_some() || self.running.is_some() || self.fallback.is_some();
         if self.committed.is_none() && !coming && self.stopping.is_none() && !self.is_ending() && self.set.is_some() {
             return Err("nothing serves and nothing is on its way".into());
         }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::generations::ms;
 use super::past::PastSets;
-use super::rollback::{Rollback, refused};
-use super::{Action, BadStart, Caller, Exit, Note, Phase, REPORTS, SetInfo, Source, State, Time};
+use super::rollback::{Reason, Rollback, refused};
+use super::{Action, Caller, Note, Phase, REPORTS, SetInfo, Source, State, Time};
 use crate::master::handle::OpOptions;
 use crate::report::{
     Cause, Change, Failure, Generation, OpId, OpResult, PluginChanges, PluginStatus, Report, Stage, Timings, Verb, Why,
@@ -201,16 +201,12 @@ impl State {
         let Some(Running { op, .. }) = self.running.take() else { return };
         let serving = self.serving();
         self.note(Note::Refused { op: op.id, failure: failure.clone(), serving });
-        let at_start = op.cause == Cause::Start;
         self.report_mut(op.id, |report| refused(report, &failure, serving));
-        self.answer_all(op);
-        if at_start && self.set.is_none() {
-            match self.bad_start {
-                BadStart::Exit => self.end(Exit::StartFailed(failure)),
-                BadStart::ServeEmpty => {
-                    self.set = Some(Arc::new(SetInfo::empty(self.settings.clone())));
-                }
-            }
+        let op = self.answer_all(op);
+        match op.back.filter(|back| back.reason != Reason::Asked) {
+            Some(back) => self.fallback_failed(back, op.cause, &failure),
+            None if op.cause == Cause::Start && self.set.is_none() => self.bad_start(failure),
+            None => {}
         }
     }
 

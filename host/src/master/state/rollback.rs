@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::operations::Operation;
-use super::{Caller, SetInfo, Source, State};
+use super::{Caller, SetId, SetInfo, Source, State, Within};
 use crate::master::handle::OpOptions;
 use crate::report::{Cause, Failure, Generation, Report, Stage, Verb, Why};
 
@@ -17,11 +17,26 @@ pub(super) struct Rollback {
     /// What served when it was asked for.
     pub bad: Option<Arc<SetInfo>>,
     pub with_config: bool,
+    pub reason: Reason,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    Asked,
+    /// What served died too often.
+    Crashed,
+    /// What should have served first could not be started.
+    BadStart,
 }
 
 impl Rollback {
     pub fn source(&self, serving: Option<&Arc<SetInfo>>) -> Source {
-        let within = serving.filter(|_| !self.with_config).map(|set| set.id);
+        let within = match serving {
+            _ if self.with_config => Within::Own,
+            Some(set) if set.id != SetId(0) => Within::Set(set.id),
+            // The set without plugins has the configuration of the one that was given up.
+            _ => self.bad.as_ref().filter(|bad| bad.id != SetId(0)).map_or(Within::Start, |bad| Within::Set(bad.id)),
+        };
         Source::Again { set: self.target.id, within }
     }
 }
@@ -82,7 +97,8 @@ impl State {
         }
         let number = options.to.or_else(|| self.past.number(target));
         let with_config = options.with_config;
-        Ok(Rollback { target: target.clone(), number, bad: Some(serving.clone()), with_config })
+        let bad = Some(serving.clone());
+        Ok(Rollback { target: target.clone(), number, bad, with_config, reason: Reason::Asked })
     }
 
     /// One that cannot even begin.
@@ -97,6 +113,7 @@ impl State {
     pub(super) fn took(&mut self, generation: Generation) {
         let Some(set) = self.generations.get(&generation).map(|entry| entry.set.clone()) else { return };
         self.past.release(&set);
+        self.alert = None;
         if set.held.is_empty() {
             self.past.pin(None);
         }
@@ -105,6 +122,11 @@ impl State {
     /// `generation` runs what `back` goes back to, and serves instead of `replaced`.
     pub(super) fn went_back(&mut self, back: &Rollback, generation: Generation, replaced: Option<Arc<SetInfo>>) {
         let Some(set) = self.generations.get(&generation).map(|entry| entry.set.clone()) else { return };
+        match back.reason {
+            Reason::Asked => self.alert = None,
+            Reason::Crashed => return self.past.pin(back.number.or(Some(generation))),
+            Reason::BadStart => return self.start_failure = None,
+        }
         self.past.release(&set);
         for bad in [&back.bad, &replaced].into_iter().flatten() {
             self.past.give_up(bad, Some(&set), Why::RolledBack);

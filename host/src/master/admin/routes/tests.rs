@@ -46,6 +46,7 @@ pub fn status() -> Status {
         pinned: None,
         held: Vec::new(),
         alert: None,
+        quarantines: 0,
         name: "x".into(),
         version: "0.1.0".into(),
         pid: 1,

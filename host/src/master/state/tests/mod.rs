@@ -1,6 +1,7 @@
 //! Each promise of the supervisor with its failure twin, told step by step; random histories are in `histories`.
 
 mod cut;
+mod fallback;
 mod histories;
 mod rollback;
 

@@ -57,7 +57,7 @@ fn source(actions: &[Action]) -> Option<&Source> {
 fn a_rollback_goes_to_the_set_before_and_pins_it() {
     let mut story = Story::second();
     let actions = story.rollback(2, None);
-    assert_eq!(source(&actions), Some(&Source::Again { set: SetId(1), within: Some(SetId(2)) }));
+    assert_eq!(source(&actions), Some(&Source::Again { set: SetId(1), within: Within::Set(SetId(2)) }));
     assert_eq!(spawns(&story.prepared(3, Ok(again(1, 10)))), [(3, 10)]);
     story.up(3);
     story.says(2, ToMaster::Paused);

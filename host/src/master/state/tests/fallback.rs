@@ -1,0 +1,168 @@
+//! Sets that cannot serve: how many deaths are too many, what takes their place, and what the first start does without a good one.
+
+use super::*;
+use crate::report::{Change, Why};
+
+/// Dies and comes back, `times` times, from generation `from` on; the actions of the last death.
+fn loops(story: &mut Story, from: u64, times: u64) -> Vec<Action> {
+    let mut last = Vec::new();
+    for generation in from..from + times {
+        last = story.dies(generation, ExitKind::Signal(11));
+        if generation + 1 < from + times {
+            story.wait(Duration::from_secs(2));
+            story.up(generation + 1);
+        }
+    }
+    last
+}
+
+fn again(of: u64, id: u64) -> Arc<SetInfo> {
+    Arc::new(SetInfo { id: SetId(id), ..(*info(of, &["hello"])).clone() })
+}
+
+/// Generation 2 serves set 2, and set 1 has served before.
+fn second() -> Story {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    story.leaves(1);
+    story
+}
+
+#[test]
+fn the_last_good_set_takes_over_at_the_fifth_death() {
+    let mut story = second();
+    let last = loops(&mut story, 2, 5);
+    let source = Source::Again { set: SetId(1), within: Within::Set(SetId(2)) };
+    let cause = Cause::Crash { of: Generation(6) };
+    assert!(last.contains(&Action::Prepare { op: OpId(3), cause, source }), "{last:?}");
+    assert_eq!(spawns(&story.prepared(3, Ok(again(1, 10)))), [(7, 10)]);
+    story.spawned(7);
+    let load = story.says(7, hello());
+    assert!(matches!(load[..], [Action::Load { probes: Probes::Skip, .. }]), "nothing else serves: {load:?}");
+    story.says(7, ToMaster::Ready);
+    story.says(7, ToMaster::Serving);
+    assert_eq!((story.serving_generation(), story.state.quarantines()), (Some(7), 1));
+    assert!(story.state.alert().unwrap().contains("died 5 times"), "{:?}", story.state.alert());
+    let held = [
+        Change::Set { sha256: info(2, &["hello"]).sha256.clone() },
+        Change::Plugin { plugin: "hello".into(), sha256: "2".into() },
+    ];
+    assert_eq!(story.written.held, held.map(|change| (change, Why::Quarantined)));
+    assert_eq!((story.written.pin, &story.written.good[..]), (Some(Generation(1)), &[SetId(10)][..]));
+}
+
+#[test]
+fn deaths_that_lie_further_apart_are_not_too_many() {
+    let mut story = second();
+    for generation in 2..12 {
+        assert_eq!(
+            spawns(&story.dies(generation, ExitKind::Signal(11))).len()
+                + spawns(&story.wait(Duration::from_secs(16))).len(),
+            1
+        );
+        story.up(generation + 1);
+    }
+    assert_eq!(story.state.quarantines(), 0);
+}
+
+#[test]
+fn a_machine_that_cannot_start_processes_does_not_condemn_the_set() {
+    let mut story = second();
+    story.dies(2, ExitKind::Signal(9));
+    for generation in 3..12 {
+        let result = Err(Failure::new(Stage::Spawn, "start a child: EAGAIN"));
+        story.event(Event::Spawned { generation: Generation(generation), result });
+        story.wait(Duration::from_secs(10));
+    }
+    assert_eq!(story.state.quarantines(), 0);
+    story.up(12);
+    assert_eq!(story.serving_generation(), Some(12));
+}
+
+#[test]
+fn a_last_good_set_that_does_not_start_leaves_the_set_without_plugins() {
+    let mut story = second();
+    loops(&mut story, 2, 5);
+    story.prepared(3, Err(Failure::new(Stage::Snapshot, "x")));
+    assert_eq!(story.state.next_deadline(), Some(story.now + Duration::from_secs(10)), "crash.hold");
+    assert_eq!(spawns(&story.wait(Duration::from_secs(10))), [(7, 0)]);
+    story.up(7);
+    assert!(!story.state.is_ready() && story.state.alert().unwrap().contains("503"));
+    // And a good one heals it.
+    story.reload(2);
+    story.prepared(4, Ok(info(20, &["hello"])));
+    story.up(8);
+    story.says(7, ToMaster::Paused);
+    assert_eq!((story.answer(2).result, story.state.is_ready(), story.state.alert()), (OpResult::Switched, true, None));
+}
+
+#[test]
+fn until_something_else_serves_the_addresses_of_the_bad_set_stay_open() {
+    let mut story = Story::serving();
+    loops(&mut story, 1, 5);
+    assert!(story.state.sets_accepting().any(|set| set == SetId(1)));
+    story.wait(Duration::from_secs(10));
+    assert!(story.state.sets_accepting().any(|set| set == SetId(0)));
+}
+
+#[test]
+fn a_reload_during_the_hold_comes_first() {
+    let mut story = Story::serving();
+    loops(&mut story, 1, 5);
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.wait(Duration::from_secs(10));
+    story.up(6);
+    assert_eq!((story.answer(1).result, story.serving_generation()), (OpResult::Switched, Some(6)));
+    assert_eq!(spawns(&story.wait(Duration::from_secs(60))), []);
+}
+
+fn next_master(bad_start: BadStart, good: Vec<Arc<SetInfo>>) -> Story {
+    let memory = Memory { good, pin: None, held: vec![] };
+    let mut story = Story { state: State::new(settings(), bad_start, memory), ..Story::new() };
+    story.ask(Cause::Start, None);
+    story
+}
+
+#[test]
+fn a_bad_first_set_is_replaced_by_the_last_good_one() {
+    let mut story = next_master(BadStart::LastGood, vec![again(9, 1)]);
+    let actions = story.prepared(1, Err(Failure::new(Stage::Snapshot, "read it")));
+    let source = Source::Again { set: SetId(1), within: Within::Start };
+    assert!(actions.contains(&Action::Prepare { op: OpId(2), cause: Cause::Start, source }), "{actions:?}");
+    story.prepared(2, Ok(again(9, 2)));
+    story.up(1);
+    assert!(story.serving_generation() == Some(1) && story.state.alert().unwrap().contains("read it"));
+}
+
+#[test]
+fn without_a_good_one_or_if_that_is_bad_too_the_first_failure_ends_the_start() {
+    let first = Failure::new(Stage::Snapshot, "read it");
+    let bad = || Err(Failure::new(Stage::Snapshot, "read it"));
+    for (bad_start, good) in [(BadStart::LastGood, vec![]), (BadStart::Exit, vec![again(9, 1)])] {
+        let mut story = next_master(bad_start, good);
+        story.prepared(1, bad());
+        assert_eq!(story.finished(), Some(&Exit::StartFailed(first.clone())));
+    }
+    let mut story = next_master(BadStart::LastGood, vec![again(9, 1)]);
+    story.prepared(1, bad());
+    story.prepared(2, Err(Failure::new(Stage::Load, "open it")));
+    assert_eq!(story.finished(), Some(&Exit::StartFailed(first)));
+}
+
+#[test]
+fn waits_are_spread_by_up_to_a_quarter() {
+    let mut waits = std::collections::BTreeSet::new();
+    for seed in 1..50 {
+        let mut story = second();
+        story.state = story.state.with_seed(seed * 0x9e37_79b9);
+        loops(&mut story, 2, 2);
+        let wait = story.state.next_deadline().unwrap() - story.now;
+        assert!(wait > Duration::from_millis(149) && wait <= Duration::from_millis(200), "{wait:?}");
+        waits.insert(wait);
+    }
+    assert!(waits.len() > 30, "{waits:?}");
+}
