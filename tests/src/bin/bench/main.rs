@@ -6,6 +6,7 @@
 //!     cargo run --release -p baton-tests --bin bench -- growth [--reloads N]
 //!     cargo run --release -p baton-tests --bin bench -- soak [--seconds N]
 //!     cargo run --release -p baton-tests --bin bench -- idle [--connections N]
+//!     cargo run --release -p baton-tests --bin bench -- memory [--connections N]
 //!     cargo run --release -p baton-tests --bin bench -- torture [--switches N] [--connections N]
 //!
 //! Each prints a table, or JSON with `--json`. Exit code 0: every limit held; 1: one was broken; 3: the machine was too noisy to tell.
@@ -15,6 +16,7 @@ mod cpu;
 mod growth;
 mod idle;
 mod instructions;
+mod memory;
 mod nginx;
 mod report;
 mod soak;
@@ -28,7 +30,7 @@ use baton_tests::artifacts::{self, Profile};
 
 use report::Report;
 
-const USAGE: &str = "usage: bench cpu|instructions|swap|growth|soak|idle|torture [--rounds N] [--seconds N] [--reloads N] [--connections N] [--switches N] [--json]";
+const USAGE: &str = "usage: bench cpu|instructions|swap|growth|soak|idle|memory|torture [--rounds N] [--seconds N] [--reloads N] [--connections N] [--switches N] [--json]";
 
 /// What was asked for; each bench has its own defaults.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         "swap" => swap::run(&options),
         "growth" => growth::run(&options),
         "idle" => idle::run(&options),
+        "memory" => memory::run(&options),
         "torture" => torture::run(&options),
         _ => soak::run(&options),
     };
@@ -73,7 +76,7 @@ fn finish(report: &Report, json: bool) -> ExitCode {
 /// The bench and its options; nothing if they make no sense.
 fn parse(args: &[String]) -> Option<(&str, Options)> {
     let (bench, rest) = args.split_first()?;
-    if !["cpu", "instructions", "swap", "growth", "soak", "idle", "torture"].contains(&bench.as_str()) {
+    if !["cpu", "instructions", "swap", "growth", "soak", "idle", "memory", "torture"].contains(&bench.as_str()) {
         return None;
     }
     let (mut options, mut rest) = (Options::default(), rest.iter());
