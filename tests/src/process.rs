@@ -68,6 +68,14 @@ pub fn kill(pid: i32, signal: Signal) {
         .unwrap_or_else(|error| panic!("failed to send {signal} to {pid}: {error}"));
 }
 
+/// Lets this process have as many descriptors as it may; answers how many that is.
+pub fn raise_descriptors() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("failed to ask for the limit of open files");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("failed to raise the limit of open files");
+    hard
+}
+
 /// Sets how many descriptors the process may have, now and until it is said otherwise (util-linux, on every system). Children
 /// that it starts have the same limit.
 #[track_caller]

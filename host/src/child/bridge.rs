@@ -227,6 +227,9 @@ unsafe extern "C" fn upload_poll(data: *mut c_void, cx: *const FfiContext, out: 
         match upload.left.checked_sub(len as u64) {
             Some(left) => {
                 upload.left = left;
+                if matches!(polled, Poll::Ready(Some(Err(_)))) {
+                    upload.receiving.spoiled();
+                }
                 polled.map_err(|error| error.to_string())
             }
             None => {

@@ -114,19 +114,30 @@ impl Receiving {
     #[cold]
     pub fn refuse(&self) {
         self.0.conn().server.metrics.add(Slot::BodyTooLarge);
-        // The body may be read by another task than the one that answers: that one is woken.
         match &self.0 {
-            Exchange::Http1(conn) => {
-                conn.refuse(Own::BodyTooLarge);
-                conn.wake();
-            }
+            Exchange::Http1(conn) => refuse(conn, Own::BodyTooLarge),
             Exchange::Http2(stream) => stream.refuse(Own::BodyTooLarge),
+        }
+    }
+
+    /// It came to an end that is none: that is not the handler's failure, whatever it makes of it. A stream of HTTP/2 has
+    /// ended with it.
+    #[cold]
+    pub fn spoiled(&self) {
+        if let Exchange::Http1(conn) = &self.0 {
+            refuse(conn, Own::BadBody);
         }
     }
 
     pub fn limit(&self) -> u64 {
         self.0.conn().server.limits.body_size
     }
+}
+
+/// The body may be read by another task than the one that answers: that one is woken.
+fn refuse(conn: &Conn, refusal: Own) {
+    conn.refuse(refusal);
+    conn.wake();
 }
 
 impl Drop for Receiving {

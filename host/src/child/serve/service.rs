@@ -74,12 +74,13 @@ pub enum Own {
     HeadTooLarge,
     BadHost,
     NoTunnel,
+    BadBody,
 }
 
 impl Own {
     pub fn from_code(code: u8) -> Option<Own> {
-        // Those that a limit may put in the place of a handler's answer.
-        const ALL: [Own; 3] = [Own::BodyTooLarge, Own::BodyTimeout, Own::RequestTimeout];
+        // Those that may take the place of a handler's answer.
+        const ALL: [Own; 4] = [Own::BodyTooLarge, Own::BodyTimeout, Own::RequestTimeout, Own::BadBody];
         ALL.into_iter().find(|own| *own as u8 == code)
     }
 
@@ -96,12 +97,13 @@ impl Own {
             }
             Own::BadHost => (StatusCode::BAD_REQUEST, "the request names two hosts\n"),
             Own::NoTunnel => (StatusCode::NOT_IMPLEMENTED, "no tunnels here\n"),
+            Own::BadBody => (StatusCode::BAD_REQUEST, "the request body is malformed\n"),
         }
     }
 
     /// The rest of the request is not waited for: an HTTP/1 connection has no other.
     fn closes(self) -> bool {
-        matches!(self, Own::BodyTooLarge | Own::BodyTimeout | Own::RequestTimeout)
+        matches!(self, Own::BodyTooLarge | Own::BodyTimeout | Own::RequestTimeout | Own::BadBody)
     }
 }
 

@@ -409,13 +409,18 @@ fn the_handler_learns_why_its_body_ended() {
 }
 
 #[test]
-fn an_endless_chunk_extension_ends_the_body_with_an_error() {
-    let site = limited(patient(), count);
+fn an_endless_chunk_extension_is_a_bad_request_and_no_failure_of_the_handler() {
+    let site = limited(patient(), |mut asked: Asked| async move {
+        read(&mut asked.body).await.unwrap_err();
+        reply(500, "what came was no body")
+    });
     let mut client = site.connect();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5;").send(vec![b'x'; 20_000]);
     let answer = client.answer();
-    assert_eq!(answer.status(), 400, "the handler's own word: {answer:?}");
+    assert_eq!(answer.status(), 400, "{answer:?}");
+    assert!(answer.closes());
     client.is_closed();
+    assert_eq!(site.metric(Slot::Failures), 0);
     eventually(|| site.server.connections.open() == 0);
 }
 
