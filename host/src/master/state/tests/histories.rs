@@ -286,6 +286,10 @@ impl World {
             }
         };
         set.id = id;
+        // Often enough to meet sets that are given up, and nothing that is left.
+        if at.is_multiple_of(3) {
+            set.settings.crash.limit = 1 + at % 2;
+        }
         let set = Arc::new(set);
         self.contents.insert(id, set.clone());
         set
