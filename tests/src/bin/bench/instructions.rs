@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use baton_tests::http::Connection;
+use baton_tests::stats::median;
 use nix::errno::Errno;
 use nix::sys::ptrace;
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -21,7 +23,7 @@ use crate::report::{Report, Row};
 use crate::subject::Subject;
 
 /// Requests that are not counted: whatever is made once is made by then.
-const WARM_UP: u64 = 20;
+const WARM_UP: u64 = 10;
 
 const HYPER: usize = 0;
 const HYPER_AGAIN: usize = 1;
@@ -31,11 +33,10 @@ const AXUM: usize = 4;
 const PLUGIN_AXUM: usize = 5;
 
 pub fn run(options: &Options) -> Report {
-    let requests = options.rounds.unwrap_or(100);
-    // An hour, since a server that is stepped lives slowly: what is done by the clock would count for more than it is.
+    let requests = options.rounds.unwrap_or(25);
     let timeouts = ["head", "idle", "body", "write", "request"].map(|limit| format!("limits.{limit}_timeout"));
     let all_off = timeouts.each_ref().map(|key| (key.as_str(), "never"));
-    let mut all_on = timeouts.each_ref().map(|key| (key.as_str(), "1h")).to_vec();
+    let mut all_on = timeouts.each_ref().map(|key| (key.as_str(), "60s")).to_vec();
     all_on.push(("limits.connections_per_peer", "10000"));
     let subjects = [
         Subject::fixed("static hyper", "static_hyper", None),
@@ -63,22 +64,21 @@ pub fn run(options: &Options) -> Report {
         report.rows.push(Row::at_most(&format!("all limits on / off, {kind}"), ratio(NATIVE, UNLIMITED), "", 1.05));
     }
     report.notes.push(format!(
-        "user-mode instructions of the thread that serves, per request, over {requests} requests one after the other on one \
-         connection; what the kernel does is not counted"
+        "user-mode instructions of the thread that serves, per request: the median of {requests} requests one after the other \
+         on one connection; what the kernel does is not counted"
     ));
     report
 }
 
-/// Stations of a count; the client moves on, the tracer follows.
-const WARMING: u8 = 0;
-const COUNTING: u8 = 1;
-const DONE: u8 = 2;
+/// The client says here which request it makes, the tracer reads it: none that counts yet, one of those that do, or no more.
+const WARMING: u64 = 0;
+const DONE: u64 = u64::MAX;
 
-/// Instructions per request.
+/// Instructions per request: the median, since now and then one bears what is done by the clock.
 fn count(subject: &Subject, headers: &[(&str, &str)], requests: u64) -> f64 {
     let thread = busiest(subject, headers);
-    let station = AtomicU8::new(WARMING);
-    let total = thread::scope(|scope| {
+    let station = AtomicU64::new(WARMING);
+    let counts = thread::scope(|scope| {
         let client = scope.spawn(|| {
             let mut connection = Connection::open(subject.addr).expect("failed to connect");
             let mut ask = || {
@@ -86,17 +86,19 @@ fn count(subject: &Subject, headers: &[(&str, &str)], requests: u64) -> f64 {
                 assert_eq!(connection.receive().expect("failed to read an answer").status, 200);
             };
             (0..WARM_UP).for_each(|_| ask());
-            station.store(COUNTING, Ordering::SeqCst);
-            (0..requests).for_each(|_| ask());
+            for number in 1..=requests {
+                station.store(number, Ordering::SeqCst);
+                ask();
+            }
             station.store(DONE, Ordering::SeqCst);
             // Wakes the thread out of its wait, so that the tracer sees the station.
             ask();
         });
-        let total = trace(thread, &station);
+        let counts = trace(thread, &station, requests);
         client.join().expect("the client failed");
-        total
+        counts
     });
-    total as f64 / requests as f64
+    median(&counts)
 }
 
 /// The thread that serves: the one that ran most while the server was kept busy.
@@ -120,26 +122,26 @@ fn run_times(pid: i32) -> BTreeMap<i32, u64> {
     threads.flatten().filter_map(time).collect()
 }
 
-/// Steps `thread` until the station is [`DONE`]; answers how many steps it made while it was [`COUNTING`].
-fn trace(thread: Pid, station: &AtomicU8) -> u64 {
+/// Steps `thread` until the station is [`DONE`]; answers how many steps it made during each request.
+fn trace(thread: Pid, station: &AtomicU64, requests: u64) -> Vec<f64> {
     const WHY: &str = "failed to trace the server (see ptrace(2) for what the kernel allows)";
     ptrace::seize(thread, ptrace::Options::empty()).expect(WHY);
     ptrace::interrupt(thread).expect(WHY);
-    let mut steps = 0;
+    let mut steps = vec![0.0; requests as usize];
     loop {
         let signal = match waitpid(thread, Some(WaitPidFlag::__WALL)) {
-            Ok(WaitStatus::Stopped(_, nix::sys::signal::Signal::SIGTRAP) | WaitStatus::PtraceEvent(..)) => None,
+            Ok(WaitStatus::Stopped(_, Signal::SIGTRAP) | WaitStatus::PtraceEvent(..)) => None,
             Ok(WaitStatus::Stopped(_, signal)) => Some(signal),
             Err(Errno::EINTR) => continue,
             other => panic!("the server ended: {other:?}"),
         };
         match station.load(Ordering::Relaxed) {
             WARMING => {}
-            COUNTING => steps += 1,
-            _ => {
+            DONE => {
                 ptrace::detach(thread, signal).expect(WHY);
                 return steps;
             }
+            number => steps[number as usize - 1] += 1.0,
         }
         ptrace::step(thread, signal).expect(WHY);
     }
