@@ -1,5 +1,7 @@
 //! Borrowed and owned byte strings, and their conversions from and to `bytes::Bytes`.
 
+use std::mem::MaybeUninit;
+
 use abi_stable::StableAbi;
 use bytes::Bytes;
 
@@ -42,6 +44,9 @@ impl Slice {
 /// Measured: copying wins up to 512-1024 bytes, since lending costs an allocation and an atomic count.
 pub const COPY_LIMIT: usize = 1024;
 
+/// Room for what keeps bytes alive. `MaybeUninit`, since pointers lie in it: as integers they would lose what they may point to.
+pub type Owner = [MaybeUninit<usize>; 4];
+
 /// Owned bytes: a pointer, a length, and the owner that keeps them alive.
 ///
 /// The owner's four words hold a `Bytes` of the exporting side inline, so that exporting allocates nothing.
@@ -50,7 +55,7 @@ pub const COPY_LIMIT: usize = 1024;
 pub struct FfiBytes {
     pub ptr: *const u8,
     pub len: usize,
-    pub owner: [usize; 4],
+    pub owner: Owner,
     /// Null for bytes that live as long as the process.
     pub vtable: *const FfiBytesVtable,
 }
@@ -59,7 +64,7 @@ pub struct FfiBytes {
 #[derive(StableAbi)]
 pub struct FfiBytesVtable {
     /// Releases the owner. OWNERSHIP: called exactly once, by whoever holds the value last.
-    pub drop: unsafe extern "C" fn(owner: *mut [usize; 4]),
+    pub drop: unsafe extern "C" fn(owner: *mut Owner),
 }
 
 // SAFETY: the bytes are immutable and the owner is a `Bytes` (Send + Sync) or nothing.
@@ -67,11 +72,11 @@ unsafe impl Send for FfiBytes {}
 // SAFETY: as above.
 unsafe impl Sync for FfiBytes {}
 
-const _: () = assert!(size_of::<Bytes>() == size_of::<[usize; 4]>() && align_of::<Bytes>() <= align_of::<usize>());
+const _: () = assert!(size_of::<Bytes>() == size_of::<Owner>() && align_of::<Bytes>() <= align_of::<usize>());
 
 static BYTES_VTABLE: FfiBytesVtable = FfiBytesVtable { drop: drop_bytes };
 
-unsafe extern "C" fn drop_bytes(owner: *mut [usize; 4]) {
+unsafe extern "C" fn drop_bytes(owner: *mut Owner) {
     // SAFETY: `owner` was filled by `FfiBytes::from` with a `Bytes` of this very module (its vtable led here), and the
     // contract of `FfiBytesVtable::drop` is one call.
     unsafe { std::ptr::drop_in_place(owner.cast::<Bytes>()) }
@@ -83,7 +88,7 @@ impl FfiBytes {
 
     /// Bytes that live as long as the process (Baton never unloads a plugin).
     pub const fn from_static(bytes: &'static [u8]) -> FfiBytes {
-        FfiBytes { ptr: bytes.as_ptr(), len: bytes.len(), owner: [0; 4], vtable: std::ptr::null() }
+        FfiBytes { ptr: bytes.as_ptr(), len: bytes.len(), owner: [MaybeUninit::uninit(); 4], vtable: std::ptr::null() }
     }
 
     /// The bytes, borrowed.
@@ -96,7 +101,7 @@ impl FfiBytes {
 impl From<Bytes> for FfiBytes {
     fn from(bytes: Bytes) -> FfiBytes {
         let (ptr, len) = (bytes.as_ptr(), bytes.len());
-        let mut owner = [0; 4];
+        let mut owner: Owner = [MaybeUninit::uninit(); 4];
         // SAFETY: size and alignment of `Bytes` fit the four words (asserted above); moving a value does not move what it
         // points to, so `ptr` stays valid.
         unsafe { owner.as_mut_ptr().cast::<Bytes>().write(bytes) };
@@ -148,16 +153,19 @@ mod tests {
 
     static FOREIGN: FfiBytesVtable = FfiBytesVtable { drop: drop_vec };
 
-    unsafe extern "C" fn drop_vec(owner: *mut [usize; 4]) {
+    unsafe extern "C" fn drop_vec(owner: *mut Owner) {
         // SAFETY: `foreign` below stored a boxed vector in the first word.
-        unsafe { drop(Box::from_raw((*owner)[0] as *mut Vec<u8>)) }
+        unsafe { drop(owner.cast::<Box<Vec<u8>>>().read()) }
     }
 
     /// Bytes as another library would export them.
     fn foreign(content: Vec<u8>) -> FfiBytes {
         let content = Box::new(content);
         let (ptr, len) = (content.as_ptr(), content.len());
-        FfiBytes { ptr, len, owner: [Box::into_raw(content) as usize, 0, 0, 0], vtable: &FOREIGN }
+        let mut owner: Owner = [MaybeUninit::uninit(); 4];
+        // SAFETY: a box is one word.
+        unsafe { owner.as_mut_ptr().cast::<Box<Vec<u8>>>().write(content) };
+        FfiBytes { ptr, len, owner, vtable: &FOREIGN }
     }
 
     #[test]
