@@ -70,8 +70,8 @@ pub struct Conn {
     flushed: AtomicBool,
     read: AtomicU64,
     written: AtomicU64,
-    /// There was a moment without a request, since the last one began, in which nothing more had come.
-    waited: AtomicBool,
+    /// Reads since the last request began.
+    reads: AtomicU32,
     /// Requests begun.
     calls: AtomicU64,
     /// The address just after the last byte in hyper's read buffer.
@@ -136,7 +136,7 @@ impl Conn {
             flushed: AtomicBool::new(false),
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
-            waited: AtomicBool::new(false),
+            reads: AtomicU32::new(0),
             calls: AtomicU64::new(0),
             data_end: AtomicUsize::new(0),
             ahead: AtomicI64::new(0),
@@ -196,19 +196,22 @@ impl Conn {
 
     // ---- told by the io ----
 
-    /// Nothing has come. hyper's data end at `end`.
     #[inline]
-    pub fn note_wait(&self, end: usize) {
+    pub fn note_buffer(&self, end: usize) {
         self.data_end.store(end, Relaxed);
-        if self.answering.load(Relaxed) == 0 {
-            self.waited.store(true, Relaxed);
-        }
+    }
+
+    /// More has come while a request is answered, and lies in the kernel.
+    #[cold]
+    pub fn note_behind(&self) {
+        self.pipelined.store(true, Relaxed);
     }
 
     /// Bytes went into hyper's buffer, whose data now end at `end`.
     #[inline]
     pub fn note_fed(&self, len: usize, end: usize) {
         self.data_end.store(end, Relaxed);
+        self.reads.store(self.reads.load(Relaxed).wrapping_add(1), Relaxed);
         self.ahead.store(self.ahead.load(Relaxed).saturating_add(len as i64), Relaxed);
     }
 
@@ -250,11 +253,10 @@ impl Conn {
     #[inline]
     pub fn note_call(&self, headers: &HeaderMap, body: Option<u64>) {
         self.called.store(true, Relaxed);
-        // It was there before the last response was written, in hyper's buffer or in the kernel's.
-        if !self.waited.load(Relaxed) && self.calls.load(Relaxed) > 0 {
+        if self.reads.load(Relaxed) == 0 && self.calls.load(Relaxed) > 0 {
             self.pipelined.store(true, Relaxed);
         }
-        self.waited.store(false, Relaxed);
+        self.reads.store(0, Relaxed);
         self.calls.store(self.calls.load(Relaxed) + 1, Relaxed);
         self.overfull.store(false, Relaxed);
         self.refusal.store(0, Relaxed);

@@ -114,7 +114,11 @@ impl Io {
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             // Another request, for later.
-            Poll::Ready(Ok(_)) | Poll::Pending => Poll::Ready(Ok(())),
+            Poll::Ready(Ok(_)) => {
+                self.conn.note_behind();
+                Poll::Ready(Ok(()))
+            }
+            Poll::Pending => Poll::Ready(Ok(())),
         }
     }
 
@@ -244,7 +248,7 @@ impl Read for Io {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => {
                 // hyper may have moved its buffer to make room.
-                this.conn.note_wait(socket::cursor_address(&mut cursor));
+                this.conn.note_buffer(socket::cursor_address(&mut cursor));
                 Poll::Pending
             }
         }
