@@ -72,8 +72,16 @@ impl Io {
         let len = buffer.filled().len();
         self.conn.note_held(self.stream.holds_bytes());
         ready!(polled)?;
-        self.conn.note_read(len);
+        self.note_read(len);
         Poll::Ready(Ok(len))
+    }
+
+    /// What a session reads is counted below it.
+    #[inline]
+    fn note_read(&self, len: usize) {
+        if !self.stream.is_session() {
+            self.conn.note_read(len);
+        }
     }
 
     /// Writes, and takes down if the kernel takes no more.
@@ -228,7 +236,7 @@ impl Read for Io {
             }
             // The rest of the head is most likely there already. An end or an error shows again at the next read.
             if let Poll::Ready(Ok(filled)) = socket::poll_read(Pin::new(&mut this.stream), cx, &mut cursor) {
-                this.conn.note_read(filled.len);
+                this.note_read(filled.len);
                 this.conn.note_fed(filled.len, filled.end);
             }
             return Poll::Ready(Ok(()));
@@ -240,7 +248,7 @@ impl Read for Io {
                 if filled.len == 0 {
                     this.conn.set_ended();
                 } else {
-                    this.conn.note_read(filled.len);
+                    this.note_read(filled.len);
                     this.conn.note_fed(filled.len, filled.end);
                 }
                 Poll::Ready(Ok(()))
@@ -265,7 +273,7 @@ impl Write for Io {
 
     #[inline]
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.stream.is_buffered() {
+        if self.stream.is_session() {
             ready!(self.waiting(|stream| stream.poll_flush(cx)))?;
             self.conn.activity.write.end();
         }

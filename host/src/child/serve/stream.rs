@@ -51,9 +51,10 @@ impl Stream {
         }
     }
 
-    /// Whether what is written may lie here and not in the kernel until it is flushed.
+    /// Whether there is a session between the connection and its socket: what is written may then lie here, and not in the
+    /// kernel, until it is flushed.
     #[inline]
-    pub fn is_buffered(&self) -> bool {
+    pub fn is_session(&self) -> bool {
         matches!(self, Stream::Tls(_))
     }
 

@@ -291,7 +291,7 @@ fn a_client_that_stalls_in_its_handshake_is_ended_and_the_others_are_served() {
         assert_eq!(client.stream.read_to_end(&mut Vec::new()).unwrap_or(0), 0);
     }
     let took = start.elapsed();
-    assert!(took >= SHORT && took < SHORT * 5, "{took:?}");
+    assert!(took >= SHORT && took < PATIENCE, "{took:?}");
     eventually(|| site.metric(Slot::HandshakeTimeouts) == 3);
 }
 
@@ -439,6 +439,24 @@ fn a_large_response_waits_for_a_slow_client_and_comes_whole() {
     assert_eq!(site.metric(Slot::InFlight), 1);
     assert_eq!(client.answer().unwrap().body.len(), 8 << 20);
     eventually(|| site.metric(Slot::Idle) == 1);
+}
+
+#[test]
+fn what_the_kernel_has_no_room_for_follows_once_it_has() {
+    let plugin = fake::plugin(|asked: Asked| async move {
+        let len = asked.target().trim_start_matches('/').parse().unwrap();
+        reply(200, vec![b'x'; len])
+    });
+    let Secured { site, config } = secured(&limits(), plugin);
+    // A Unix socket takes some 200 KiB and no more: of one of these the end lies in the session alone.
+    let site = Secured { site: site.over_unix(), config };
+    let mut other = site.secure();
+    for len in (160..=320).step_by(8).map(|kib| kib << 10) {
+        let mut client = site.secure();
+        client.send(&format!("GET /{len} HTTP/1.1\r\nhost: a\r\n\r\n"));
+        other.is_silent(Duration::from_millis(30));
+        assert_eq!(client.answer().unwrap().body.len(), len);
+    }
 }
 
 #[test]
