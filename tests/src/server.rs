@@ -444,6 +444,18 @@ impl Server {
         (response.status, response.json())
     }
 
+    /// As [`reload`](Server::reload), and takes also what was held back: what a killed process ran.
+    #[track_caller]
+    pub fn force_reload(&self) -> (u16, Report) {
+        let ask = |mut connection: Connection| {
+            connection.send("POST", "/debug/admin/reload", &[], br#"{"force":true}"#)?;
+            connection.receive()
+        };
+        let response = Connection::open_unix(&self.socket).and_then(ask);
+        let response = response.unwrap_or_else(|error| panic!("a forced reload got no answer: {error}"));
+        (response.status, response.json())
+    }
+
     /// Reloads, which must switch, and waits until the old generation accepts no more.
     #[track_caller]
     pub fn switch(&self) -> Report {

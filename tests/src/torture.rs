@@ -108,7 +108,8 @@ impl fmt::Display for Seen {
 pub fn run(setup: Setup, plan: impl FnOnce(SocketAddr) -> Plan, course: Course) -> Seen {
     // Built before the load begins.
     let _both = [artifacts::probe("v1"), artifacts::probe("v2")];
-    let server = setup.start();
+    // Processes are killed here on purpose, and that is not to be held against what they run.
+    let server = setup.set("crash.limit", "1000000").start();
     let plan = plan(server.addr());
     let (seed, connections) = (plan.seed, plan.torture as u64);
     let load = Load::start(plan);
@@ -224,7 +225,7 @@ impl Troubled<'_> {
 
     fn switch(&mut self) {
         self.install();
-        let (code, report) = self.server.reload();
+        let (code, report) = self.server.force_reload();
         assert_eq!((code, report.result.as_str()), (200, "switched"), "{report:#?}");
         self.switches += 1;
     }
@@ -239,13 +240,18 @@ impl Troubled<'_> {
         let old_pid = old.pid.expect("the serving generation has a process");
         stop(old_pid);
         self.install();
-        self.server.signal(Signal::SIGUSR1);
-        let status = self.server.wait_for("the new process to serve", |status| status.serving > Some(old.generation));
-        let new = status.serving().and_then(|new| new.pid).expect("the serving generation has a process");
-        stop(new);
-        process::kill(old_pid, Signal::SIGCONT);
-        wait::pass(Duration::from_millis(self.rng.below(OFFERED)));
-        process::kill(new, Signal::SIGKILL);
+        let (server, offered) = (self.server, Duration::from_millis(self.rng.below(OFFERED)));
+        let new = std::thread::scope(|scope| {
+            // Whatever it is told: that its process has died, if that comes first.
+            scope.spawn(|| server.force_reload());
+            let status = server.wait_for("the new process to serve", |status| status.serving > Some(old.generation));
+            let new = status.serving().and_then(|new| new.pid).expect("the serving generation has a process");
+            stop(new);
+            process::kill(old_pid, Signal::SIGCONT);
+            wait::pass(offered);
+            process::kill(new, Signal::SIGKILL);
+            new
+        });
         self.kills += 1;
         // The old one again or, if it had retired by then, one of the same set.
         let status = self.server.wait_for("another process to serve", |status| {
