@@ -3,7 +3,7 @@
 use super::state::Note;
 use crate::report::Stage;
 
-/// Says it in the words of the documents' servers, so that people find it.
+/// Says it in the words that gf and endless use, so that people find it.
 pub fn log(note: &Note) {
     match note {
         Note::Reloading { op, cause } => tracing::info!(op = op.0, %cause, "server reloading"),
@@ -15,7 +15,7 @@ pub fn log(note: &Note) {
             tracing::error!(op = op.0, serving, hint, "failed to {}", failure.error);
             // What a compiler said stands on the terminal already.
             if let Some(detail) = failure.detail.as_ref().filter(|_| failure.stage != Stage::Build) {
-                tracing::info!(op = op.0, "the child's last output:\n{}", detail.trim_end());
+                tracing::info!(op = op.0, "the child's last output:\n{}", end_of(detail));
             }
         }
         Note::Crashed { generation, exit, respawn_in } => match respawn_in {
@@ -47,5 +47,31 @@ pub fn log(note: &Note) {
         }
         Note::ShuttingDown { cause } => tracing::info!(%cause, "server shutting down"),
         Note::Cutting => tracing::warn!("cutting what is still open"),
+    }
+}
+
+/// A layout that does not fit is told in hundreds of lines, of which the last ones say what it is. The report has them all
+/// (`baton reload --verbose`).
+const LINES: usize = 20;
+
+/// The last [`LINES`] of a text.
+fn end_of(text: &str) -> String {
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    match lines.len().checked_sub(LINES) {
+        None | Some(0) => lines.join("\n"),
+        Some(left_out) => format!("({left_out} lines before)\n{}", lines[left_out..].join("\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_output_the_end_is_shown() {
+        let lines = |from: usize, to: usize| (from..=to).map(|n| n.to_string()).collect::<Vec<_>>().join("\n");
+        assert_eq!(end_of(&(lines(1, LINES) + "\n\n")), lines(1, LINES));
+        assert_eq!(end_of(&lines(1, LINES + 3)), format!("(3 lines before)\n{}", lines(4, LINES + 3)));
+        assert_eq!(end_of(""), "");
     }
 }

@@ -573,7 +573,7 @@ impl Master {
         });
     }
 
-    /// A generation was committed: says so as the documents' servers do, so that people find it.
+    /// A generation was committed: says so as gf and endless do, so that people find it.
     fn announce(&mut self, generation: Generation, from: Option<Generation>, total_ms: f64, cause: &Cause) {
         let pid = self.children.get(&generation).map_or(0, Child::pid);
         let verb = if self.announced { "reloaded" } else { "started" };
