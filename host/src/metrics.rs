@@ -135,6 +135,12 @@ impl Counts {
         }
     }
 
+    /// The same once it has ended, however it did: nothing is open any more.
+    pub fn past(&self) -> Load {
+        let Load { requests, failures, panics, limits, .. } = self.load();
+        Load { requests, failures, panics, limits, ..Load::default() }
+    }
+
     /// What only grows: it stays true when its generation has ended.
     pub fn totals(&self) -> Totals {
         Totals {

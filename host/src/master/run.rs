@@ -27,10 +27,12 @@ use crate::control::secrets::SecretError;
 use crate::control::{LoadSet, PluginFile, ToChild};
 use crate::dirs::{self, Dirs};
 use crate::metrics::Counts;
-use crate::report::{Cause, Failure, Generation, OpId, Report, Stage, Status, Verb};
+use crate::report::{Cause, Failure, Generation, Load, OpId, Report, Stage, Status, Verb};
 use crate::sys::process::{self, Image};
 use crate::sys::{files, readiness, seqpacket};
 
+/// Ended generations whose counts are kept: more than the status lists.
+const PAST: usize = 32;
 /// How often the answers of a generation on probation are counted.
 const COUNT: Duration = Duration::from_millis(100);
 /// How often the listeners are looked after.
@@ -70,6 +72,8 @@ struct Master {
     children: HashMap<Generation, Child>,
     /// What those have counted that have ended.
     ended: Counts,
+    /// The same of each of the latest, for the status.
+    past: BTreeMap<Generation, Load>,
     callers: HashMap<Caller, oneshot::Sender<Report>>,
     next_caller: u64,
     /// Children that were sent ticket keys, and are told of new ones.
@@ -146,6 +150,7 @@ async fn serve(
         sets,
         children: HashMap::new(),
         ended: Counts::default(),
+        past: BTreeMap::new(),
         callers: HashMap::new(),
         next_caller: 1,
         with_tickets: BTreeSet::new(),
@@ -208,7 +213,12 @@ impl Master {
             if let Event::Exited { generation, .. } = &event {
                 self.with_tickets.remove(generation);
                 if let Some(child) = self.children.remove(generation) {
-                    self.ended.add(child.counts());
+                    let counts = child.counts();
+                    self.ended.add(counts);
+                    self.past.insert(*generation, counts.past());
+                    if self.past.len() > PAST {
+                        self.past.pop_first();
+                    }
                 }
             }
             for action in self.state.step(event, self.started.elapsed()) {
@@ -462,6 +472,9 @@ impl Master {
 
     fn status(&self) -> Status {
         let mut generations = self.state.generations(self.started.elapsed());
+        for status in &mut generations {
+            status.load = self.past.get(&status.generation).copied().unwrap_or_default();
+        }
         let mut all = self.ended;
         for (generation, child) in &self.children {
             let counts = child.counts();

@@ -30,6 +30,9 @@ fn reload_by_signal(signal: Signal, name: &str) {
     let (version, new) = server.probe();
     assert_eq!(version, "v2");
     assert_ne!(new, old);
+    let status = server.wait_drained();
+    let past = status.generations.iter().find(|one| one.generation == 1).expect("it is still listed");
+    assert_eq!((past.load.requests, past.load.connections), (1, 0), "what it has done stays known");
     assert_first_switch(&report, new);
     assert_eq!(report.cause.by, "signal");
     assert!(report.cause.signal.as_deref().is_some_and(|signal| signal.contains(name)), "{report:#?}");
