@@ -15,5 +15,12 @@ mod sys;
 mod telemetry;
 
 fn main() -> std::process::ExitCode {
-    if std::env::var_os("BATON_WORKER").is_some() { child::run() } else { cli::main() }
+    if std::env::var_os("BATON_WORKER").is_some() {
+        return child::run();
+    }
+    // Whatever ends a program that takes a master's process over, before it has, gives the process back.
+    master::resume::arrive();
+    let code = cli::main();
+    master::resume::go_back("it ended");
+    code
 }

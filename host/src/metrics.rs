@@ -115,6 +115,15 @@ impl Counts {
         }
     }
 
+    /// As numbers that another program may know fewer or more of.
+    pub fn save(&self) -> Vec<u64> {
+        self.0.to_vec()
+    }
+
+    pub fn resume(saved: &[u64]) -> Counts {
+        Counts(std::array::from_fn(|slot| saved.get(slot).copied().unwrap_or(0)))
+    }
+
     fn get(&self, slot: Slot) -> u64 {
         self.0[slot as usize]
     }

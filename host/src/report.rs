@@ -34,6 +34,8 @@ pub enum Verb {
     /// Never waits.
     Cut,
     Reload,
+    /// Another program in the master's process, then a reload.
+    Restart,
     /// Back to a set that has served before.
     Rollback,
     Shutdown,
@@ -44,6 +46,7 @@ impl fmt::Display for Verb {
         f.write_str(match self {
             Verb::Cut => "cut",
             Verb::Reload => "reload",
+            Verb::Restart => "restart",
             Verb::Rollback => "rollback",
             Verb::Shutdown => "shutdown",
         })
@@ -118,6 +121,8 @@ pub enum OpResult {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
+    /// Testing the binary that shall take over, and its taking over.
+    Restart,
     /// Building the crate (`baton dev`).
     Build,
     Config,
@@ -137,6 +142,7 @@ pub enum Stage {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Stage::Restart => "restart",
             Stage::Build => "build",
             Stage::Config => "config",
             Stage::Snapshot => "snapshot",

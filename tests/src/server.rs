@@ -64,6 +64,11 @@ impl Workbench {
         self.dir.path()
     }
 
+    /// The server's own program, if the setup says so.
+    pub fn program(&self) -> PathBuf {
+        self.path().join("baton")
+    }
+
     pub fn plugins(&self) -> PathBuf {
         self.path().join("plugins")
     }
@@ -158,6 +163,7 @@ pub struct Setup {
     passed: Vec<String>,
     verb: Vec<String>,
     env: Vec<(String, String)>,
+    own_program: bool,
 }
 
 impl Default for Setup {
@@ -179,6 +185,7 @@ impl Setup {
             passed: Vec::new(),
             verb: vec!["run".into()],
             env: Vec::new(),
+            own_program: false,
         }
     }
 
@@ -190,6 +197,12 @@ impl Setup {
     /// With the probe of that version.
     pub fn probe(version: &str) -> Setup {
         Setup::new().plugin("probe", &artifacts::probe(version))
+    }
+
+    /// Started by [`Workbench::program`], a copy of its own that a test may replace.
+    pub fn own_program(mut self) -> Setup {
+        self.own_program = true;
+        self
     }
 
     pub fn plugin(self, name: &str, file: &Path) -> Setup {
@@ -264,7 +277,14 @@ impl Setup {
         for name in &self.passed {
             command.args(["--pass", name]);
         }
-        command.arg(artifacts::baton()).args(&self.verb);
+        let program = if self.own_program {
+            let program = self.bench.program();
+            fs::copy(artifacts::baton(), &program).expect("failed to copy the program");
+            program
+        } else {
+            artifacts::baton()
+        };
+        command.arg(program).args(&self.verb);
         command.args(["--name", &self.name]);
         for address in &self.listen {
             command.args(["--listen", address]);

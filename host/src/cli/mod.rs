@@ -56,6 +56,8 @@ pub enum CliError {
     NoInstance(String),
     #[error("failed to choose an instance: {} run; add --name with one of: {}", .0.len(), .0.join(", "))]
     Several(Vec<String>),
+    #[error("failed to find this program's own path, which a restart needs: {0}")]
+    Binary(std::io::Error),
     #[error("failed to start the runtime: {0}")]
     Runtime(std::io::Error),
     #[error("failed to write to stdout: {0}")]
@@ -117,7 +119,7 @@ Examples:
   baton run --print-config                # what would be in force
   baton run --print-config=reference      # every key with its default
 
-Signals: HUP and USR1 reload; TERM, INT and QUIT shut down, again cuts.")]
+Signals: HUP and USR1 reload; USR2 restarts in place; TERM, INT and QUIT shut down, again cuts.")]
     Run(Box<RunArgs>),
     /// Build a plugin crate, serve it, and rebuild and swap whenever a source changes
     #[command(after_help = "\
@@ -163,6 +165,18 @@ given up is held back: `baton status` lists it, a reload takes it once its conte
 
 Exit codes: 0 switched, 1 refused or rolled back (the old code serves on), 2 usage, 69 no master runs.")]
     Rollback(RollbackArgs),
+    /// Replace the running binary by the one that is installed now, in place, then reload
+    #[command(after_help = "\
+Examples:
+  baton restart                           # after a new binary was moved into the old one's place
+  baton restart --wait drained            # returns once the old code has ended
+  baton restart --json | jq .result
+
+The server's process goes on with the binary at the path that it was started by: the same pid, ports and connections.
+The binary is tested first; one that cannot take over is refused, and one that fails to gives the process back.
+
+Exit codes: 0 switched, 1 refused or rolled back (the old code serves on), 2 usage, 69 no master runs.")]
+    Restart(RestartArgs),
     /// Drain and end the server
     #[command(
         alias = "stop",
@@ -282,6 +296,20 @@ pub struct RollbackArgs {
     waiting: Waiting,
 }
 
+#[derive(Debug, Args)]
+pub struct RestartArgs {
+    #[command(flatten)]
+    which: Which,
+    /// Go on even if no plugin is left: every request is answered 503 then
+    #[arg(long)]
+    allow_empty: bool,
+    /// Take what was rolled back or quarantined, too
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
 /// How a switch is waited for, and shown.
 #[derive(Debug, Args)]
 pub struct Waiting {
@@ -381,6 +409,7 @@ pub fn main() -> ExitCode {
         Verb::Reload(args) => verbs::reload(&args),
         Verb::Cut(args) => verbs::cut(&args),
         Verb::Rollback(args) => verbs::rollback(&args),
+        Verb::Restart(args) => verbs::restart(&args),
         Verb::Shutdown(args) => verbs::shutdown(&args),
         Verb::Status(args) => verbs::status(&args),
         Verb::Admin(args) => verbs::admin(&args),

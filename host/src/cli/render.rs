@@ -174,7 +174,7 @@ pub fn phase(status: &Status, verb: Verb) -> String {
             format!("{busy} in flight on {open} connections")
         }
         (Verb::Cut, _) => draining(status).unwrap_or_else(|| "ending".into()),
-        (Verb::Reload | Verb::Rollback, Some(newest)) => match newest.state {
+        (Verb::Reload | Verb::Restart | Verb::Rollback, Some(newest)) => match newest.state {
             GenerationState::Starting => format!("starting generation {}", newest.generation),
             GenerationState::Loading => format!("loading generation {}", newest.generation),
             GenerationState::Proving => format!("probing generation {}", newest.generation),
@@ -189,7 +189,7 @@ pub fn phase(status: &Status, verb: Verb) -> String {
                 None => "reading the plugins".into(),
             },
         },
-        (Verb::Reload | Verb::Rollback, None) => "reading the plugins".into(),
+        (Verb::Reload | Verb::Restart | Verb::Rollback, None) => "reading the plugins".into(),
     }
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{CliError, PrintConfig, RunArgs, exit, say};
 use crate::config::{Certificate, Config, ConfigError, LogFormat, REFERENCE};
-use crate::master::{self, BadStart, Exit, Options};
+use crate::master::{self, BadStart, Exit, Options, StartError};
 use crate::report::{Failure, Stage};
 use crate::telemetry::{self, Role};
 
@@ -132,6 +132,10 @@ pub fn run(args: &RunArgs) -> Result<u8, CliError> {
         say(&toml::to_string(&config)?)?;
         return Ok(exit::DONE);
     }
+    if let Some(memory) = master::resume::checking() {
+        say(&master::resume::check(memory, &config).map_err(StartError::from)?)?;
+        return Ok(exit::DONE);
+    }
     telemetry::init(&config.log, Role::Master)?;
     let admin_asked = overrides.admin.is_some() || overrides.asked("admin.listen")?;
     let options = Options {
@@ -141,6 +145,7 @@ pub fn run(args: &RunArgs) -> Result<u8, CliError> {
         hup_shuts_down: false,
         bad_start: if args.strict { BadStart::Exit } else { BadStart::LastGood },
         prepare: None,
+        binary: Some(master::resume::own_path().map_err(CliError::Binary)?),
         companion: None,
         reread: Box::new(move || overrides.load()),
     };

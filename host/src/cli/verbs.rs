@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::render::{self, Paint};
 use super::{
-    AdminArgs, CliError, CutArgs, ReloadArgs, RollbackArgs, ShutdownArgs, StatusArgs, Wait, WaitEnd, Waiting, Which,
-    exit, progress, say,
+    AdminArgs, CliError, CutArgs, ReloadArgs, RestartArgs, RollbackArgs, ShutdownArgs, StatusArgs, Wait, WaitEnd,
+    Waiting, Which, exit, progress, say,
 };
 use crate::client::{Ask, Client, ClientError};
 use crate::report::{Generation, GenerationState, OpResult, PluginStatus, Report, Status, Verb};
@@ -29,12 +29,41 @@ pub fn rollback(args: &RollbackArgs) -> Result<u8, CliError> {
     switch(&args.which, &args.waiting, Verb::Rollback, ask)
 }
 
+pub fn restart(args: &RestartArgs) -> Result<u8, CliError> {
+    let ask = Ask { allow_empty: args.allow_empty, force: args.force, ..Ask::default() };
+    switch(&args.which, &args.waiting, Verb::Restart, ask)
+}
+
+/// Waits until the operation has ended. Its master may be changing its program meanwhile: then asking fails, and succeeds
+/// again in a moment.
+async fn done(
+    client: &Client,
+    mut report: Report,
+    patience: Duration,
+    deadline: Instant,
+) -> Result<Report, ClientError> {
+    let mut poll = tokio::time::interval(POLL);
+    while matches!(report.result, OpResult::Queued | OpResult::Running) {
+        poll.tick().await;
+        report = match client.operation(report.op).await {
+            Ok(report) => report,
+            Err(ClientError::Ended(_) | ClientError::Timeout(_)) if Instant::now() < deadline => continue,
+            Err(error) => return Err(error),
+        };
+        if Instant::now() >= deadline {
+            return Err(ClientError::Timeout(patience));
+        }
+    }
+    Ok(report)
+}
+
 fn switch(which: &Which, args: &Waiting, verb: Verb, ask: Ask) -> Result<u8, CliError> {
     with_master(which, async |client| {
         let begun = Instant::now();
         let work = async {
             let patience = args.timeout.unwrap_or(SWITCH_PATIENCE);
             let report = client.operate(verb, ask, Some(patience)).await?;
+            let report = done(client, report, patience, begun + patience).await?;
             // What was given is for all of it.
             let patience = args.timeout.unwrap_or(DRAIN_PATIENCE);
             let deadline = if args.timeout.is_some() { begun } else { Instant::now() } + patience;

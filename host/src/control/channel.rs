@@ -83,6 +83,12 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     }
 }
 
+impl<S, R> AsFd for Channel<S, R> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.get_ref().as_fd()
+    }
+}
+
 fn encode<S: Serialize>(message: &S, fds: usize) -> Result<Vec<u8>, ChannelError> {
     debug_assert!(fds <= MAX_FDS);
     let bytes =

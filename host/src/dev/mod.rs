@@ -115,6 +115,7 @@ pub fn run(args: &DevArgs) -> Result<u8, CliError> {
         // A first build that fails is a save away from one that does not.
         bad_start: BadStart::ServeEmpty,
         prepare: Some(workshop.clone()),
+        binary: None,
         companion: Some(Box::new(move |handle| Box::pin(attend::attend(handle, attendant)))),
         config,
     };

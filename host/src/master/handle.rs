@@ -1,6 +1,7 @@
 //! How the rest of the master's process (admin, dev) talks to the loop: requests in, reports and status out. Every request is
 //! answered exactly once; a loop that has ended answers [`Gone`].
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::report::{Cause, Generation, OpId, Report, Status, Verb};
@@ -25,7 +26,8 @@ pub enum Request {
 }
 
 /// What a caller may ask of one operation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct OpOptions {
     /// Go on although no plugin is left.
     pub allow_empty: bool,

@@ -8,9 +8,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::socket_file::{Access, SocketFile, is_live};
+use super::resume::{Fd, Luggage};
+use super::socket_file::{Access, SavedFile, SocketFile, is_live};
 use crate::config::{Config, Listen, Server};
 use crate::control::ListenerInfo;
 use crate::report::{Failure, ListenerStatus, Scheme, Stage};
@@ -24,7 +26,7 @@ const BACKLOG: i32 = 65_535;
 const FIRST_PASSED: i32 = 3;
 
 /// What makes an open socket the same one at the next reload.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Key {
     /// Whichever server it belongs to.
     Fixed(SocketAddr),
@@ -49,7 +51,7 @@ impl Key {
 }
 
 /// A socket in a set, with the server that it serves there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     pub key: Key,
     server: String,
@@ -82,7 +84,55 @@ pub struct Listeners {
     next_id: u32,
 }
 
+/// The sockets as another program of this process goes on with them.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedListeners {
+    open: Vec<SavedListener>,
+    next_id: u32,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedListener {
+    key: Key,
+    id: u32,
+    socket: Fd,
+    file: Option<SavedFile>,
+}
+
+impl SavedListeners {
+    pub fn resume(self) -> std::io::Result<Listeners> {
+        let mut sockets = Vec::new();
+        for SavedListener { key, id, socket, file } in self.open {
+            let socket = socket.copy()?;
+            let bound = socket::local_addr(socket.as_fd())?;
+            sockets.push((key, id, socket, bound, file));
+        }
+        let mut open = BTreeMap::new();
+        // A file goes with its owner, so nothing may fail from here on.
+        for (key, id, socket, bound, file) in sockets {
+            let address = match (&key, bound) {
+                (Key::Unix(path), _) => Address::Unix(path.clone()),
+                (Key::Fixed(address), None) | (Key::Chosen { address, .. }, None) => Address::Ip(*address),
+                (Key::Systemd { name, .. }, None) => Address::Unix(name.into()),
+                (_, Some(address)) => address,
+            };
+            open.insert(key, Listener { id, address, file: file.map(SocketFile::from), socket });
+        }
+        Ok(Listeners { open, passed: BTreeMap::new(), next_id: self.next_id })
+    }
+}
+
 impl Listeners {
+    /// Of those that a set has claimed: the others are closed by now.
+    pub fn save(&self, luggage: &mut Luggage) -> std::io::Result<SavedListeners> {
+        let save = |(key, listener): (&Key, &Listener)| {
+            let (socket, file) = (luggage.put(&listener.socket)?, listener.file.as_ref().map(SocketFile::save));
+            Ok(SavedListener { key: key.clone(), id: listener.id, socket, file })
+        };
+        let open = self.open.iter().map(save).collect::<std::io::Result<_>>()?;
+        Ok(SavedListeners { open, next_id: self.next_id })
+    }
+
     /// Takes over what systemd passed to this process, if anything. Once, before the process has a second thread.
     pub fn adopt_passed() -> Listeners {
         let take = |name| worker::take_env(name).unwrap_or_default();

@@ -9,6 +9,7 @@ pub mod handle;
 mod listeners;
 mod memory;
 mod notes;
+pub mod resume;
 mod run;
 mod sets;
 mod socket_file;
@@ -44,6 +45,8 @@ pub struct Options {
     pub bad_start: BadStart,
     /// Makes the plugin files before they are read (`dev` builds here). Runs on the blocking pool.
     pub prepare: Option<Arc<dyn Prepare>>,
+    /// Where a restart finds the program; nothing if there is to be none.
+    pub binary: Option<PathBuf>,
     /// Runs beside the loop, in its runtime (`dev` watches sources here); dropped when the master ends.
     pub companion: Option<Companion>,
 }
@@ -60,6 +63,8 @@ pub trait Prepare: Send + Sync {
 pub enum StartError {
     #[error(transparent)]
     Admin(#[from] admin::AdminError),
+    #[error(transparent)]
+    Resume(#[from] resume::ResumeError),
     #[error(transparent)]
     Store(#[from] store::StoreError),
     #[error("failed to use {}: {source}", path.display())]

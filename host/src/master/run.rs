@@ -1,4 +1,7 @@
-//! The loop: waits, feeds the state machine, and does what it says. Every decision is `state`'s; here is the I/O around it.
+//! The loop: waits, feeds the state machine, and does what it says. Every decision is `state`'s; here is the I/O around it. In one
+//! file, since it is one list: what each action does; a restart's is in `restart`.
+
+mod restart;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::io;
@@ -11,15 +14,17 @@ use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use self::restart::PickedUp;
 use super::admin::{self, AdminOptions};
 use super::handle::{Handle, OpOptions, Request};
 use super::listeners::{Claim, Key, Listeners};
 use super::memory::Notebook;
+use super::resume::{self, ResumeError, Resumption};
 use super::sets::{Content, Record};
-use super::source::{Read, Recipe, Source};
+use super::source::{self, Read, Recipe, Source};
 use super::spawn::Child;
 use super::state::{self, Action, Caller, Event, Exit, Memory, Note, Probes, SetId, SetInfo, Settings, State};
-use super::store::{Mounted, Store};
+use super::store::{Mounted, Origin, Store};
 use super::tls::{self, Certificates, Tickets};
 use super::{Options, StartError, notes};
 use crate::config::Config;
@@ -54,6 +59,12 @@ struct Prepared {
     result: Result<Read, Failure>,
 }
 
+/// What needs more of the loop than the state machine's other actions.
+enum Errand {
+    Test(OpId),
+    Leave(OpId),
+}
+
 struct Master {
     source: Arc<Source>,
     hup_shuts_down: bool,
@@ -61,6 +72,14 @@ struct Master {
     state: State,
     started: Instant,
     image: Image,
+    /// The program before this one and its sets: as long as none is committed that this one brought, theirs is what serves.
+    before: Option<(Image, BTreeSet<SetId>)>,
+    /// Where a restart finds the program.
+    binary: Option<PathBuf>,
+    /// The one that was tested, and for which restart.
+    tested: Option<(OpId, Image)>,
+    /// What the loop was told to do itself.
+    errand: Option<Errand>,
     listeners: Listeners,
     store: Arc<Mutex<Store>>,
     tickets: Tickets,
@@ -90,11 +109,19 @@ pub fn run(options: Options) -> Result<Exit, StartError> {
     // Before any thread exists, so that all inherit the mask.
     let signals = process::watch_signals(&SIGNALS).map_err(system("take over signals"))?;
     process::raise_open_files().map_err(system("raise the limit of open files"))?;
-    let listeners = Listeners::adopt_passed();
+    let resumption = resume::find()?;
+    let listeners = match resumption {
+        None => Listeners::adopt_passed(),
+        Some(_) => {
+            // All were blocked across the exec, so that none was lost.
+            process::unblock_others(&SIGNALS).map_err(system("unblock signals"))?;
+            Listeners::default()
+        }
+    };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the runtime"))?;
     let local = tokio::task::LocalSet::new();
-    let result = local.block_on(&runtime, serve(options, signals, listeners));
+    let result = local.block_on(&runtime, serve(options, signals, listeners, resumption));
     // A copy on the blocking pool need not be waited for: its temporary name means nothing to the next master.
     runtime.shutdown_background();
     result
@@ -104,60 +131,86 @@ async fn serve(
     options: Options,
     signals: nix::sys::signalfd::SignalFd,
     listeners: Listeners,
+    resumption: Option<Resumption>,
 ) -> Result<Exit, StartError> {
     let system = |what| move |source| StartError::System { what, source };
-    let Options { config, reread, pid_file, admin_asked, hup_shuts_down, bad_start, prepare, companion } = options;
+    let Options { config, reread, pid_file, admin_asked, hup_shuts_down, bad_start, prepare, companion, binary } =
+        options;
     let dirs = Dirs::of(&config).map_err(system("find the instance's directories"))?;
     for (path, mode) in [(&dirs.runtime, 0o700), (&dirs.state, 0o711), (&dirs.state.join("data"), 0o711)] {
         files::private_dir(path, mode).map_err(|source| StartError::Directory { path: path.clone(), source })?;
     }
     let lock_path = dirs.runtime.join(dirs::LOCK);
-    let lock = files::lock(&lock_path).map_err(|source| StartError::Directory { path: lock_path.clone(), source })?;
     let name = config.name.clone();
-    let _lock = lock.ok_or(StartError::Running { name: name.clone(), path: lock_path })?;
+    let lock = match &resumption {
+        None => files::lock(&lock_path),
+        Some(resumption) => {
+            source::check_fixed(&resumption.carried.remains.config, &config).map_err(ResumeError::Set)?;
+            resumption.carried.lock.copy().and_then(files::keep_lock).map(Some)
+        }
+    };
+    let lock = lock.map_err(|source| StartError::Directory { path: lock_path.clone(), source })?;
+    let lock = lock.ok_or(StartError::Running { name: name.clone(), path: lock_path })?;
     let store = Store::open(&dirs.state)?;
 
     let (handle, mut requests) = Handle::new();
-    let admin_options = AdminOptions { dirs: &dirs, name: &name, config: &config.admin, asked: admin_asked };
-    let admin = admin::start(admin_options, handle.clone())?;
+    let (events_sender, mut events) = mpsc::channel(256);
+    let (prepared_sender, mut prepared) = mpsc::channel(4);
+    let (notebook, records) = Notebook::open(&dirs.state);
     let pid_file = PidFile::write(pid_file.unwrap_or_else(|| dirs.runtime.join(dirs::PID_FILE)))?;
-    if let Some(link) = admin.link()
+    let admin_options = AdminOptions { dirs: &dirs, name: &name, config: &config.admin, asked: admin_asked };
+    let first = match &resumption {
+        None => Event::Asked { verb: Verb::Reload, cause: Cause::Start, options: OpOptions::default(), caller: None },
+        Some(_) => Event::Tick,
+    };
+    let (picked_up, listeners, mut admin, left) = match resumption {
+        None => {
+            let admin = admin::start(admin_options, handle.clone())?;
+            let mut sets = BTreeMap::new();
+            let memory = recall(&store, &notebook, records, &mut sets);
+            (PickedUp::nothing(State::new(Settings::of(&config), bad_start, memory), sets), listeners, admin, None)
+        }
+        Some(Resumption { carried, outcome, left }) => {
+            let picked_up = restart::pick_up(carried.remains, outcome, &store, bad_start, &events_sender)?;
+            let listeners = carried.listeners.resume().map_err(ResumeError::Io)?;
+            (picked_up, listeners, admin::resume(admin_options, handle.clone(), carried.admin)?, Some(left))
+        }
+    };
+    if let Some(link) = admin.link().filter(|_| left.is_none())
         && std::io::IsTerminal::is_terminal(&io::stderr())
     {
         crate::telemetry::print(&format!("admin page: {link}"));
     }
     let companion = companion.map(|companion| tokio::task::spawn_local(companion(handle)));
-
-    let (events_sender, mut events) = mpsc::channel(256);
-    let (prepared_sender, mut prepared) = mpsc::channel(4);
-    let settings = Settings::of(&config);
-    let (notebook, records) = Notebook::open(&dirs.state);
-    let mut sets = BTreeMap::new();
-    let memory = recall(&store, &notebook, records, &mut sets);
+    let PickedUp { sets, next_set, state, children, with_tickets, tickets, ended, past, before, started } = picked_up;
     let mut master = Master {
-        state: State::new(settings, bad_start, memory).with_seed(getrandom::u64().unwrap_or(0)),
+        announced: state.switches() > 0,
+        state: state.with_seed(getrandom::u64().unwrap_or(0)),
         source: Arc::new(Source { config, reread, prepare }),
         hup_shuts_down,
         dirs,
-        started: Instant::now(),
+        started,
         image: Image::of_self().map_err(system("open its own binary"))?,
+        before,
+        binary,
+        tested: None,
+        errand: None,
         listeners,
         store: Arc::new(Mutex::new(store)),
-        tickets: Tickets::new(),
+        tickets,
         notebook,
         untidy: Arc::default(),
-        next_set: sets.len() as u64 + 1,
+        next_set,
         sets,
-        children: HashMap::new(),
-        ended: Counts::default(),
-        past: BTreeMap::new(),
+        children,
+        ended,
+        past,
         callers: HashMap::new(),
         next_caller: 1,
-        with_tickets: BTreeSet::new(),
+        with_tickets,
         events: events_sender,
         prepared: prepared_sender,
         admin_url: admin.url(),
-        announced: false,
     };
     let signals = readiness::signals(signals).map_err(system("wait for signals"))?;
     let mut mend = tokio::time::interval(MEND);
@@ -166,8 +219,11 @@ async fn serve(
     // What a set brings is spoken of when it is committed.
     let mut remind = tokio::time::interval_at(Instant::now() + tls::REMINDER, tls::REMINDER);
 
-    let start = Event::Asked { verb: Verb::Reload, cause: Cause::Start, options: OpOptions::default(), caller: None };
-    let mut exit = master.handle(start);
+    if let Some(left) = left {
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "server restarted");
+        resume::resumed(left);
+    }
+    let mut exit = master.handle(first);
     while exit.is_none() {
         let deadline = master.state.next_deadline().map(|at| master.started + at);
         exit = tokio::select! {
@@ -185,6 +241,12 @@ async fn serve(
             _ = mend.tick() => { master.mend(); None }
             _ = count.tick(), if master.state.watched().is_some() => master.count(),
         };
+        while let Some(errand) = master.errand.take().filter(|_| exit.is_none()) {
+            exit = match errand {
+                Errand::Test(op) => master.test(op, &admin, &lock),
+                Errand::Leave(op) => master.leave(op, &mut admin, &lock, &mut events, &mut requests).await,
+            };
+        }
     }
     if let Some(companion) = companion {
         companion.abort();
@@ -235,6 +297,8 @@ impl Master {
     fn act(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Prepare { op, cause, source } => self.prepare(op, cause, &source),
+            Action::Test { op } => self.errand = Some(Errand::Test(op)),
+            Action::Leave { op } => self.errand = Some(Errand::Leave(op)),
             Action::Spawn { generation, set } => return Some(self.spawn(generation, set)),
             Action::Load { generation, probes } => self.load(generation, probes),
             Action::Send { generation, message } => self.send(generation, message, Vec::new()),
@@ -305,7 +369,7 @@ impl Master {
 
     fn spawn(&mut self, generation: Generation, set: SetId) -> Event {
         let result = self.set(set).and_then(|name| {
-            Child::start(&self.image, &name, generation, self.events.clone()).map_err(|error| {
+            Child::start(self.program(set), &name, generation, self.events.clone()).map_err(|error| {
                 Failure::new(Stage::Spawn, format!("start a child: {error}"))
                     .hint("too many processes or open files? see `ulimit -a`")
             })
@@ -316,6 +380,14 @@ impl Master {
             pid
         });
         Event::Spawned { generation, result }
+    }
+
+    /// What a child with `set` runs.
+    fn program(&self, set: SetId) -> &Image {
+        match &self.before {
+            Some((image, sets)) if sets.contains(&set) => image,
+            _ => &self.image,
+        }
     }
 
     /// Makes sure of `set`, the set without plugins included, and answers the instance's name.
@@ -378,7 +450,13 @@ impl Master {
         }
         let ids: Vec<u32> = infos.iter().map(|info| info.id).collect();
         let message = ToChild::Load(Box::new(LoadSet { config, plugins, listeners: infos }));
-        let slots = self.children.get_mut(&generation).and_then(Child::take_slots_fd);
+        let slots = match self.children.get(&generation).map(Child::slots_fd).transpose() {
+            Ok(slots) => slots,
+            Err(error) => {
+                tracing::error!(generation = generation.0, "failed to lend the counters: {error}");
+                return self.kill_child(generation);
+            }
+        };
         self.send(generation, message, slots.into_iter().collect());
         if let Some((certificates, tickets)) = secrets {
             self.send(generation, ToChild::Certificates, vec![certificates]);
@@ -448,6 +526,7 @@ impl Master {
         let lost_terminal = signal == Signal::SIGHUP && by_kernel;
         let verb = match signal {
             Signal::SIGHUP if self.hup_shuts_down || lost_terminal => Verb::Shutdown,
+            Signal::SIGUSR2 if self.binary.is_some() => Verb::Restart,
             Signal::SIGHUP | Signal::SIGUSR1 | Signal::SIGUSR2 => Verb::Reload,
             _ => Verb::Shutdown,
         };
@@ -589,6 +668,8 @@ impl Master {
     /// A generation was committed: says so as gf and endless do, so that people find it.
     fn announce(&mut self, generation: Generation, from: Option<Generation>, total_ms: f64, cause: &Cause) {
         let pid = self.children.get(&generation).map_or(0, Child::pid);
+        let set = self.state.set_of(generation);
+        self.before = self.before.take().filter(|(_, sets)| set.is_none_or(|set| sets.contains(&set)));
         let verb = if self.announced { "reloaded" } else { "started" };
         for (name, address) in self.listeners.close_unclaimed() {
             tracing::warn!(%address, "closed the socket `{name}` that systemd passed: no `listen` names it");
@@ -632,7 +713,7 @@ fn recall(
 ) -> Memory<Arc<SetInfo>> {
     let mut good = Vec::new();
     for record in records {
-        match Content::recall(store, record) {
+        match Content::recall(store, record, Origin::EarlierMaster) {
             Ok(content) => {
                 let id = SetId(sets.len() as u64 + 1);
                 good.push(Arc::new(content.info(id)));

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::state::{SetId, SetInfo, Settings};
-use super::store::{self, Mounted, Snapshot, Store};
+use super::store::{self, Mounted, Origin, Snapshot, Store};
 use crate::config::{Config, Plugin, same_plugin};
 use crate::report::{Change, Failure};
 
@@ -146,8 +146,8 @@ impl Content {
     }
 
     /// What was written down, if all of it is still there.
-    pub fn recall(store: &Store, record: Record) -> Result<Content, Failure> {
-        let recalled = record.plugins.iter().map(|part| store.recall(&part.name, &part.file, &part.sha256));
+    pub fn recall(store: &Store, record: Record, origin: Origin) -> Result<Content, Failure> {
+        let recalled = record.plugins.iter().map(|part| store.recall(&part.name, &part.file, &part.sha256, origin));
         let snapshots = recalled.collect::<Result<Vec<_>, _>>()?;
         Ok(Content { plugins: store::mount(snapshots, &record.config)?, config: record.config, held: Vec::new() })
     }

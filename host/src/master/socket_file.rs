@@ -10,16 +10,17 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Group, Uid, User};
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::config::Server;
 
 /// Who may connect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Access {
     mode: u32,
-    owner: Option<Uid>,
-    group: Option<Gid>,
+    owner: Option<u32>,
+    group: Option<u32>,
 }
 
 impl Access {
@@ -29,14 +30,14 @@ impl Access {
     /// As `server` says; an error completes "failed to ...".
     pub fn of(server: &Server) -> Result<Access, String> {
         let owner = server.socket_owner.as_deref().map(|name| match (name.parse(), User::from_name(name)) {
-            (Ok(number), _) => Ok(Uid::from_raw(number)),
-            (_, Ok(Some(user))) => Ok(user.uid),
+            (Ok(number), _) => Ok(number),
+            (_, Ok(Some(user))) => Ok(user.uid.as_raw()),
             (_, Ok(None)) => Err(format!("find the user `{name}` of server `{}`", server.name)),
             (_, Err(error)) => Err(format!("find the user `{name}` of server `{}`: {error}", server.name)),
         });
         let group = server.socket_group.as_deref().map(|name| match (name.parse(), Group::from_name(name)) {
-            (Ok(number), _) => Ok(Gid::from_raw(number)),
-            (_, Ok(Some(group))) => Ok(group.gid),
+            (Ok(number), _) => Ok(number),
+            (_, Ok(Some(group))) => Ok(group.gid.as_raw()),
             (_, Ok(None)) => Err(format!("find the group `{name}` of server `{}`", server.name)),
             (_, Err(error)) => Err(format!("find the group `{name}` of server `{}`: {error}", server.name)),
         });
@@ -45,7 +46,7 @@ impl Access {
 
     fn grant(self, path: &Path) -> io::Result<()> {
         if self.owner.is_some() || self.group.is_some() {
-            nix::unistd::chown(path, self.owner, self.group)?;
+            nix::unistd::chown(path, self.owner.map(Uid::from_raw), self.group.map(Gid::from_raw))?;
         }
         // After a change of owner, which may clear bits (chown(2)).
         std::fs::set_permissions(path, Permissions::from_mode(self.mode))
@@ -60,7 +61,25 @@ pub struct SocketFile {
     access: Access,
 }
 
+/// The file of a socket as another program of this process goes on with it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedFile {
+    path: PathBuf,
+    identity: (u64, u64),
+    access: Access,
+}
+
+impl From<SavedFile> for SocketFile {
+    fn from(SavedFile { path, identity, access }: SavedFile) -> SocketFile {
+        SocketFile { path, identity, access }
+    }
+}
+
 impl SocketFile {
+    pub fn save(&self) -> SavedFile {
+        SavedFile { path: self.path.clone(), identity: self.identity, access: self.access }
+    }
+
     /// Listens at `path`, open to those of `access`.
     pub fn bind(path: &Path, access: Access, backlog: i32) -> io::Result<(OwnedFd, SocketFile)> {
         // What a process of our number left behind is stale.

@@ -63,7 +63,7 @@ impl Source {
 }
 
 /// What only a new master can change.
-fn check_fixed(old: &Config, new: &Config) -> Result<(), Failure> {
+pub fn check_fixed(old: &Config, new: &Config) -> Result<(), Failure> {
     let fixed = [
         ("name", old.name == new.name),
         ("runtime_dir", old.runtime_dir == new.runtime_dir),

@@ -10,9 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
+use super::resume::{Fd, Luggage};
 use super::state::Event;
 use crate::control::{ChannelError, MasterEnd, PROTOCOL, ToChild, ToMaster};
 use crate::metrics::{Counts, SLOTS};
@@ -44,11 +47,34 @@ type Outgoing = (ToChild, Vec<OwnedFd>);
 
 #[derive(Debug)]
 pub struct Child {
+    generation: Generation,
     process: Arc<Process>,
+    channel: Arc<MasterEnd>,
+    output: Arc<File>,
     outgoing: mpsc::UnboundedSender<Outgoing>,
+    tasks: Tasks,
     slots: Slots<SLOTS>,
-    /// Goes with LOAD.
-    slots_fd: Option<OwnedFd>,
+    /// Goes with LOAD, and on to another program of this process.
+    slots_fd: OwnedFd,
+}
+
+/// What carries its messages.
+#[derive(Debug)]
+struct Tasks {
+    write: JoinHandle<()>,
+    attend: JoinHandle<()>,
+    /// Ends `attend` when there is nothing in its hands.
+    stop: Option<oneshot::Sender<()>>,
+}
+
+/// A child as another program of this process goes on with it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedChild {
+    generation: Generation,
+    pid: i32,
+    control: Fd,
+    output: Fd,
+    slots: Fd,
 }
 
 impl Child {
@@ -59,26 +85,73 @@ impl Child {
         let output = process::output_file(c"baton-output")?;
         let stderr = io::stderr();
         let argv = vec![CString::new(format!("baton: worker gen {generation} ({name})"))?];
-        let process = Arc::new(process::spawn(Spec {
+        let process = process::spawn(Spec {
             image,
             argv,
             env: environment(),
             output: output.as_fd(),
             // 3: control; 4: the predecessor's connections; 5: takes over from the output file at GO.
             fds: vec![Some(theirs.as_fd()), None, Some(stderr.as_fd())],
-        })?);
+        })?;
         drop(theirs);
-        let channel = Arc::new(MasterEnd::new(ours)?);
-        let ended = readiness::register(process.pidfd.try_clone()?, Interest::READABLE)?;
-        let (outgoing, queue) = mpsc::unbounded_channel();
-        tokio::spawn(write(channel.clone(), queue, generation));
-        tokio::spawn(attend(channel, process.clone(), ended, output, generation, events));
-        let child = Child { process, outgoing, slots, slots_fd: Some(slots_fd) };
+        let child = Child::over(generation, process, ours, output, (slots_fd, slots), events)?;
         child.send(
             ToChild::Hello { protocols: PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), generation },
             Vec::new(),
         );
         Ok(child)
+    }
+
+    fn over(
+        generation: Generation,
+        process: Process,
+        control: OwnedFd,
+        output: File,
+        (slots_fd, slots): (OwnedFd, Slots<SLOTS>),
+        events: mpsc::Sender<Event>,
+    ) -> io::Result<Child> {
+        let (process, channel, output) = (Arc::new(process), Arc::new(MasterEnd::new(control)?), Arc::new(output));
+        let (outgoing, tasks) = carry(generation, &process, &channel, &output, events)?;
+        Ok(Child { generation, process, channel, output, outgoing, tasks, slots, slots_fd })
+    }
+
+    /// One that an earlier program of this process started.
+    pub fn resume(saved: &SavedChild, events: mpsc::Sender<Event>) -> io::Result<(Generation, Child)> {
+        let slots_fd = saved.slots.copy()?;
+        let slots = Slots::open(slots_fd.try_clone()?)?;
+        let (control, output) = (saved.control.copy()?, File::from(saved.output.copy()?));
+        let process = Process::adopt(saved.pid)?;
+        let child = Child::over(saved.generation, process, control, output, (slots_fd, slots), events)?;
+        Ok((saved.generation, child))
+    }
+
+    pub fn save(&self, luggage: &mut Luggage) -> io::Result<SavedChild> {
+        Ok(SavedChild {
+            generation: self.generation,
+            pid: self.process.pid,
+            control: luggage.put(self.channel.as_ref())?,
+            output: luggage.put(self.output.as_ref())?,
+            slots: luggage.put(&self.slots_fd)?,
+        })
+    }
+
+    /// Takes nothing more from it; answers when what was taken has gone to the loop.
+    pub fn stop_reading(&mut self) -> JoinHandle<()> {
+        drop(self.tasks.stop.take());
+        std::mem::replace(&mut self.tasks.attend, tokio::spawn(async {}))
+    }
+
+    /// Takes nothing more for it; answers when it has all that was taken.
+    pub fn stop_writing(&mut self) -> JoinHandle<()> {
+        self.outgoing = mpsc::unbounded_channel().0;
+        std::mem::replace(&mut self.tasks.write, tokio::spawn(async {}))
+    }
+
+    /// Carries messages again, in both directions.
+    pub fn go_on(&mut self, events: mpsc::Sender<Event>) -> io::Result<()> {
+        let carried = carry(self.generation, &self.process, &self.channel, &self.output, events)?;
+        (self.outgoing, self.tasks) = carried;
+        Ok(())
     }
 
     pub fn pid(&self) -> i32 {
@@ -92,8 +165,8 @@ impl Child {
     }
 
     /// The descriptor of the shared counters, to be sent with LOAD.
-    pub fn take_slots_fd(&mut self) -> Option<OwnedFd> {
-        self.slots_fd.take()
+    pub fn slots_fd(&self) -> io::Result<OwnedFd> {
+        self.slots_fd.try_clone()
     }
 
     /// What it has counted so far.
@@ -104,6 +177,21 @@ impl Child {
     pub fn kill(&self) -> io::Result<()> {
         self.process.signal(Signal::SIGKILL)
     }
+}
+
+fn carry(
+    generation: Generation,
+    process: &Arc<Process>,
+    channel: &Arc<MasterEnd>,
+    output: &Arc<File>,
+    events: mpsc::Sender<Event>,
+) -> io::Result<(mpsc::UnboundedSender<Outgoing>, Tasks)> {
+    let ended = readiness::register(process.pidfd.try_clone()?, Interest::READABLE)?;
+    let (outgoing, queue) = mpsc::unbounded_channel();
+    let (stop, stopped) = oneshot::channel();
+    let write = tokio::spawn(write(channel.clone(), queue, generation));
+    let attend = attend(channel.clone(), process.clone(), ended, output.clone(), generation, events, stopped);
+    Ok((outgoing, Tasks { write, attend: tokio::spawn(attend), stop: Some(stop) }))
 }
 
 fn environment() -> Vec<CString> {
@@ -130,9 +218,10 @@ async fn attend(
     channel: Arc<MasterEnd>,
     process: Arc<Process>,
     ended: tokio::io::unix::AsyncFd<OwnedFd>,
-    output: File,
+    output: Arc<File>,
     generation: Generation,
     events: mpsc::Sender<Event>,
+    mut stopped: oneshot::Receiver<()>,
 ) {
     let mut open = true;
     loop {
@@ -142,6 +231,8 @@ async fn attend(
                 open = forward(received, &process, &output, generation, &events).await;
             }
             _ = ended.readable() => break,
+            // Nothing is in our hands here; what has not been read is for whoever goes on.
+            _ = &mut stopped => return,
         }
     }
     while open {

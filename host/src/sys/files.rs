@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -32,9 +32,20 @@ pub fn private_dir(path: &Path, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The lock of an earlier program of this process: it belongs to the open file, which is the same.
+pub fn keep_lock(file: OwnedFd) -> io::Result<Lock> {
+    Flock::lock(file.into(), FlockArg::LockExclusiveNonblock).map(Lock).map_err(|(_, errno)| errno.into())
+}
+
 /// A lock that lives as long as its holder, whatever way that ends.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+pub struct Lock(Flock<File>);
 
 /// Takes the lock at `path`; nothing if another process holds it.
 pub fn lock(path: &Path) -> io::Result<Option<Lock>> {

@@ -6,6 +6,7 @@ pub mod dylib;
 pub mod files;
 pub mod process;
 pub mod readiness;
+pub mod renew;
 pub mod sealed;
 pub mod seqpacket;
 pub mod shared;

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
@@ -24,6 +25,28 @@ impl Image {
     /// The binary that this process runs.
     pub fn of_self() -> io::Result<Image> {
         Ok(Image(File::open("/proc/self/exe")?.into()))
+    }
+
+    /// The program that lies there now.
+    pub fn open(path: &Path) -> io::Result<Image> {
+        Ok(Image(File::open(path)?.into()))
+    }
+
+    pub(super) fn number(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Image {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// One that was opened by an earlier program of this process.
+impl From<OwnedFd> for Image {
+    fn from(fd: OwnedFd) -> Image {
+        Image(fd)
     }
 }
 
@@ -110,18 +133,15 @@ pub fn spawn(spec: Spec) -> io::Result<Process> {
     let child = command.spawn()?;
     let pid = child.id() as i32;
     // The child is not reaped yet, by nobody but us: the pid is its own until then.
-    // SAFETY: pidfd_open takes no pointers; the descriptor it returns is new and ours.
-    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
-    if pidfd < 0 {
-        let error = io::Error::last_os_error();
-        let mut child = child;
-        child.kill()?;
-        child.wait()?;
-        return Err(error);
+    match Process::open(pid) {
+        Ok(process) => Ok(process),
+        Err(error) => {
+            let mut child = child;
+            child.kill()?;
+            child.wait()?;
+            Err(error)
+        }
     }
-    // SAFETY: as above.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd as RawFd) };
-    Ok(Process { pid, pidfd })
 }
 
 fn duplicate_above(fd: BorrowedFd) -> io::Result<OwnedFd> {
@@ -131,7 +151,7 @@ fn duplicate_above(fd: BorrowedFd) -> io::Result<OwnedFd> {
 }
 
 /// All that `execveat` needs, made before the fork.
-struct Exec {
+pub(super) struct Exec {
     image: RawFd,
     argv: Vec<*const c_char>,
     envp: Vec<*const c_char>,
@@ -145,7 +165,7 @@ unsafe impl Send for Exec {}
 unsafe impl Sync for Exec {}
 
 impl Exec {
-    fn new(image: RawFd, argv: &[CString], env: &[CString]) -> Exec {
+    pub(super) fn new(image: RawFd, argv: &[CString], env: &[CString]) -> Exec {
         let strings = (argv.to_vec(), env.to_vec());
         let list = |strings: &[CString]| {
             strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
@@ -154,7 +174,7 @@ impl Exec {
     }
 
     /// Replaces the process; comes back only with an error.
-    fn run(&self) -> io::Error {
+    pub(super) fn run(&self) -> io::Error {
         let empty: &CStr = c"";
         // SAFETY: both lists end with null and lead to strings that are alive; AT_EMPTY_PATH executes the descriptor itself
         // (execveat(2)).
@@ -173,6 +193,17 @@ impl Exec {
 }
 
 impl Process {
+    /// Opens a child of ours that is not reaped yet: until then the pid is its own.
+    pub(super) fn open(pid: i32) -> io::Result<Process> {
+        // SAFETY: pidfd_open takes no pointers; the descriptor it returns is new and ours.
+        let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
+        if pidfd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: as above.
+        Ok(Process { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd as RawFd) } })
+    }
+
     /// Sends a signal. A process that has ended already is no error.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         // SAFETY: pidfd_send_signal with a null siginfo takes no pointers to our memory.
@@ -251,6 +282,12 @@ pub fn watch_signals(signals: &[Signal]) -> io::Result<SignalFd> {
     }
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None)?;
     Ok(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+}
+
+/// Blocks `signals` in this thread and no others.
+pub fn unblock_others(signals: &[Signal]) -> io::Result<()> {
+    let set: SigSet = signals.iter().copied().collect();
+    Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&set), None)?)
 }
 
 extern "C" fn do_nothing(_: c_int) {}

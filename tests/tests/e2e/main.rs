@@ -18,6 +18,7 @@ mod metrics;
 mod probation;
 mod proving;
 mod reload;
+mod restart;
 mod rollback;
 mod servers;
 mod shutdown;

@@ -13,6 +13,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use http::{HeaderMap, Method, Uri};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Deserialize, Serialize};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
@@ -29,7 +32,8 @@ use tokio::sync::{Semaphore, watch};
 use self::access::{Access, Denied, Policy};
 use self::token::Token;
 use super::handle::Handle;
-use super::socket_file::{self, SocketFile};
+use super::resume::{Fd, Luggage};
+use super::socket_file::{self, SavedFile, SocketFile};
 use crate::config::{self, ConfigError};
 use crate::dirs::Dirs;
 use crate::telemetry::Seldom;
@@ -84,7 +88,18 @@ pub struct Admin {
     surface: Arc<Surface>,
     /// Every task holds a receiver: once all are gone, all have ended.
     stop: watch::Sender<bool>,
-    _socket: SocketFile,
+    socket: SocketFile,
+    /// Copies of what is listened on, for a pause and for another program of this process.
+    unix: OwnedFd,
+    tcp: Option<OwnedFd>,
+}
+
+/// The surface's sockets as another program of this process goes on with them.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedAdmin {
+    unix: Fd,
+    socket: SavedFile,
+    tcp: Option<Fd>,
 }
 
 impl Admin {
@@ -96,6 +111,28 @@ impl Admin {
     /// Where the page is, with the token: for a terminal, never for a log.
     pub fn link(&self) -> Option<String> {
         self.surface.link()
+    }
+
+    pub fn save(&self, luggage: &mut Luggage) -> io::Result<SavedAdmin> {
+        let tcp = self.tcp.as_ref().map(|tcp| luggage.put(tcp)).transpose()?;
+        Ok(SavedAdmin { unix: luggage.put(&self.unix)?, socket: self.socket.save(), tcp })
+    }
+
+    /// Takes nothing new, which waits, and lets answers under way get out, for a moment.
+    pub async fn pause(&self) {
+        self.stop.send_replace(true);
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.stop.closed()).await.is_err() {
+            tracing::warn!("admin connections left open at a restart");
+        }
+    }
+
+    /// Goes on after a pause.
+    pub fn go_on(&mut self) -> Result<(), AdminError> {
+        let failed = |source| AdminError::Socket { path: self.socket.path().into(), source };
+        let unix = self.unix.try_clone().map_err(failed)?;
+        let tcp = self.tcp.as_ref().map(OwnedFd::try_clone).transpose().map_err(failed)?;
+        self.stop = accept(unix, tcp, &self.surface).map_err(failed)?;
+        Ok(())
     }
 
     /// Takes nothing new and lets answers under way get out, for a moment.
@@ -125,28 +162,54 @@ pub fn start(options: AdminOptions<'_>, handle: Handle) -> Result<Admin, AdminEr
     let path = options.dirs.socket();
     let failed = |source| AdminError::Socket { path: path.clone(), source };
     let (unix, socket) = SocketFile::bind(&path, socket_file::Access::OURS, BACKLOG).map_err(failed)?;
-    let unix = UnixListener::from_std(unix.into()).map_err(failed)?;
-    let (stop, stopped) = watch::channel(false);
-    let tcp = match tcp {
+    over(&options, handle, unix, socket, tcp.map(OwnedFd::from))
+}
+
+/// As [`start`], on what an earlier program of this process has listened on.
+pub fn resume(options: AdminOptions<'_>, handle: Handle, saved: SavedAdmin) -> Result<Admin, AdminError> {
+    let failed = |source| AdminError::Socket { path: options.dirs.socket(), source };
+    let unix = saved.unix.copy().map_err(failed)?;
+    let tcp = saved.tcp.map(|tcp| tcp.copy()).transpose().map_err(failed)?;
+    over(&options, handle, unix, saved.socket.into(), tcp)
+}
+
+fn over(
+    options: &AdminOptions<'_>,
+    handle: Handle,
+    unix: OwnedFd,
+    socket: SocketFile,
+    tcp: Option<OwnedFd>,
+) -> Result<Admin, AdminError> {
+    let failed = |source| AdminError::Socket { path: socket.path().into(), source };
+    let facts = match &tcp {
         None => None,
         Some(listener) => {
-            let failed = |source| AdminError::Listen { address: SocketAddr::from(([0, 0, 0, 0], 0)), source };
-            let listener = TcpListener::from_std(listener).map_err(failed)?;
-            let address = listener.local_addr().map_err(failed)?;
+            let address = SockRef::from(listener).local_addr().map_err(failed)?.as_socket();
+            let address = address.ok_or_else(|| failed(io::Error::other("the admin address is none of TCP")))?;
             let token = Token::open(&options.dirs.token())?;
-            Some((listener, Tcp { address, policy: Policy { token, hosts: options.config.hosts.clone() } }))
+            Some(Tcp { address, policy: Policy { token, hosts: options.config.hosts.clone() } })
         }
     };
-    let (listener, tcp) = tcp.unzip();
-    let surface = Arc::new(Surface { handle, name: options.name.into(), socket: socket.path().into(), tcp });
-    tokio::spawn(accept_unix(unix, surface.clone(), stopped.clone()));
-    if let Some(listener) = listener {
-        tokio::spawn(accept_tcp(listener, surface.clone(), stopped));
-    }
+    let path = socket.path().into();
+    let surface = Arc::new(Surface { handle, name: options.name.into(), socket: path, tcp: facts });
+    let copies = (unix.try_clone().map_err(failed)?, tcp.as_ref().map(OwnedFd::try_clone).transpose().map_err(failed)?);
+    let stop = accept(unix, tcp, &surface).map_err(failed)?;
     if let Some(url) = surface.url() {
         tracing::info!(socket = %socket.path().display(), "admin listening on {url}");
     }
-    Ok(Admin { surface, stop, _socket: socket })
+    Ok(Admin { surface, stop, socket, unix: copies.0, tcp: copies.1 })
+}
+
+/// Takes connections on both sides until the sender says so.
+fn accept(unix: OwnedFd, tcp: Option<OwnedFd>, surface: &Arc<Surface>) -> io::Result<watch::Sender<bool>> {
+    let unix = UnixListener::from_std(unix.into())?;
+    let tcp = tcp.map(|tcp| TcpListener::from_std(tcp.into())).transpose()?;
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(accept_unix(unix, surface.clone(), stopped.clone()));
+    if let Some(tcp) = tcp {
+        tokio::spawn(accept_tcp(tcp, surface.clone(), stopped));
+    }
+    Ok(stop)
 }
 
 fn listen(address: SocketAddr, asked: bool) -> io::Result<StdTcpListener> {

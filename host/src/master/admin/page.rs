@@ -25,6 +25,7 @@ pub fn action(verb: Verb, name: &str, curl: &str) -> String {
     let label = match verb {
         Verb::Cut => "Cut what drains",
         Verb::Reload => "Reload",
+        Verb::Restart => "Restart",
         Verb::Rollback => "Roll back",
         Verb::Shutdown => "Shut down",
     };

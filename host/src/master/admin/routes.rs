@@ -7,6 +7,7 @@
 //! | GET | `/debug/admin/status` | token | `Status` |
 //! | GET | `/debug/admin/ops/ID` | token | `Report` |
 //! | POST | `/debug/admin/reload` | token | `Report` once it has ended: 200 switched, 409 otherwise |
+//! | POST | `/debug/admin/restart` | token | `Report` once the binary was tested: 202, or 409; then `ops/ID` |
 //! | POST | `/debug/admin/cut` | token | `Report` once what drained has ended: 200, or 409 |
 //! | POST | `/debug/admin/rollback` | token | the same |
 //! | POST | `/debug/admin/shutdown` | token | `Report` once it has begun: 202 |
@@ -70,6 +71,7 @@ static ROUTES: &[Route] = &[
     route(Method::GET, "/debug/admin/ops/{id}", Access::Token, To::Operation),
     route(Method::POST, "/debug/admin/reload", Access::Token, To::Operate(Verb::Reload)),
     route(Method::POST, "/debug/admin/cut", Access::Token, To::Operate(Verb::Cut)),
+    route(Method::POST, "/debug/admin/restart", Access::Token, To::Operate(Verb::Restart)),
     route(Method::POST, "/debug/admin/rollback", Access::Token, To::Operate(Verb::Rollback)),
     route(Method::POST, "/debug/admin/shutdown", Access::Token, To::Operate(Verb::Shutdown)),
     route(Method::GET, "/debug/admin/link", Access::Socket, To::Link),
@@ -119,7 +121,7 @@ where
         return problem(
             StatusCode::NOT_FOUND,
             "failed to find this path",
-            "see /debug/admin, /debug/admin/status, /debug/admin/ops/ID, /debug/admin/reload, /debug/admin/rollback, /debug/admin/cut, /debug/admin/shutdown, \
+            "see /debug/admin, /debug/admin/status, /debug/admin/ops/ID, /debug/admin/reload, /debug/admin/restart, /debug/admin/rollback, /debug/admin/cut, /debug/admin/shutdown, \
              /metrics, /livez, /readyz",
         );
     };

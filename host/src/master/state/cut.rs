@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::operations::Operation;
 use super::{Phase, State, Time};
 use crate::control::{Deadlines, EXIT_TIMEOUT, ToChild};
@@ -153,7 +155,7 @@ impl State {
 }
 
 /// How a retiring generation was hurried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Haste {
     None,
     /// Its idle connections shall be closed at once.

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::cut::Haste;
 use super::operations::{RunStage, Running};
 use super::rollback::Reason;
-use super::{Action, HISTORY, Note, Probes, Respawn, SetInfo, State, Time};
+use super::{Action, HISTORY, Note, Probes, Respawn, SetId, SetInfo, State, Time};
 use crate::config::Probation;
 use crate::control::{
-    ControlVerb, Deadlines, EXIT_TIMEOUT, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT, ToChild, ToMaster,
+    ControlVerb, Deadlines, EXIT_TIMEOUT, PAUSE_TIMEOUT, PROTOCOL, Protocols, SWITCH_TIMEOUT, ToChild, ToMaster,
 };
 use crate::master::handle::OpOptions;
 use crate::report::{
@@ -18,7 +20,7 @@ use crate::report::{
 use crate::sys::process::ExitKind;
 
 /// Where a generation stands. Ordered: before `Committing` it has touched nothing, from `Retiring` on it accepts no more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Phase {
     /// Spawn was asked for; HELLO has not come.
     Starting,
@@ -48,6 +50,8 @@ pub(super) struct Gen {
     pub set: Arc<SetInfo>,
     cause: Cause,
     pub pid: Option<i32>,
+    /// What its binary speaks, once it has said so.
+    protocols: Option<Protocols>,
     pub spawned_at: Time,
     /// When its plugins were up.
     pub loaded_at: Time,
@@ -91,6 +95,66 @@ impl Gen {
             load: Load::default(),
             plugins: self.set.plugins.clone(),
             exit,
+        }
+    }
+}
+
+/// A generation as another program of this process goes on with it: it serves, or drains.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SavedGeneration {
+    pub number: Generation,
+    phase: Phase,
+    pub set: SetId,
+    cause: Cause,
+    pid: Option<i32>,
+    pub protocols: Option<Protocols>,
+    spawned_at: Time,
+    deadline: Option<Time>,
+    replaced_by: Option<OpId>,
+    drained: bool,
+    deadlines: Option<Deadlines>,
+    haste: Haste,
+}
+
+impl Gen {
+    pub(super) fn save(&self) -> SavedGeneration {
+        SavedGeneration {
+            number: self.number,
+            phase: self.phase,
+            set: self.set.id,
+            cause: self.cause.clone(),
+            pid: self.pid,
+            protocols: self.protocols,
+            spawned_at: self.spawned_at,
+            deadline: self.deadline,
+            replaced_by: self.replaced_by,
+            drained: self.drained,
+            deadlines: self.deadlines,
+            haste: self.haste,
+        }
+    }
+}
+
+impl SavedGeneration {
+    pub(super) fn into_gen(self, set: Arc<SetInfo>) -> Gen {
+        Gen {
+            number: self.number,
+            phase: self.phase,
+            set,
+            cause: self.cause,
+            pid: self.pid,
+            protocols: self.protocols,
+            spawned_at: self.spawned_at,
+            loaded_at: self.spawned_at,
+            ready_at: self.spawned_at,
+            deadline: self.deadline,
+            loading: None,
+            replaced_by: self.replaced_by,
+            standby_until: self.spawned_at,
+            back: None,
+            drained: self.drained,
+            deadlines: self.deadlines,
+            haste: self.haste,
         }
     }
 }
@@ -146,6 +210,7 @@ impl State {
                 set,
                 cause,
                 pid: None,
+                protocols: None,
                 spawned_at: self.now,
                 loaded_at: self.now,
                 ready_at: self.now,
@@ -190,6 +255,7 @@ impl State {
             (Phase::Starting, ToMaster::Hello { protocols, version }) => match PROTOCOL.common(protocols) {
                 Some(_) => {
                     entry.phase = Phase::Loading;
+                    entry.protocols = Some(protocols);
                     let probes = match self.running_candidate() {
                         Some(candidate) if candidate == generation && !self.comes_after_a_crash() => Probes::Send,
                         _ => Probes::Skip,
@@ -242,8 +308,8 @@ impl State {
     fn control(&mut self, plugin: String, verb: ControlVerb) {
         let cause = Cause::Plugin { name: plugin };
         match verb {
-            // In place restart is a reload until the binary itself can be replaced.
-            ControlVerb::Reload | ControlVerb::Restart => self.reload_asked(cause, OpOptions::default(), None),
+            ControlVerb::Reload => self.reload_asked(cause, OpOptions::default(), None),
+            ControlVerb::Restart => self.restart_asked(cause, OpOptions::default(), None),
             ControlVerb::Shutdown => self.shutdown_asked(cause, None),
         }
     }
@@ -548,7 +614,9 @@ impl State {
     }
 
     pub(super) fn advance_respawn(&mut self) {
-        if self.is_falling_back()
+        // While another program takes over, it is that one's business.
+        if self.leaving().is_some()
+            || self.is_falling_back()
             || self.committed.is_some()
             || self.candidate.is_some()
             || self.is_stopping()

@@ -14,13 +14,17 @@ mod fallback;
 mod generations;
 mod operations;
 mod past;
+mod restart;
 mod rollback;
+mod saved;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::handle::OpOptions;
 use crate::config::{Config, Crash, Drain, Limit, Probation, Shutdown};
@@ -35,6 +39,7 @@ pub use generations::Phase;
 use operations::{Operation, Running};
 pub use past::Memory;
 use past::PastSets;
+pub use saved::Saved;
 
 /// Monotonic, since the master's start.
 pub type Time = Duration;
@@ -45,7 +50,8 @@ const REPORTS: usize = 32;
 const HISTORY: usize = 8;
 
 /// Names a set: plugin snapshots with their configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct SetId(pub u64);
 
 /// Names whoever waits for an answer.
@@ -156,6 +162,16 @@ pub enum Event {
         requests: u64,
         failures: u64,
     },
+    /// Whether the binary at the configured path may take over for restart `op`.
+    Tested {
+        op: OpId,
+        result: Result<(), Failure>,
+    },
+    /// It has not taken over: it failed to, or something else began.
+    Stayed {
+        op: OpId,
+        failure: Option<Failure>,
+    },
     /// A deadline may have passed.
     Tick,
 }
@@ -168,6 +184,14 @@ pub enum Action {
         op: OpId,
         cause: Cause,
         source: Source,
+    },
+    /// Test the binary at the configured path; answered by `Tested`.
+    Test {
+        op: OpId,
+    },
+    /// Let it take over, if [`State::may_leave`] still; answered by `Stayed`, or never.
+    Leave {
+        op: OpId,
     },
     /// Start a child; answered by `Spawned`.
     Spawn {
@@ -408,6 +432,9 @@ impl State {
         match event {
             Event::Asked { verb: Verb::Reload, cause, options, caller } => self.reload_asked(cause, options, caller),
             Event::Asked { verb: Verb::Cut, cause, options, caller } => self.cut_asked(cause, options, caller),
+            Event::Asked { verb: Verb::Restart, cause, options, caller } => {
+                self.restart_asked(cause, options, caller);
+            }
             Event::Asked { verb: Verb::Rollback, cause, options, caller } => {
                 self.rollback_asked(cause, options, caller);
             }
@@ -417,6 +444,8 @@ impl State {
             Event::Message { generation, message } => self.message(generation, message),
             Event::Exited { generation, exit, output } => self.exited(generation, exit, &output),
             Event::Counted { generation, requests, failures } => self.counted(generation, requests, failures),
+            Event::Tested { op, result } => self.tested(op, result),
+            Event::Stayed { op, failure } => self.stayed(op, failure),
             Event::Tick => {}
         }
         self.deadlines();
@@ -445,9 +474,11 @@ impl State {
     /// All that follows from where things stand: one thing leads to the next without an event.
     fn advance(&mut self) {
         self.advance_shutdown();
+        self.restart_gives_way();
         self.advance_fallback();
         self.advance_respawn();
         self.advance_operations();
+        self.advance_restart();
         self.remember();
         if self.generations.is_empty()
             && let Some(exit) = self.ending.take()

@@ -15,6 +15,8 @@ use crate::report::{
 #[derive(Clone, Debug)]
 pub(super) struct Operation {
     pub id: OpId,
+    /// What is left to do of it.
+    pub verb: Verb,
     pub cause: Cause,
     pub options: OpOptions,
     /// What it goes back to; a reload if nothing.
@@ -38,6 +40,12 @@ pub(super) enum RunStage {
     Prepared { set: Arc<SetInfo>, snapshot_ms: f64 },
     /// `generation` is the candidate.
     Starting { generation: Generation, snapshot_ms: f64 },
+    /// The binary that is to take this process over is being tested.
+    Testing,
+    /// It may.
+    Tested,
+    /// The loop was told to let it.
+    Leaving,
     /// Committed; `old` is asked to pause. Answered when it accepts no more.
     Pausing { old: Generation },
 }
@@ -64,7 +72,7 @@ impl State {
         self.next_op += 1;
         self.reports.push_back(Report::new(id, verb, cause.clone()));
         self.forget_reports();
-        Operation { id, cause, options, back: None, callers: caller.into_iter().collect(), asked: self.now }
+        Operation { id, verb, cause, options, back: None, callers: caller.into_iter().collect(), asked: self.now }
     }
 
     /// Drops the oldest report that nobody still writes to.
@@ -80,7 +88,7 @@ impl State {
     }
 
     pub(super) fn reload_asked(&mut self, cause: Cause, options: OpOptions, caller: Option<Caller>) {
-        if let Some(by) = self.stopping.as_ref().map(|stopping| stopping.op) {
+        if let Some(by) = self.not_now(Verb::Reload) {
             let op = self.new_operation(Verb::Reload, cause, options, caller);
             return self.superseded(op, by);
         }
@@ -88,10 +96,6 @@ impl State {
             let op = self.new_operation(Verb::Reload, cause, options, caller);
             self.waiting = Some(op);
             return self.refuse_everybody();
-        }
-        if let Some(by) = self.waiting.as_ref().filter(|waiting| waiting.back.is_some()).map(|waiting| waiting.id) {
-            let op = self.new_operation(Verb::Reload, cause, options, caller);
-            return self.superseded(op, by);
         }
         // Whoever waits has not begun, so its snapshot will be younger than this request: one reload covers both.
         if let Some(waiting) = &mut self.waiting {
@@ -126,6 +130,11 @@ impl State {
             }
             return self.explain_waiting("draining full");
         }
+        if self.waiting.as_ref().is_some_and(|waiting| waiting.verb == Verb::Restart)
+            && let Some(why) = self.unrest()
+        {
+            return self.explain_waiting(why);
+        }
         let Some(op) = self.waiting.take() else { return };
         self.report_mut(op.id, |report| {
             report.result = OpResult::Running;
@@ -133,6 +142,9 @@ impl State {
         });
         if op.cause != Cause::Start {
             self.note(Note::Reloading { op: op.id, cause: op.cause.clone() });
+        }
+        if op.verb == Verb::Restart {
+            return self.begin_restart(op);
         }
         let source = match &op.back {
             Some(back) => back.source(self.set.as_ref()),
@@ -285,9 +297,9 @@ impl State {
         }
         let committing = self.candidate.is_some_and(|candidate| self.phase(candidate) == Some(Phase::Committing));
         let superseded = match &self.running {
-            Some(Running { stage: RunStage::Preparing { .. } | RunStage::Prepared { .. }, .. }) => true,
             Some(Running { stage: RunStage::Starting { .. }, .. }) => !committing,
-            _ => false,
+            Some(Running { stage: RunStage::Pausing { .. }, .. }) | None => false,
+            Some(_) => true,
         };
         if superseded && let Some(Running { op, stage }) = self.running.take() {
             if let RunStage::Starting { generation, .. } = stage {

@@ -1,7 +1,10 @@
 //! Sets that have served: which of them may serve again, and which changes are held back since they came with one that was
 //! given up. What of it outlives the master is its [`Memory`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use super::{Action, SetId, SetInfo, State};
 use crate::report::{Change, Generation, Why};
@@ -32,7 +35,7 @@ pub(super) struct Past {
     standing: Standing,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Standing {
     Good,
     GivenUp,
@@ -153,6 +156,33 @@ impl PastSets {
         }
         self.noted = memory.clone();
         Some(memory)
+    }
+}
+
+/// The past as another program of this process goes on with it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SavedPast {
+    sets: Vec<(SetId, Vec<Generation>, Standing)>,
+    pin: Option<Generation>,
+    held: Vec<(Change, Why)>,
+}
+
+impl PastSets {
+    pub fn save(&self) -> SavedPast {
+        let sets = self.sets.iter().map(|past| (past.set.id, past.generations.clone(), past.standing));
+        SavedPast { sets: sets.collect(), pin: self.pin, held: self.held.clone() }
+    }
+}
+
+impl SavedPast {
+    /// With those of its sets that are still there. What is to be written down is so anew.
+    pub fn resume(self, all: &BTreeMap<SetId, Arc<SetInfo>>) -> PastSets {
+        let past = |(id, generations, standing)| {
+            let set: &Arc<SetInfo> = all.get(&id)?;
+            Some(Past { set: set.clone(), generations, standing })
+        };
+        let sets = self.sets.into_iter().filter_map(past).collect();
+        PastSets { sets, pin: self.pin, held: self.held, noted: Memory::default() }
     }
 }
 

@@ -43,7 +43,7 @@ impl Rollback {
 
 impl State {
     pub(super) fn rollback_asked(&mut self, cause: Cause, options: OpOptions, caller: Option<Caller>) {
-        if let Some(by) = self.stopping.as_ref().map(|stopping| stopping.op) {
+        if let Some(by) = self.not_now(Verb::Rollback) {
             let op = self.new_operation(Verb::Rollback, cause, options, caller);
             return self.superseded(op, by);
         }

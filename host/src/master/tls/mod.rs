@@ -12,9 +12,12 @@ mod tickets;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime};
 
-pub use tickets::Tickets;
+use serde::{Deserialize, Serialize};
+
+pub use tickets::{SavedTickets, Tickets};
 
 use self::certificates::Facts;
+use super::resume::{Fd, Luggage};
 use crate::config::Config;
 use crate::control::secrets::{self, ServerCertificates};
 use crate::report::{CertificateStatus, Failure, Stage, Validity};
@@ -34,7 +37,32 @@ pub struct Certificates {
     rotation: Duration,
 }
 
+/// The certificates of one set as another program of this process goes on with them.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedCertificates {
+    sealed: Fd,
+    facts: Vec<Facts>,
+    servers: Vec<String>,
+    rotation: Duration,
+}
+
+impl SavedCertificates {
+    pub fn resume(self) -> std::io::Result<Certificates> {
+        let SavedCertificates { sealed, facts, servers, rotation } = self;
+        Ok(Certificates { sealed: sealed.copy()?, facts, servers, rotation })
+    }
+}
+
 impl Certificates {
+    pub fn save(&self, luggage: &mut Luggage) -> std::io::Result<SavedCertificates> {
+        Ok(SavedCertificates {
+            sealed: luggage.put(&self.sealed)?,
+            facts: self.facts.clone(),
+            servers: self.servers.clone(),
+            rotation: self.rotation,
+        })
+    }
+
     /// Reads and checks all that `config` names; nothing if no server has TLS. Blocks.
     pub fn read(config: &Config) -> Result<Option<Certificates>, Failure> {
         let mut servers = Vec::new();

@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::Certificates;
 use crate::control::secrets::{self, SecretError, ServerTickets, TicketKey, TicketKeys};
+use crate::master::resume::{Fd, Luggage};
 
 #[derive(Debug)]
 pub struct Tickets {
@@ -21,7 +23,29 @@ pub struct Tickets {
     period: Duration,
 }
 
+/// The keys as another program of this process goes on with them.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedTickets {
+    keys: Fd,
+    age: Duration,
+    period: Duration,
+}
+
+impl SavedTickets {
+    pub fn resume(self) -> Result<Tickets, SecretError> {
+        let servers = secrets::open_tickets(self.keys.copy()?)?;
+        let servers = servers.into_iter().map(|tickets| (tickets.server, tickets.keys)).collect();
+        let now = Instant::now();
+        Ok(Tickets { servers, rotated: now.checked_sub(self.age).unwrap_or(now), period: self.period })
+    }
+}
+
 impl Tickets {
+    /// The keys go in the sealed memory that `sealed` is, which must stay open until then.
+    pub fn save(&self, sealed: &OwnedFd, luggage: &mut Luggage) -> std::io::Result<SavedTickets> {
+        Ok(SavedTickets { keys: luggage.put(sealed)?, age: self.rotated.elapsed(), period: self.period })
+    }
+
     pub fn new() -> Tickets {
         Tickets { servers: BTreeMap::new(), rotated: Instant::now(), period: Duration::MAX }
     }

@@ -17,6 +17,11 @@ enum Chance {
     Rollback {
         to: Option<u64>,
     },
+    Restart,
+    /// What a restart waits for comes: the test's result, then another program, or none.
+    TakeOver {
+        how: usize,
+    },
     Shutdown {
         signal: bool,
     },
@@ -58,6 +63,8 @@ fn chance() -> impl Strategy<Value = Chance> {
     prop_oneof![
         4 => (0..5_usize).prop_map(|force| Chance::Reload { force: force == 0 }),
         1 => proptest::option::of(1..10_u64).prop_map(|to| Chance::Rollback { to }),
+        1 => Just(Chance::Restart),
+        4 => (0..4_usize).prop_map(|how| Chance::TakeOver { how }),
         1 => any::<bool>().prop_map(|signal| Chance::Shutdown { signal }),
         4 => prop::option::weighted(0.3, 0..12_u64).prop_map(|one| Chance::Cut { one }),
         6 => (0..10_usize, any::<bool>(), any::<usize>())
@@ -82,6 +89,8 @@ struct World {
     next_set: u64,
     next_caller: u64,
     preparing: Vec<(OpId, Source)>,
+    testing: Vec<OpId>,
+    leaving: Option<OpId>,
     /// What each set is made of.
     contents: BTreeMap<SetId, Arc<SetInfo>>,
     spawning: Vec<Generation>,
@@ -103,6 +112,8 @@ impl World {
             next_set: 1,
             next_caller: 1,
             preparing: Vec::new(),
+            testing: Vec::new(),
+            leaving: None,
             contents: BTreeMap::new(),
             spawning: Vec::new(),
             children: BTreeMap::new(),
@@ -134,6 +145,8 @@ impl World {
             assert!(!self.finished, "{action:?} after the last action");
             match action {
                 Action::Prepare { op, source, .. } => self.preparing.push((op, source)),
+                Action::Test { op } => self.testing.push(op),
+                Action::Leave { op } => assert!(self.leaving.replace(op).is_none(), "told twice to leave"),
                 Action::Spawn { generation, .. } => self.spawning.push(generation),
                 Action::Load { generation, probes: Probes::Skip } => self.will_say(generation, &[ToMaster::Ready]),
                 Action::Load { generation, .. } => self.will_say(generation, &[ToMaster::Proving, ToMaster::Ready]),
@@ -194,6 +207,8 @@ impl World {
             Chance::Rollback { to } => {
                 self.ask(Verb::Rollback, admin(), OpOptions { to: to.map(Generation), ..OpOptions::default() });
             }
+            Chance::Restart => self.ask(Verb::Restart, admin(), OpOptions::default()),
+            Chance::TakeOver { how } => self.take_over(how),
             Chance::Shutdown { signal: true } => {
                 let cause = Cause::Signal { signal: "SIGTERM".into(), sender: 1 };
                 self.ask(Verb::Shutdown, cause, OpOptions::default());
@@ -268,6 +283,26 @@ impl World {
         }
     }
 
+    fn take_over(&mut self, how: usize) {
+        let failure = || Failure::new(Stage::Restart, "x");
+        if let Some(op) = self.testing.pop() {
+            return self.event(Event::Tested { op, result: if how == 0 { Err(failure()) } else { Ok(()) } });
+        }
+        let Some(op) = self.leaving.take() else { return };
+        if !self.state.may_leave(op) || how == 0 {
+            let failure = self.state.may_leave(op).then(failure);
+            return self.event(Event::Stayed { op, failure });
+        }
+        // All that the next program knows is what it can read.
+        let json = serde_json::to_string(&self.state.save(self.now)).unwrap();
+        let outcome = if how == 1 { Err(failure()) } else { Ok(()) };
+        let saved = serde_json::from_str(&json).unwrap();
+        assert!(self.preparing.is_empty() || self.finished || !self.preparing.iter().any(|(one, _)| *one == op));
+        self.preparing.clear();
+        self.state = State::resumed(settings(), BadStart::Exit, saved, &self.contents, outcome).unwrap();
+        self.event(Event::Tick);
+    }
+
     /// The set that comes of `source`: of a few contents that come again and again, so that some are held back.
     fn made(&mut self, source: Source, empty: bool, at: usize) -> Arc<SetInfo> {
         let id = SetId(self.next_set);
@@ -312,6 +347,7 @@ impl World {
             }
             self.happen(Chance::Spawn { ok: true });
             self.happen(Chance::Prepare { ok: true, empty: false, at: 0 });
+            self.happen(Chance::TakeOver { how: 2 });
             self.happen(Chance::Obey { at: round });
             if let Some(deadline) = self.state.next_deadline() {
                 self.now = self.now.max(deadline);
@@ -355,6 +391,7 @@ proptest! {
         for round in 0..2_000 {
             world.happen(Chance::Spawn { ok: true });
             world.happen(Chance::Prepare { ok: true, empty: false, at: 0 });
+            world.happen(Chance::TakeOver { how: 2 });
             world.happen(Chance::Obey { at: round });
             if round % 50 == 0 {
                 world.happen(Chance::Wait { ms: 11_000 });

@@ -3,6 +3,7 @@
 mod cut;
 mod fallback;
 mod histories;
+mod restart;
 mod rollback;
 
 use super::*;

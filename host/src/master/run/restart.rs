@@ -1,0 +1,330 @@
+//! Another program in this process, as the loop has it: testing it with what it would find, laying everything down in an
+//! order in which nothing is lost, and, on the other side, picking it up.
+//!
+//! Nothing is read from a child that is not acted on: its readers stop first, what they have brought goes through the state
+//! machine, then the writers empty their queues. What is not read waits in the kernel for whoever goes on.
+
+use std::os::fd::OwnedFd;
+
+use super::*;
+use crate::master::admin::Admin;
+use crate::master::resume::{self, Answer, Carried, Luggage, Remains, ResumeError, SCHEMA, SavedSet};
+use crate::master::state::BadStart;
+use crate::master::store::Origin;
+use crate::master::tls::SavedCertificates;
+use crate::sys::files::Lock;
+use crate::sys::process::Process;
+
+/// How much of what a refused program printed is quoted.
+const TAIL: u64 = 4096;
+/// How long the queues to the children may take to empty.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// What is laid down, and what must stay open until it is.
+pub(super) struct Packed {
+    memory: OwnedFd,
+    luggage: Luggage,
+    _tickets: OwnedFd,
+}
+
+impl Master {
+    fn pack(&self, admin: &Admin, lock: &Lock) -> io::Result<Packed> {
+        let mut luggage = Luggage::default();
+        let tickets = self.tickets.seal().map_err(io::Error::other)?;
+        let set = |(id, set): (&SetId, &Set)| {
+            let certificates = set.certificates.as_ref().map(|certificates| certificates.save(&mut luggage));
+            Ok(SavedSet {
+                id: *id,
+                record: set.content.record(),
+                held: set.content.held.clone(),
+                listeners: set.listeners.clone(),
+                certificates: certificates.transpose()?,
+            })
+        };
+        let sets = self.sets.iter().map(set).collect::<io::Result<_>>()?;
+        let image = self.before.as_ref().map_or(&self.image, |(image, _)| image);
+        let carried = Carried {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").into(),
+            remains: Remains {
+                config: self.source.config.clone(),
+                state: self.state.save(self.started.elapsed()),
+                sets,
+                next_set: self.next_set,
+                children: self.children.values().map(|child| child.save(&mut luggage)).collect::<io::Result<_>>()?,
+                with_tickets: self.with_tickets.iter().copied().collect(),
+                tickets: self.tickets.save(&tickets, &mut luggage)?,
+                ended: self.ended.save(),
+                past: self.past.iter().map(|(generation, load)| (*generation, *load)).collect(),
+                image: luggage.put(image)?,
+            },
+            listeners: self.listeners.save(&mut luggage)?,
+            admin: admin.save(&mut luggage)?,
+            lock: luggage.put(lock)?,
+        };
+        Ok(Packed { memory: carried.seal()?, luggage, _tickets: tickets })
+    }
+
+    /// Has the program at the configured path say whether it could take over.
+    pub(super) fn test(&mut self, op: OpId, admin: &Admin, lock: &Lock) -> Option<Exit> {
+        let result = self.begin_test(op, admin, lock);
+        result.err().and_then(|failure| self.handle(Event::Tested { op, result: Err(failure) }))
+    }
+
+    fn begin_test(&mut self, op: OpId, admin: &Admin, lock: &Lock) -> Result<(), Failure> {
+        let Some(path) = self.binary.clone() else {
+            return Err(Failure::new(Stage::Restart, "restart: `baton dev` runs as it was started")
+                .hint("end it and start it again; a reload needs no restart"));
+        };
+        let refused = |error: io::Error| resume::refusal(&path, &error.to_string());
+        let image = Image::open(&path).map_err(refused)?;
+        let packed = self.pack(admin, lock).map_err(refused)?;
+        let output = process::output_file(c"baton-test").map_err(refused)?;
+        let tester = process::spawn(resume::test_spec(&image, &packed.memory, &output))
+            .map_err(|error| resume::refusal(&path, &format!("it cannot be run: {error}")))?;
+        let tester = Tester(tester);
+        self.tested = Some((op, image));
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let result =
+                tester.verdict(&output).await.map_err(|(why, output)| resume::refusal(&path, &why).detail(output));
+            // The loop is gone only when the master ends.
+            let _ = events.send(Event::Tested { op, result }).await;
+        });
+        Ok(())
+    }
+
+    /// Lets the tested program take over. Answers only if it has not.
+    pub(super) async fn leave(
+        &mut self,
+        op: OpId,
+        admin: &mut Admin,
+        lock: &Lock,
+        events: &mut mpsc::Receiver<Event>,
+        requests: &mut mpsc::Receiver<Request>,
+    ) -> Option<Exit> {
+        let mut exit = None;
+        {
+            // Answers that are under way may need the loop.
+            let mut paused = std::pin::pin!(admin.pause());
+            loop {
+                tokio::select! {
+                    () = &mut paused => break,
+                    Some(request) = requests.recv() => exit = exit.or(self.request(request)),
+                }
+            }
+        }
+        self.finish_files().await;
+        let readers: Vec<_> = self.children.values_mut().map(Child::stop_reading).collect();
+        let mut brought = Vec::new();
+        {
+            let mut stopped = std::pin::pin!(async {
+                for reader in readers {
+                    // One that panicked has said so; what it had read is lost with it either way.
+                    let _ = reader.await;
+                }
+            });
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(event) = events.recv() => brought.push(event),
+                    () = &mut stopped => break,
+                }
+            }
+        }
+        while let Ok(event) = events.try_recv() {
+            brought.push(event);
+        }
+        for event in brought {
+            exit = exit.or(self.handle(event));
+        }
+        let failure = match (&exit, self.state.may_leave(op)) {
+            (None, true) => match self.flush().await {
+                Ok(()) => Some(self.change(op, admin, lock)),
+                Err(failure) => Some(failure),
+            },
+            _ => None,
+        };
+        self.go_on(admin);
+        exit.or(self.handle(Event::Stayed { op, failure }))
+    }
+
+    /// Waits until the store is left alone and all notes are written.
+    async fn finish_files(&self) {
+        let (store, notebook) = (self.store.clone(), self.notebook.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            let _store = store.lock().unwrap_or_else(PoisonError::into_inner);
+            notebook.write();
+        });
+        if let Err(error) = written.await {
+            tracing::error!("failed to write what the next start shall know: {error}");
+        }
+    }
+
+    /// Empties the queues to the children.
+    async fn flush(&mut self) -> Result<(), Failure> {
+        let writers: Vec<_> = self.children.values_mut().map(Child::stop_writing).collect();
+        let all = async {
+            for writer in writers {
+                // As with the readers.
+                let _ = writer.await;
+            }
+        };
+        tokio::time::timeout(FLUSH, all).await.map_err(|_| {
+            let text = format!("restart: a child has not taken its messages within {FLUSH:?}");
+            Failure::new(Stage::Restart, text).hint("is one stopped or stuck? see `baton status`")
+        })
+    }
+
+    /// Comes back only if it failed.
+    fn change(&mut self, op: OpId, admin: &Admin, lock: &Lock) -> Failure {
+        let path = self.binary.clone().unwrap_or_default();
+        let Some((_, program)) = self.tested.take().filter(|(tested, _)| *tested == op) else {
+            return resume::refusal(&path, "it was not tested");
+        };
+        let error = match self.pack(admin, lock) {
+            Ok(Packed { memory, luggage, _tickets }) => {
+                tracing::info!(binary = %path.display(), "server restarting");
+                crate::telemetry::flush();
+                resume::hand_over(&program, &self.image, &memory, luggage)
+            }
+            Err(error) => error,
+        };
+        resume::refusal(&path, &format!("it cannot be run: {error}"))
+    }
+
+    /// All as before.
+    fn go_on(&mut self, admin: &mut Admin) {
+        for (generation, child) in &mut self.children {
+            if let Err(error) = child.go_on(self.events.clone()) {
+                tracing::error!(generation = generation.0, "failed to go on with a child: {error}; killing it");
+                if let Err(error) = child.kill() {
+                    tracing::error!(generation = generation.0, "failed to kill: {error}");
+                }
+            }
+        }
+        if let Err(error) = admin.go_on() {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+/// A program under test. It does not outlive its test.
+struct Tester(Process);
+
+impl Tester {
+    /// Why it could not take over, with what it printed.
+    async fn verdict(self, output: &std::fs::File) -> Result<(), (String, String)> {
+        let failed = |error: io::Error| (error.to_string(), String::new());
+        let pidfd = self.0.pidfd.try_clone().map_err(failed)?;
+        let ended = readiness::register(pidfd, Interest::READABLE).map_err(failed)?;
+        let in_time = tokio::time::timeout(resume::PATIENCE, ended.readable()).await.is_ok();
+        if !in_time {
+            self.0.signal(Signal::SIGKILL).map_err(failed)?;
+            ended.readable().await.map_err(failed)?.retain_ready();
+        }
+        let exit = self.0.try_wait().map_err(failed)?;
+        let printed = process::tail(output, TAIL).map_err(failed)?;
+        match exit {
+            _ if !in_time => Err((format!("it did not answer within {:?}", resume::PATIENCE), printed)),
+            Some(process::ExitKind::Code(0)) => match Answer::find(&printed) {
+                Some(Answer { version, schema, protocols }) => {
+                    tracing::info!(version, schema, ?protocols, "the new binary can take over");
+                    Ok(())
+                }
+                None => Err(("it is no baton that can take over: it did not say so".into(), printed)),
+            },
+            Some(exit) => Err((format!("its test ended with {exit}{}", last_line(&printed)), printed)),
+            None => Err(("it cannot be waited for".into(), printed)),
+        }
+    }
+}
+
+impl Drop for Tester {
+    fn drop(&mut self) {
+        // One that was reaped is signalled no more; one that cannot be is left to init.
+        if self.0.signal(Signal::SIGKILL).is_ok() {
+            self.0.try_wait().ok();
+        }
+    }
+}
+
+/// What it said last is what it ended for.
+fn last_line(printed: &str) -> String {
+    match printed.lines().rev().find(|line| !line.trim().is_empty()) {
+        Some(line) => format!(": {}", line.trim().trim_start_matches("baton: ")),
+        None => String::new(),
+    }
+}
+
+/// What the program before has left, as this one's.
+pub(super) struct PickedUp {
+    pub sets: BTreeMap<SetId, Set>,
+    pub next_set: u64,
+    pub state: State,
+    pub children: HashMap<Generation, Child>,
+    pub with_tickets: BTreeSet<Generation>,
+    pub tickets: Tickets,
+    pub ended: Counts,
+    pub past: BTreeMap<Generation, Load>,
+    pub before: Option<(Image, BTreeSet<SetId>)>,
+    pub started: Instant,
+}
+
+impl PickedUp {
+    /// Nobody was here before.
+    pub fn nothing(state: State, sets: BTreeMap<SetId, Set>) -> PickedUp {
+        PickedUp {
+            next_set: sets.len() as u64 + 1,
+            sets,
+            state,
+            children: HashMap::new(),
+            with_tickets: BTreeSet::new(),
+            tickets: Tickets::new(),
+            ended: Counts::default(),
+            past: BTreeMap::new(),
+            before: None,
+            started: Instant::now(),
+        }
+    }
+}
+
+/// Picks up all that has no file of its own to go with it.
+pub(super) fn pick_up(
+    carried: Remains,
+    outcome: Result<(), Failure>,
+    store: &Store,
+    bad_start: BadStart,
+    events: &mpsc::Sender<Event>,
+) -> Result<PickedUp, ResumeError> {
+    let mut sets = BTreeMap::new();
+    for SavedSet { id, record, held, listeners, certificates } in carried.sets {
+        let content = Content::recall(store, record, Origin::ThisProcess).map_err(ResumeError::Set)?;
+        let content = Arc::new(Content { held, ..content });
+        let certificates = certificates.map(SavedCertificates::resume).transpose()?;
+        sets.insert(id, Set { content, listeners, certificates });
+    }
+    let infos: BTreeMap<_, _> = sets.iter().map(|(id, set)| (*id, Arc::new(set.content.info(*id)))).collect();
+    let mut children = HashMap::new();
+    for saved in &carried.children {
+        let (generation, child) = Child::resume(saved, events.clone())?;
+        children.insert(generation, child);
+    }
+    let elapsed = carried.state.now();
+    let settings = Settings::of(&carried.config);
+    let state = State::resumed(settings, bad_start, carried.state, &infos, outcome)
+        .map_err(|error| ResumeError::Broken(error.to_string()))?;
+    let now = Instant::now();
+    Ok(PickedUp {
+        before: Some((Image::from(carried.image.copy()?), sets.keys().copied().collect())),
+        sets,
+        next_set: carried.next_set,
+        state,
+        children,
+        with_tickets: carried.with_tickets.into_iter().collect(),
+        tickets: carried.tickets.resume().map_err(io::Error::other)?,
+        ended: Counts::resume(&carried.ended),
+        past: carried.past.into_iter().collect(),
+        started: now.checked_sub(elapsed).unwrap_or(now),
+    })
+}

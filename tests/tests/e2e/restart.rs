@@ -1,0 +1,210 @@
+//! Restart in place: the same process, ports and connections under the binary that is installed now; and every binary that
+//! cannot take over, found out before or after, leaves what serves as it was.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+
+use baton_tests::http::Connection;
+use baton_tests::load::{Load, Plan};
+use baton_tests::server::{Server, Setup, answered_by};
+use baton_tests::status::Report;
+use baton_tests::{artifacts, process, wait};
+use nix::sys::signal::Signal;
+
+use crate::slow_request;
+
+/// Restarts by the command line; the report.
+#[track_caller]
+fn restart(server: &Server) -> Report {
+    let outcome = server.cli(&["restart", "--json"]);
+    outcome.assert_code(0);
+    let report: Report = outcome.json();
+    assert_eq!((report.verb.as_str(), report.result.as_str()), ("restart", "switched"), "{report:#?}");
+    report
+}
+
+/// A restart that must be refused with these words; all is as before, and a reload still works.
+#[track_caller]
+fn refused(server: &Server, words: &str) -> Report {
+    let before = server.serving();
+    let outcome = server.cli(&["restart", "--json"]);
+    outcome.assert_code(1);
+    let report: Report = outcome.json();
+    let error = report.error.clone().unwrap_or_default();
+    assert!(report.result == "refused" && error.contains(words), "{report:#?}");
+    assert_eq!((report.stage.as_deref(), report.serving), (Some("restart"), Some(before.generation)), "{report:#?}");
+    assert_eq!(server.probe().1, before.pid.expect("it has a process"), "the old code serves on");
+    assert_eq!(server.status().pid, server.pid());
+    report
+}
+
+/// Puts another file where the server's program was, in one step.
+fn replace_program(server: &Server, with: &Path) {
+    let partial = server.bench.path().join("partial");
+    fs::copy(with, &partial).expect("failed to copy a program");
+    fs::set_permissions(&partial, fs::Permissions::from_mode(0o755)).expect("failed to make it executable");
+    fs::rename(&partial, server.bench.program()).expect("failed to rename a program");
+}
+
+#[test]
+fn a_restart_keeps_the_pid_the_ports_and_every_connection() {
+    let server = Setup::probe("v1").own_program().start();
+    let (pid, old, addr) = (server.pid(), server.worker(), server.addr());
+    let admin = server.status().admin;
+    let listening = process::listening(pid);
+    let mut idle = server.connect();
+    assert_eq!(answered_by(&idle.request("GET", "/").unwrap()).1, old);
+    let mut busy = slow_request(&server, 700);
+    replace_program(&server, &artifacts::baton());
+    server.bench.install("probe", &artifacts::probe("v2"));
+    let report = restart(&server);
+    let status = server.status();
+    assert_eq!((status.pid, server.addr(), &status.admin), (pid, addr, &admin));
+    assert_eq!(process::listening(pid), listening, "the very same sockets");
+    assert_eq!((report.from, report.generation, status.switches), (Some(1), Some(2), 2));
+    let (version, new) = answered_by(&idle.request("GET", "/").unwrap());
+    assert_eq!(version, "v2", "the idle connection went on to the new code");
+    assert_eq!(process::stat(new).map(|stat| stat.parent), Some(pid));
+    assert_eq!(answered_by(&busy.receive().unwrap()).1, old, "the old code finished its request");
+    server.wait_drained();
+    let drain = server.status().operation(report.op).and_then(|report| report.drain.clone()).expect("it drained");
+    assert_eq!((drain.lost, server.status().crashes), (0, 0));
+    let zombies = process::children(pid).into_iter().filter(|stat| stat.is_zombie()).count();
+    assert_eq!(zombies, 0);
+}
+
+#[test]
+fn usr2_and_the_admin_url_restart_too_and_descriptors_do_not_grow() {
+    let mut server = Setup::probe("v1").own_program().start();
+    restart(&server);
+    let fds = server.wait_drained().master_fds;
+    for round in 0..4 {
+        let last = server.status().last_op();
+        if round % 2 == 0 {
+            server.signal(Signal::SIGUSR2);
+        } else {
+            let response = server.admin("POST", "/debug/admin/restart");
+            assert_eq!(response.status, 202, "{response:?}");
+            let report: Report = serde_json::from_slice(&response.body).unwrap();
+            assert_eq!((report.op, report.result.as_str()), (last + 1, "running"));
+        }
+        server.wait_for("the report of the restart", |status| {
+            status.operation(last + 1).is_some_and(|report| report.result == "switched" && report.verb == "restart")
+        });
+        // A connection to the admin socket may be among those that are counted.
+        server.wait_drained();
+        server.wait_for("as many descriptors as before", |status| status.master_fds <= fds);
+    }
+    assert_eq!(server.status().pid, server.pid());
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait_end(wait::LONG).code(), Some(0));
+    assert!(!server.socket().exists(), "the last program takes the socket away");
+}
+
+#[test]
+fn restarts_under_the_torture_lose_nothing() {
+    let server = Setup::probe("v1").own_program().start();
+    let load = Load::start(Plan::torture(server.addr(), 24));
+    for _ in 0..3 {
+        let sent = load.tally().answered();
+        load.wait_for_requests(sent + 200);
+        load.mark();
+        restart(&server);
+    }
+    let sent = load.tally().answered();
+    load.wait_for_requests(sent + 200);
+    let tally = load.stop();
+    tally.assert_nothing_lost();
+    assert_eq!(tally.closed_announced() + tally.closed_unannounced(), 0, "{tally}");
+    assert!(tally.answered_by.len() >= 4 && tally.connections_across > 0, "this run proves nothing: {tally}");
+    let status = server.wait_drained();
+    assert_eq!((status.crashes, status.pid), (0, server.pid()));
+}
+
+#[test]
+fn a_binary_that_cannot_take_over_is_refused_before_anything_is_touched() {
+    let server = Setup::probe("v1").own_program().env("BATON_IMPOSTOR", "hang").start();
+    let text = server.bench.path().join("text");
+    fs::write(&text, "no program\n").unwrap();
+    replace_program(&server, &text);
+    refused(&server, "cannot be run");
+    replace_program(&server, Path::new("/bin/false"));
+    refused(&server, "exit code 1");
+    replace_program(&server, Path::new("/bin/true"));
+    refused(&server, "no baton");
+    replace_program(&server, &artifacts::own_binary("impostor"));
+    refused(&server, "did not answer");
+    assert_eq!(process::children(server.pid()).len(), 1, "what was tested is gone");
+    fs::remove_file(server.bench.program()).unwrap();
+    refused(&server, "No such file");
+    replace_program(&server, &artifacts::baton());
+    restart(&server);
+}
+
+#[test]
+fn a_configuration_that_the_new_master_could_not_run_refuses_the_restart() {
+    let server = Setup::probe("v1").own_program().start();
+    server.bench.configure("nonsense = 1\n");
+    refused(&server, "nonsense");
+    server.bench.configure("");
+    restart(&server);
+}
+
+/// With a binary that passes its test and then meets a pipe in place of its configuration.
+fn with_a_late_failure() -> (Server, fs::File) {
+    let setup = Setup::probe("v1").own_program();
+    setup.bench().configure("");
+    let config = setup.bench().path().join("baton.toml");
+    let setup = setup
+        .env("BATON_IMPOSTOR", "late")
+        .env("BATON_IMPOSTOR_CONFIG", config.to_str().expect("a path in UTF-8"))
+        .env("BATON_REAL", artifacts::baton().to_str().expect("a path in UTF-8"));
+    let server = setup.start();
+    replace_program(&server, &artifacts::own_binary("impostor"));
+    server.signal(Signal::SIGUSR2);
+    wait::until("the new program to be about to fail", wait::LONG, || {
+        fs::metadata(&config).is_ok_and(|meta| meta.file_type().is_fifo()).then_some(())
+    });
+    // Waits until the new program reads it. What comes back finds the configuration as it was.
+    let pipe = OpenOptions::new().write(true).open(&config).expect("failed to open the pipe");
+    let partial = server.bench.path().join("partial.toml");
+    fs::write(&partial, "").expect("failed to write the configuration");
+    fs::rename(&partial, &config).expect("failed to rename the configuration");
+    (server, pipe)
+}
+
+/// The old program has the process again, and says why.
+fn is_back(server: &Server, before: i32, why: &str) {
+    let status = server.wait_for("the old program to be back", |status| {
+        status.operation(2).is_some_and(|report| report.verb == "restart" && report.result == "refused")
+    });
+    let report = status.operation(2).expect("it was there a moment ago");
+    assert!(report.error.as_ref().is_some_and(|error| error.contains(why)), "{report:#?}");
+    assert_eq!((status.pid, report.serving, status.crashes), (server.pid(), Some(1), 0));
+    assert_eq!(status.generations.last().and_then(|first| first.pid), Some(before), "it went on with the same child");
+    server.bench.install("probe", &artifacts::probe("v2"));
+    server.switch();
+    assert_eq!(server.probe().0, "v2", "and reloads work");
+}
+
+#[test]
+fn a_program_that_fails_while_it_takes_over_gives_the_process_back() {
+    let (server, mut pipe) = with_a_late_failure();
+    pipe.write_all(b"nonsense = 1\n").unwrap();
+    drop(pipe);
+    let before = process::children(server.pid())[0].pid;
+    is_back(&server, before, "ended");
+}
+
+#[test]
+fn a_program_that_hangs_while_it_takes_over_loses_the_process_again() {
+    let (server, pipe) = with_a_late_failure();
+    let before = process::children(server.pid())[0].pid;
+    let addr = *process::listening(before).keys().next().expect("its child listens");
+    let mut idle = Connection::open(addr).expect("its child serves on meanwhile");
+    assert_eq!(answered_by(&idle.request("GET", "/").unwrap()).1, before);
+    is_back(&server, before, "did not take over");
+    drop(pipe);
+}
