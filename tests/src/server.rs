@@ -284,7 +284,8 @@ impl Setup {
         } else {
             artifacts::baton()
         };
-        command.arg(program).args(&self.verb);
+        // Tests may run under nohup(1), and the server keeps to what it inherits.
+        command.args(["env", "--default-signal=HUP"]).arg(program).args(&self.verb);
         command.args(["--name", &self.name]);
         for address in &self.listen {
             command.args(["--listen", address]);

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use baton_tests::load::{Class, Load, Plan, Tally};
 use baton_tests::server::{Server, Setup, Workbench, answered_by};
+use baton_tests::status::Status;
 use baton_tests::tls::{Authority, Client, DAY, Version};
 use baton_tests::{artifacts, http, http2, wait};
 
@@ -406,4 +407,27 @@ fn a_handshake_that_a_reload_meets_is_served_to_its_first_answer() {
     let answer = connection.request("GET", "/").expect("the first request was lost");
     assert_eq!((answered_by(&answer), answer.close), (("v1".into(), old), true));
     assert_eq!(connection.read_to_close().expect("the end of TLS was not said"), b"");
+}
+
+#[test]
+fn a_connection_leaves_http_over_tls_as_over_a_clear_one() {
+    let authority = Authority::new();
+    let setup = Setup::new().plugin("upgrade", &artifacts::plugin("upgrade")).config(&one_server(&["a"]));
+    authority.issue(&["a.example"]).write(setup.bench().path(), "a");
+    let server = setup.start();
+    let client = authority.client(Version::V13).asking("a.example");
+    let (mut connection, _) = client.connect(server.addr()).expect("failed to connect");
+    let wish = [("connection", "Upgrade"), ("upgrade", "raw")];
+    connection.send("GET", "/raw", &wish, b"").expect("failed to send");
+    let upgraded = |status: &Status| status.serving().is_some_and(|serving| serving.load.upgraded == 1);
+    server.wait_for("the connection to be upgraded", upgraded);
+    let old = server.worker();
+    server.switch();
+    // Behind the 101, which this client skips, comes what the plugin sends back as it came.
+    connection.write(b"HTTP/1.1 299 Mine\r\ncontent-length: 2\r\n\r\nhi").expect("failed to send");
+    let echoed = connection.receive().expect("no echo");
+    assert_eq!((echoed.status, echoed.text().as_str()), (299, "hi"));
+    assert!(server.status().living().any(|one| one.pid == Some(old)), "it stays with the old process");
+    drop(connection);
+    server.wait_drained();
 }
