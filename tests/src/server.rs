@@ -284,8 +284,8 @@ impl Setup {
         } else {
             artifacts::baton()
         };
-        // Tests may run under nohup(1), and the server keeps to what it inherits.
-        command.args(["env", "--default-signal=HUP"]).arg(program).args(&self.verb);
+        // Tests may run under nohup(1) or in the background of a script, and the server keeps to what it inherits.
+        command.args(["env", "--default-signal=HUP,INT,QUIT"]).arg(program).args(&self.verb);
         command.args(["--name", &self.name]);
         for address in &self.listen {
             command.args(["--listen", address]);
