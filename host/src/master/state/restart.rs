@@ -104,8 +104,8 @@ impl State {
 
     /// What is to serve since nothing does comes first; then again from the test on.
     pub(super) fn restart_gives_way(&mut self) {
-        let restarts =
-            |running: &mut Running| matches!(running.stage, RunStage::Testing | RunStage::Tested | RunStage::Leaving);
+        // One that was told to leave says first that it stays: it finds the unrest itself.
+        let restarts = |running: &mut Running| matches!(running.stage, RunStage::Testing | RunStage::Tested);
         if self.fallback.is_none() {
             return;
         }
