@@ -331,7 +331,7 @@ pub struct Waiting {
 pub enum Wait {
     /// The new code serves
     Switched,
-    /// And its probation is over ([probation] window): without one, at once
+    /// And its probation is over (probation.window): without one, at once
     Settled,
     /// The old code has ended
     Drained,

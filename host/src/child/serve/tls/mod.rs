@@ -1,7 +1,7 @@
 //! TLS on a worker's side: what each server needs to speak it, made out of the secrets that the master sent. It reads no file
 //! and makes no key, so that all generations are the same to a client that comes back.
 //!
-//! [`handshake`] makes a clear stream a secure one; from there on `serve::h1` drives it as any other, in the form that is not
+//! [`mod@handshake`] makes a clear stream a secure one; from there on `serve::h1` drives it as any other, in the form that is not
 //! handed over: what a session has negotiated cannot move to another process.
 
 mod handshake;
