@@ -5,31 +5,33 @@
 
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use baton_plugin_api::abi::{
-    BODY_EMPTY, BODY_FULL, BODY_STREAM, FACT_AUTHORITY, FACT_LOCAL, FACT_ORIGINAL_TARGET, FACT_PEER, FACT_PREFIX,
-    FACT_SCHEME, FACT_SERVER, FACT_TLS_ALPN, FACT_TLS_CIPHER, FACT_TLS_SNI, FACT_TLS_VERSION, FRAME_DATA, FRAME_END,
-    FRAME_ERROR, FRAME_TRAILERS, FfiBody, FfiBodyVtable, FfiBytes, FfiContext, FfiFrame, FfiFuture, FfiSizeHint,
-    HeaderRef, PANICKED, PENDING, READY, RequestHead, RequestHeadVtable, ResponseHead, ResponseSink, SENSITIVE, Slice,
+    FACT_AUTHORITY, FACT_LOCAL, FACT_ORIGINAL_TARGET, FACT_PEER, FACT_PREFIX, FACT_SCHEME, FACT_SERVER, FACT_TLS_ALPN,
+    FACT_TLS_CIPHER, FACT_TLS_SNI, FACT_TLS_VERSION, FfiBody, FfiContext, FfiFuture, HeaderRef, PANICKED, PENDING,
+    READY, RequestHead, RequestHeadVtable, ResponseHead, ResponseSink, SENSITIVE, Slice,
 };
-use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, request};
-use http_body::{Frame, SizeHint};
 use hyper::body::{Body as _, Incoming};
 
 use super::plugin::Plugin;
 use super::route::{self, Stripped};
 use super::serve::conn::Conn;
-use super::serve::exchange::{Answering, Exchange, Receiving};
+use super::serve::exchange::Exchange;
 use super::serve::upgrade::{Offer, Wish};
 
+mod body;
 mod stream;
+mod trailers;
+mod upload;
 
+pub use body::{Body, BodyError};
 pub use stream::UPGRADE;
+
+use upload::lend_body;
 
 // ---- the request's head ----
 
@@ -182,123 +184,6 @@ fn quietly(run: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(run)).is_err() {
         tracing::error!("a panic of the host was stopped at the plugin boundary");
     }
-}
-
-// ---- the request's body ----
-
-/// What a handler is told of a body above `limits.body_size`.
-const TOO_LARGE: &str = "the request body is larger than allowed";
-
-/// What the plugin's [`FfiBody`] stands for. The order of the fields is the order of their drops.
-struct Upload {
-    incoming: Incoming,
-    /// How much may still come.
-    left: u64,
-    receiving: Receiving,
-}
-
-static UPLOAD: FfiBodyVtable = FfiBodyVtable { poll_frame: upload_poll, size_hint: upload_hint, drop: upload_drop };
-
-#[inline]
-fn lend_body(incoming: Incoming, exchange: &Exchange) -> FfiBody {
-    if incoming.is_end_stream() {
-        return FfiBody::EMPTY;
-    }
-    let receiving = Receiving::new(exchange.clone());
-    let upload = Box::new(Upload { incoming, left: receiving.limit(), receiving });
-    FfiBody { kind: BODY_STREAM, bytes: FfiBytes::EMPTY, data: Box::into_raw(upload).cast(), vtable: &UPLOAD }
-}
-
-unsafe extern "C" fn upload_poll(data: *mut c_void, cx: *const FfiContext, out: *mut FfiFrame) -> u32 {
-    let polled = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: `lend_body` made `data`; the plugin polls it from one thread at a time.
-        let upload = unsafe { &mut *data.cast::<Upload>() };
-        // SAFETY: the context is lent for this poll.
-        let cx = unsafe { &*cx };
-        let (polled, len) = cx.with_waker(|waker| {
-            let polled = Pin::new(&mut upload.incoming).poll_frame(&mut Context::from_waker(waker));
-            let len = match &polled {
-                Poll::Ready(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
-                _ => 0,
-            };
-            upload.receiving.note_poll(polled.is_pending().then_some(waker), len);
-            (polled, len)
-        });
-        match upload.left.checked_sub(len as u64) {
-            Some(left) => {
-                upload.left = left;
-                if matches!(polled, Poll::Ready(Some(Err(_)))) {
-                    upload.receiving.spoiled();
-                }
-                polled.map_err(|error| error.to_string())
-            }
-            None => {
-                // From now on nothing fits.
-                upload.left = 0;
-                upload.receiving.refuse();
-                Poll::Ready(Some(Err(TOO_LARGE.into())))
-            }
-        }
-    }));
-    let frame = match polled {
-        Err(_) => return PANICKED,
-        Ok(Poll::Pending) => return PENDING,
-        Ok(Poll::Ready(frame)) => frame,
-    };
-    let frame = match frame {
-        None => FfiFrame::END,
-        Some(Err(error)) => FfiFrame { kind: FRAME_ERROR, bytes: Bytes::from(error).into() },
-        Some(Ok(frame)) => match frame.into_data() {
-            Ok(data) => FfiFrame { kind: FRAME_DATA, bytes: data.into() },
-            Err(frame) => match frame.into_trailers() {
-                Ok(trailers) => FfiFrame { kind: FRAME_TRAILERS, bytes: write_trailers(&trailers).into() },
-                // hyper has no third kind.
-                Err(_) => FfiFrame { kind: FRAME_DATA, bytes: FfiBytes::EMPTY },
-            },
-        },
-    };
-    // SAFETY: `out` is the caller's room for one frame.
-    unsafe { out.write(frame) };
-    READY
-}
-
-unsafe extern "C" fn upload_hint(data: *const c_void) -> FfiSizeHint {
-    // SAFETY: as in `upload_poll`.
-    let hint = unsafe { &*data.cast::<Upload>() }.incoming.size_hint();
-    FfiSizeHint { lower: hint.lower(), upper: hint.upper().unwrap_or(u64::MAX) }
-}
-
-unsafe extern "C" fn upload_drop(data: *mut c_void) {
-    quietly(|| {
-        // SAFETY: the box of `lend_body`; the contract of the table is one call.
-        drop(unsafe { Box::from_raw(data.cast::<Upload>()) });
-    });
-}
-
-fn write_trailers(trailers: &HeaderMap) -> Bytes {
-    let mut lines = Vec::new();
-    for (name, value) in trailers {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            lines.extend_from_slice(part);
-        }
-    }
-    lines.into()
-}
-
-/// Trailers from lines `name: value\r\n`; nothing if any of them is not valid.
-fn read_trailers(lines: &[u8]) -> Option<HeaderMap> {
-    let mut trailers = HeaderMap::new();
-    for line in lines.split(|byte| *byte == b'\n') {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if line.is_empty() {
-            continue;
-        }
-        let colon = line.iter().position(|byte| *byte == b':')?;
-        let name = HeaderName::from_bytes(&line[..colon]).ok()?;
-        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).ok()?;
-        trailers.try_append(name, value).ok()?;
-    }
-    Some(trailers)
 }
 
 // ---- the call ----
@@ -505,134 +390,6 @@ fn intern(value: &[u8]) -> Option<HeaderValue> {
     COMMON.iter().find(|common| *common == value).cloned()
 }
 
-// ---- the response's body ----
-
-/// A response's body, as hyper pulls it. Its last field keeps the request counted until it is dropped.
-pub struct Body {
-    kind: Kind,
-    answering: Option<Answering>,
-}
-
-enum Kind {
-    Empty,
-    Full(Bytes),
-    Stream { body: FfiBody, plugin: &'static Plugin },
-}
-
-/// Why a response broke off. hyper then ends the connection, and the client sees that it is not whole.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyError {
-    #[error("failed to go on with the response of plugin {plugin}: {text}")]
-    Failed { plugin: &'static str, text: String },
-    #[error("failed to go on with the response of plugin {plugin}: it panicked")]
-    Panicked { plugin: &'static str },
-    #[error("failed to go on with the response of plugin {plugin}: its trailers are not valid")]
-    Trailers { plugin: &'static str },
-}
-
-impl Body {
-    const EMPTY: Body = Body { kind: Kind::Empty, answering: None };
-
-    pub fn from_static(text: &'static str) -> Body {
-        Body { kind: Kind::Full(Bytes::from_static(text.as_bytes())), answering: None }
-    }
-
-    /// Keeps the request counted as long as this body lives.
-    #[inline]
-    pub fn hold(&mut self, answering: Answering) {
-        self.answering = Some(answering);
-    }
-
-    #[inline]
-    fn import(mut body: FfiBody, plugin: &'static Plugin) -> Result<Body, BadResponse> {
-        let kind = match body.kind {
-            BODY_EMPTY => Kind::Empty,
-            BODY_FULL => {
-                let bytes = Bytes::from(std::mem::replace(&mut body.bytes, FfiBytes::EMPTY));
-                if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes) }
-            }
-            BODY_STREAM if !body.vtable.is_null() => Kind::Stream { body, plugin },
-            _ => return Err(BadResponse::Body),
-        };
-        Ok(Body { kind, answering: None })
-    }
-
-    fn exact_len(&self) -> Option<u64> {
-        http_body::Body::size_hint(self).exact()
-    }
-
-    fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Kind::Stream { body, plugin } = &mut self.kind else { return Poll::Ready(None) };
-        let plugin = plugin.name();
-        let mut frame = FfiFrame::END;
-        let ffi_cx = FfiContext::lend(cx.waker());
-        // SAFETY: a stream's table is a static of the plugin; the body has not ended (it is dropped when it does) and is
-        // polled from one thread at a time; context and frame are lent for the call.
-        let polled = unsafe { ((*body.vtable).poll_frame)(body.data, &raw const ffi_cx, &raw mut frame) };
-        let result = match (polled, frame.kind) {
-            (PENDING, _) => return Poll::Pending,
-            (READY, FRAME_DATA) => return Poll::Ready(Some(Ok(Frame::data(frame.bytes.into())))),
-            (READY, FRAME_TRAILERS) => match read_trailers(frame.bytes.as_slice()) {
-                Some(trailers) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
-                None => Some(Err(BodyError::Trailers { plugin })),
-            },
-            (READY, FRAME_END) => None,
-            (READY, _) => {
-                let text = String::from_utf8_lossy(frame.bytes.as_slice()).into_owned();
-                Some(Err(BodyError::Failed { plugin, text }))
-            }
-            (_, _) => Some(Err(BodyError::Panicked { plugin })),
-        };
-        self.kind = Kind::Empty;
-        if let Some(Err(error)) = &result {
-            tracing::error!("{error}");
-        }
-        Poll::Ready(result)
-    }
-}
-
-impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    #[inline]
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.kind {
-            Kind::Empty => Poll::Ready(None),
-            Kind::Full(bytes) => {
-                let bytes = std::mem::take(bytes);
-                self.kind = Kind::Empty;
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
-            }
-            Kind::Stream { .. } => self.poll_stream(cx),
-        }
-    }
-
-    #[inline]
-    fn is_end_stream(&self) -> bool {
-        matches!(self.kind, Kind::Empty)
-    }
-
-    #[inline]
-    fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Empty => SizeHint::with_exact(0),
-            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Stream { body, .. } => {
-                // SAFETY: as in `poll_stream`.
-                let FfiSizeHint { lower, upper } = unsafe { ((*body.vtable).size_hint)(body.data) };
-                let mut hint = SizeHint::new();
-                hint.set_lower(lower);
-                if upper != u64::MAX {
-                    // A hint that contradicts itself is none.
-                    hint.set_upper(upper.max(lower));
-                }
-                hint
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -646,17 +403,5 @@ mod tests {
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), 12_000);
-    }
-
-    #[test]
-    fn trailers_cross_as_lines() {
-        let mut trailers = HeaderMap::new();
-        trailers.append("x-sum", HeaderValue::from_static("abc"));
-        trailers.append("x-sum", HeaderValue::from_static("def"));
-        let lines = write_trailers(&trailers);
-        assert_eq!(lines, "x-sum: abc\r\nx-sum: def\r\n");
-        assert_eq!(read_trailers(&lines), Some(trailers));
-        assert_eq!(read_trailers(b"no colon\r\n"), None);
-        assert_eq!(read_trailers(b"bad name: x\r\n"), None);
     }
 }

@@ -1,0 +1,200 @@
+//! Addresses come and go as a configuration says, and what is there already is kept.
+
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use super::*;
+use crate::config::Mode;
+
+fn config(listen: &[&str]) -> Config {
+    Config { server: vec![Server::new("a", listen)], ..Config::default() }
+}
+
+fn addresses(listeners: &Listeners, claims: &[Claim]) -> Vec<String> {
+    listeners.status(claims).into_iter().map(|status| status.address).collect()
+}
+
+fn inodes(listeners: &Listeners) -> Vec<u64> {
+    let inode = |listener: &Listener| nix::sys::stat::fstat(&listener.socket).unwrap().st_ino;
+    listeners.open.values().map(inode).collect()
+}
+
+fn keys(claims: &[Claim]) -> BTreeSet<Key> {
+    claims.iter().map(|claim| claim.key.clone()).collect()
+}
+
+/// As if systemd had passed them.
+fn passed_by_systemd(names: &[&str]) -> Listeners {
+    let mut listeners = Listeners::default();
+    for name in names {
+        let (socket, address, _) = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        listeners.offer(name, socket, address);
+    }
+    listeners
+}
+
+#[test]
+fn an_address_stays_what_it_is_across_reloads() {
+    let mut listeners = Listeners::default();
+    let first = listeners.open(&config(&["127.0.0.1:0"])).unwrap();
+    let before = (addresses(&listeners, &first), inodes(&listeners));
+    let both = listeners.open(&config(&["127.0.0.1:0", "[::1]:0"])).unwrap();
+    assert_eq!(addresses(&listeners, &both).len(), 2);
+    assert_eq!(listeners.retain(&keys(&both[..1])).len(), 1);
+    assert_eq!((addresses(&listeners, &first), inodes(&listeners)), before);
+}
+
+#[test]
+fn ports_that_the_kernel_chooses_are_as_many_as_are_asked_for() {
+    let mut listeners = Listeners::default();
+    let mut config = config(&["127.0.0.1:0", "127.0.0.1:0"]);
+    config.server.push(Server::new("b", &["127.0.0.1:0"]));
+    let claims = listeners.open(&config).unwrap();
+    let all: BTreeSet<String> = addresses(&listeners, &claims).into_iter().collect();
+    assert_eq!((claims.len(), all.len()), (3, 3));
+    assert_eq!(listeners.open(&config).unwrap(), claims);
+}
+
+#[test]
+fn an_address_may_go_to_another_server_and_stays_open() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut listeners = Listeners::default();
+    let before = listeners.open(&config(&[&free])).unwrap();
+    let inode = inodes(&listeners);
+    let after = Config { server: vec![Server::new("b", &[&free])], ..Config::default() };
+    let after = listeners.open(&after).unwrap();
+    assert!(listeners.retain(&keys(&after)).is_empty());
+    assert_eq!(inodes(&listeners), inode);
+    assert_eq!((listeners.status(&before)[0].server.as_str(), listeners.status(&after)[0].server.as_str()), ("a", "b"));
+    assert_eq!(listeners.lend(&after).unwrap()[0].0.server, "b");
+}
+
+#[test]
+fn one_address_that_is_taken_opens_none() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = other.local_addr().unwrap().to_string();
+    let mut listeners = passed_by_systemd(&["web"]);
+    let failure = listeners.open(&config(&["127.0.0.1:0", "systemd:web", &taken])).unwrap_err();
+    assert_eq!(failure.stage, Stage::Listen);
+    assert!(failure.error.contains(&taken), "{failure}");
+    assert!(listeners.open.is_empty());
+    // What systemd passed is not to be had again: it is still there.
+    assert_eq!(listeners.open(&config(&["systemd:web"])).unwrap().len(), 1);
+}
+
+#[test]
+fn all_sockets_of_a_name_are_claimed_and_those_of_no_server_closed() {
+    let mut listeners = passed_by_systemd(&["web", "other", "web"]);
+    let claims = listeners.open(&config(&["systemd:web"])).unwrap();
+    assert_eq!(addresses(&listeners, &claims).len(), 2);
+    let closed = listeners.close_unclaimed();
+    assert_eq!((closed.len(), closed[0].0.as_str()), (1, "other"));
+    assert!(TcpStream::connect(closed[0].1.to_string()).is_err());
+    assert_eq!(listeners.open(&config(&["systemd:web"])).unwrap(), claims);
+    assert_eq!(addresses(&listeners, &claims).iter().filter(|address| TcpStream::connect(address).is_ok()).count(), 2);
+}
+
+#[test]
+fn a_name_that_systemd_did_not_pass_is_refused_with_those_that_it_did() {
+    let refused = |mut listeners: Listeners| listeners.open(&config(&["systemd:wbe"])).unwrap_err();
+    let failure = refused(passed_by_systemd(&["web", "admin"]));
+    assert!(failure.error.contains("wbe") && failure.hint.unwrap().contains("admin, web"));
+    assert!(refused(Listeners::default()).hint.unwrap().contains("passed none"));
+}
+
+fn path_in(dir: &tempfile::TempDir) -> (PathBuf, String) {
+    let path = dir.path().join("socket");
+    let listen = format!("unix:{}", path.display());
+    (path, listen)
+}
+
+#[test]
+fn a_unix_socket_stays_while_it_is_named_and_its_file_goes_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, listen) = path_in(&dir);
+    let mut listeners = Listeners::default();
+    let mut config = config(&[&listen, "127.0.0.1:0"]);
+    let claims = listeners.open(&config).unwrap();
+    assert_eq!(addresses(&listeners, &claims)[0], listen);
+    let before = (inodes(&listeners), path.metadata().unwrap().ino());
+    config.server[0].socket_mode = Mode(0o600);
+    let again = listeners.open(&config).unwrap();
+    let mode = || path.metadata().unwrap().mode() & 0o777;
+    assert_eq!(mode(), 0o666, "the set is not served yet");
+    listeners.grant(&again);
+    assert_eq!(mode(), 0o600);
+    assert_eq!((inodes(&listeners), path.metadata().unwrap().ino()), before);
+    UnixStream::connect(&path).unwrap();
+    assert_eq!(listeners.retain(&keys(&again[1..])).len(), 1);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_what_is_alive_or_no_socket_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, listen) = path_in(&dir);
+    let mut listeners = Listeners::default();
+    let other = UnixListener::bind(&path).unwrap();
+    let refused = listeners.open(&config(&["127.0.0.1:0", &listen])).unwrap_err();
+    assert!(refused.error.contains("another process listens"), "{refused}");
+    assert!(listeners.open.is_empty());
+    UnixStream::connect(&path).unwrap();
+    drop(other);
+    let claims = listeners.open(&config(&[&listen])).unwrap();
+    UnixStream::connect(&path).unwrap();
+    assert_eq!(listeners.clear_ids(&claims).len(), 1);
+    drop(listeners);
+    std::fs::write(&path, "precious").unwrap();
+    assert!(Listeners::default().open(&config(&[&listen])).unwrap_err().error.contains("no socket"));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+}
+
+#[test]
+fn a_unix_socket_that_nobody_reaches_any_more_is_bound_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, listen) = path_in(&dir);
+    let mut listeners = Listeners::default();
+    let first = listeners.open(&config(&[&listen])).unwrap();
+    let id = listeners.clear_ids(&first);
+    std::fs::remove_file(&path).unwrap();
+    let second = listeners.open(&config(&[&listen])).unwrap();
+    UnixStream::connect(&path).unwrap();
+    assert_ne!(listeners.clear_ids(&second), id);
+    let (_, copy) = listeners.lend(&second).unwrap().remove(0);
+    Socket::from(copy).shutdown(std::net::Shutdown::Both).unwrap();
+    assert!(UnixStream::connect(&path).is_err());
+    assert!(listeners.mend().is_empty(), "there is no way back");
+    listeners.open(&config(&[&listen])).unwrap();
+    UnixStream::connect(&path).unwrap();
+}
+
+#[test]
+fn a_unix_socket_of_systemd_is_used_and_its_file_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, listen) = path_in(&dir);
+    let socket = OwnedFd::from(UnixListener::bind(&path).unwrap());
+    let address = socket::local_addr(socket.as_fd()).unwrap().unwrap();
+    let mut listeners = Listeners::default();
+    listeners.offer("web", socket, address);
+    let claims = listeners.open(&config(&["systemd:web"])).unwrap();
+    listeners.grant(&claims);
+    assert_eq!(addresses(&listeners, &claims), [listen]);
+    UnixStream::connect(&path).unwrap();
+    drop(listeners);
+    assert!(path.exists());
+}
+
+#[test]
+fn a_socket_that_somebody_shut_down_listens_again() {
+    // A port that was asked for by number: one that the kernel chose is given up by shutdown(2) and chosen anew.
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut listeners = Listeners::default();
+    let claims = listeners.open(&config(&[&free])).unwrap();
+    let (_, copy) = listeners.lend(&claims).unwrap().remove(0);
+    assert!(listeners.mend().is_empty());
+    Socket::from(copy).shutdown(std::net::Shutdown::Both).unwrap();
+    assert!(TcpStream::connect(&free).is_err());
+    assert_eq!(listeners.mend().len(), 1);
+    TcpStream::connect(&free).unwrap();
+}
