@@ -101,6 +101,7 @@ fn enforce_end(time: Duration) -> io::Result<()> {
 }
 
 fn end_after(time: Duration) {
+    // A deadline on a thread of its own: it holds even if the runtime hangs.
     std::thread::sleep(time.saturating_add(GRACE));
     worker::exit(1);
 }

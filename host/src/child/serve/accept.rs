@@ -121,6 +121,7 @@ impl Acceptor {
                 Pass::Exhausted(error) => {
                     self.exhausted(&error);
                     tokio::select! {
+                        // Nothing tells when descriptors are free again.
                         () = tokio::time::sleep(self.backoff) => self.backoff = (self.backoff * 2).min(BACKOFF.1),
                         _ = stop.changed() => {}
                     }

@@ -128,6 +128,7 @@ impl Clock {
 pub async fn sweep(server: &'static Server, tick: Duration) {
     loop {
         server.connections.some().await;
+        // One timer for all connections; it stands still while there is none.
         tokio::time::sleep(tick).await;
         let now = server.clock.now();
         let mut oldest: Option<u64> = None;

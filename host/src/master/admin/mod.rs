@@ -353,6 +353,7 @@ async fn or_backoff<T>(accepted: io::Result<T>, logged: &mut Seldom) -> Option<T
             if logged.again() {
                 tracing::warn!(%error, "failed to accept an admin connection");
             }
+            // The connection still waits: without a pause, descriptors that ran out would make this a busy loop.
             tokio::time::sleep(ACCEPT_BACKOFF).await;
             None
         }

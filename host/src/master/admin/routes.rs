@@ -132,6 +132,7 @@ where
     if let Err(denied) = surface.check(peer, access, &head.uri, &head.headers) {
         tracing::warn!(peer = %peer, %method, path, status = denied.status.as_u16(), "admin request denied: {}", denied.error);
         if denied.guess {
+            // A price on each guess at the token.
             tokio::time::sleep(GUESS_DELAY).await;
         }
         return denial(&denied);
