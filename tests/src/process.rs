@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
@@ -42,6 +44,12 @@ pub fn is_stopped(pid: i32) -> bool {
     tasks.flatten().all(|task| {
         task.file_name().to_str().and_then(|id| stat(id.parse().ok()?)).is_none_or(|stat| stat.state == 'T')
     })
+}
+
+/// Whether the process runs the very file at `path`.
+pub fn runs(pid: i32, path: &Path) -> bool {
+    let file = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    file(Path::new(&format!("/proc/{pid}/exe"))).is_some_and(|running| file(path) == Some(running))
 }
 
 fn all() -> impl Iterator<Item = Stat> {
@@ -165,6 +173,7 @@ mod tests {
         let memory = memory(own()).unwrap();
         assert!(memory.rss >= memory.private_dirty && memory.pss > 0, "{memory:?}");
         let before = cpu_time(own()).unwrap();
+        assert!(runs(own(), &std::env::current_exe().unwrap()) && !runs(own(), Path::new("/bin/true")));
         while cpu_time(own()).unwrap() == before {}
     }
 

@@ -8,6 +8,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -67,6 +68,14 @@ impl Workbench {
     /// The server's own program, if the setup says so.
     pub fn program(&self) -> PathBuf {
         self.path().join("baton")
+    }
+
+    /// Puts another file where the server's own program is, in one step.
+    pub fn install_program(&self, file: &Path) {
+        let partial = self.path().join("baton.partial");
+        fs::copy(file, &partial).unwrap_or_else(|error| panic!("failed to copy {}: {error}", file.display()));
+        fs::set_permissions(&partial, fs::Permissions::from_mode(0o755)).expect("failed to make it executable");
+        fs::rename(&partial, self.program()).expect("failed to rename a program into place");
     }
 
     pub fn plugins(&self) -> PathBuf {
@@ -505,6 +514,17 @@ impl Server {
             |status: &Status| status.operations.iter().find(|report| report.op > last && report.has_ended()).cloned();
         let status = self.wait_for("the report of the reload", |status| ended(status).is_some());
         ended(&status).expect("just seen")
+    }
+
+    /// The report of operation `op`, once it has ended. The master may change its program meanwhile.
+    #[track_caller]
+    pub fn ended(&self, op: u64) -> Report {
+        let ask = || Connection::open_unix(&self.socket)?.request("GET", &format!("/debug/admin/ops/{op}"));
+        wait::until("the end of an operation", wait::LONG, || {
+            let response = ask().ok().filter(|response| response.status == 200)?;
+            let report: Report = serde_json::from_slice(&response.body).expect("a report");
+            report.has_ended().then_some(report)
+        })
     }
 
     /// A command line about this instance.

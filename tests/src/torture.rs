@@ -29,6 +29,21 @@ pub enum Course {
     Triggers { every: Duration, switches: u64 },
     /// As `Switches`, but every third new process is killed: with connections offered to it, before it has taken any.
     Kills { count: u64, pause: Duration },
+    /// As `Switches`, but each is a restart with another file of the program, asked for by the command line, by signal and by
+    /// the admin socket in turn.
+    Restarts { count: u64, pause: Duration },
+}
+
+/// Who asks for a restart.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    CommandLine,
+    Signal,
+    Admin,
+}
+
+impl Way {
+    const ALL: [Way; 3] = [Way::CommandLine, Way::Signal, Way::Admin];
 }
 
 /// What was seen of a course.
@@ -204,6 +219,12 @@ impl Troubled<'_> {
                     wait::pass(pause);
                 }
             }
+            Course::Restarts { count, pause } => {
+                for way in Way::ALL.into_iter().cycle().take(usize::try_from(count).unwrap_or(usize::MAX)) {
+                    self.restart(way);
+                    wait::pass(pause);
+                }
+            }
             Course::Triggers { every, switches } => {
                 let begun = Instant::now();
                 while self.triggers < switches || self.server.status().switches <= switches {
@@ -227,6 +248,35 @@ impl Troubled<'_> {
         self.install();
         let (code, report) = self.server.force_reload();
         assert_eq!((code, report.result.as_str()), (200, "switched"), "{report:#?}");
+        self.switches += 1;
+    }
+
+    /// Another program in the same process; its report is given by that one.
+    fn restart(&mut self, way: Way) {
+        self.install();
+        let server = self.server;
+        server.bench.install_program(&artifacts::baton());
+        let next = server.status().last_op() + 1;
+        let report = match way {
+            Way::CommandLine => {
+                let outcome = server.cli(&["restart", "--json"]);
+                outcome.assert_code(0);
+                outcome.json()
+            }
+            Way::Signal => {
+                server.signal(Signal::SIGUSR2);
+                server.ended(next)
+            }
+            Way::Admin => {
+                let response = server.admin("POST", "/debug/admin/restart");
+                assert_eq!(response.status, 202, "{response:?}");
+                server.ended(next)
+            }
+        };
+        let told = (report.op, report.verb.as_str(), report.result.as_str());
+        assert_eq!(told, (next, "restart", "switched"), "{way:?}: {report:#?}");
+        assert_eq!(server.status().pid, server.pid());
+        assert!(process::runs(server.pid(), &server.bench.program()), "{way:?}: it is still the program before");
         self.switches += 1;
     }
 

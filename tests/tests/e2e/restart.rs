@@ -3,13 +3,15 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::time::Duration;
 
 use baton_tests::http::Connection;
-use baton_tests::load::{Load, Plan};
+use baton_tests::load::Plan;
 use baton_tests::server::{Server, Setup, answered_by};
 use baton_tests::status::Report;
+use baton_tests::torture::{self, Course};
 use baton_tests::{artifacts, process, wait};
 use nix::sys::signal::Signal;
 
@@ -40,14 +42,6 @@ fn refused(server: &Server, words: &str) -> Report {
     report
 }
 
-/// Puts another file where the server's program was, in one step.
-fn replace_program(server: &Server, with: &Path) {
-    let partial = server.bench.path().join("partial");
-    fs::copy(with, &partial).expect("failed to copy a program");
-    fs::set_permissions(&partial, fs::Permissions::from_mode(0o755)).expect("failed to make it executable");
-    fs::rename(&partial, server.bench.program()).expect("failed to rename a program");
-}
-
 #[test]
 fn a_restart_keeps_the_pid_the_ports_and_every_connection() {
     let server = Setup::probe("v1").own_program().start();
@@ -57,7 +51,7 @@ fn a_restart_keeps_the_pid_the_ports_and_every_connection() {
     let mut idle = server.connect();
     assert_eq!(answered_by(&idle.request("GET", "/").unwrap()).1, old);
     let mut busy = slow_request(&server, 700);
-    replace_program(&server, &artifacts::baton());
+    server.bench.install_program(&artifacts::baton());
     server.bench.install("probe", &artifacts::probe("v2"));
     let report = restart(&server);
     let status = server.status();
@@ -104,23 +98,11 @@ fn usr2_and_the_admin_url_restart_too_and_descriptors_do_not_grow() {
 }
 
 #[test]
-fn restarts_under_the_torture_lose_nothing() {
-    let server = Setup::probe("v1").own_program().start();
-    let load = Load::start(Plan::torture(server.addr(), 24));
-    for _ in 0..3 {
-        let sent = load.tally().answered();
-        load.wait_for_requests(sent + 200);
-        load.mark();
-        restart(&server);
-    }
-    let sent = load.tally().answered();
-    load.wait_for_requests(sent + 200);
-    let tally = load.stop();
-    tally.assert_nothing_lost();
-    assert_eq!(tally.closed_announced() + tally.closed_unannounced(), 0, "{tally}");
-    assert!(tally.answered_by.len() >= 4 && tally.connections_across > 0, "this run proves nothing: {tally}");
-    let status = server.wait_drained();
-    assert_eq!((status.crashes, status.pid), (0, server.pid()));
+fn restarts_under_the_torture_lose_nothing_and_close_nothing() {
+    let course = Course::Restarts { count: 3, pause: Duration::from_millis(50) };
+    let seen = torture::run(Setup::probe("v1").own_program(), |addr| Plan::torture(addr, 100), course);
+    println!("{seen}");
+    seen.assert_held(3);
 }
 
 #[test]
@@ -128,18 +110,18 @@ fn a_binary_that_cannot_take_over_is_refused_before_anything_is_touched() {
     let server = Setup::probe("v1").own_program().env("BATON_IMPOSTOR", "hang").start();
     let text = server.bench.path().join("text");
     fs::write(&text, "no program\n").unwrap();
-    replace_program(&server, &text);
+    server.bench.install_program(&text);
     refused(&server, "cannot be run");
-    replace_program(&server, Path::new("/bin/false"));
+    server.bench.install_program(Path::new("/bin/false"));
     refused(&server, "exit code 1");
-    replace_program(&server, Path::new("/bin/true"));
+    server.bench.install_program(Path::new("/bin/true"));
     refused(&server, "no baton");
-    replace_program(&server, &artifacts::own_binary("impostor"));
+    server.bench.install_program(&artifacts::own_binary("impostor"));
     refused(&server, "did not answer");
     assert_eq!(process::children(server.pid()).len(), 1, "what was tested is gone");
     fs::remove_file(server.bench.program()).unwrap();
     refused(&server, "No such file");
-    replace_program(&server, &artifacts::baton());
+    server.bench.install_program(&artifacts::baton());
     restart(&server);
 }
 
@@ -162,7 +144,7 @@ fn with_a_late_failure() -> (Server, fs::File) {
         .env("BATON_IMPOSTOR_CONFIG", config.to_str().expect("a path in UTF-8"))
         .env("BATON_REAL", artifacts::baton().to_str().expect("a path in UTF-8"));
     let server = setup.start();
-    replace_program(&server, &artifacts::own_binary("impostor"));
+    server.bench.install_program(&artifacts::own_binary("impostor"));
     server.signal(Signal::SIGUSR2);
     wait::until("the new program to be about to fail", wait::LONG, || {
         fs::metadata(&config).is_ok_and(|meta| meta.file_type().is_fifo()).then_some(())

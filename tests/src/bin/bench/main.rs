@@ -7,7 +7,7 @@
 //!     cargo run --release -p baton-tests --bin bench -- soak [--seconds N]
 //!     cargo run --release -p baton-tests --bin bench -- idle [--connections N]
 //!     cargo run --release -p baton-tests --bin bench -- memory [--connections N]
-//!     cargo run --release -p baton-tests --bin bench -- torture [--switches N] [--connections N]
+//!     cargo run --release -p baton-tests --bin bench -- torture [--switches N] [--connections N] [--restarts N]
 //!
 //! Each prints a table, or JSON with `--json`. Exit code 0: every limit held; 1: one was broken; 3: the machine was too noisy to tell.
 
@@ -30,7 +30,7 @@ use baton_tests::artifacts::{self, Profile};
 
 use report::Report;
 
-const USAGE: &str = "usage: bench cpu|instructions|swap|growth|soak|idle|memory|torture [--rounds N] [--seconds N] [--reloads N] [--connections N] [--switches N] [--json]";
+const USAGE: &str = "usage: bench cpu|instructions|swap|growth|soak|idle|memory|torture [--rounds N] [--seconds N] [--reloads N] [--connections N] [--switches N] [--restarts N] [--json]";
 
 /// What was asked for; each bench has its own defaults.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +40,7 @@ struct Options {
     reloads: Option<u64>,
     connections: Option<u64>,
     switches: Option<u64>,
+    restarts: Option<u64>,
     json: bool,
 }
 
@@ -87,6 +88,7 @@ fn parse(args: &[String]) -> Option<(&str, Options)> {
             "--reloads" => &mut options.reloads,
             "--connections" => &mut options.connections,
             "--switches" => &mut options.switches,
+            "--restarts" => &mut options.restarts,
             "--json" => {
                 options.json = true;
                 continue;

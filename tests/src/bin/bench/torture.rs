@@ -1,5 +1,5 @@
 //! The torture, long: every scenario under which nothing may be lost, no byte wrong and no connection closed, the control that
-//! must lose, and nginx reloaded under the same client.
+//! must lose, and nginx reloaded under the same client. Or, if asked for, the same with restarts in place of all that.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -34,6 +34,12 @@ pub fn run(options: &Options) -> Report {
     let compared = switches.min(COMPARED_RELOADS);
     let probe = || Setup::probe("v1");
     let mut report = Report::default();
+    if let Some(count) = options.restarts {
+        let seen = torture::run(probe().own_program(), plan, Course::Restarts { count, pause: PAUSE });
+        held(&mut report, "restarts", &seen, count);
+        report.notes.push(format!("restarts:\n{seen}"));
+        return report;
+    }
 
     let asked = torture::run(probe(), plan, Course::Switches { count: switches, pause: PAUSE });
     held(&mut report, "one after the other", &asked, switches);
