@@ -13,6 +13,7 @@ mod metrics;
 mod report;
 mod sys;
 mod telemetry;
+mod version;
 
 fn main() -> std::process::ExitCode {
     if std::env::var_os("BATON_WORKER").is_some() {

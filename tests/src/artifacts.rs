@@ -42,6 +42,22 @@ pub fn baton() -> PathBuf {
     binary("baton-host", "baton")
 }
 
+/// A later version of the server, with what this one does not know, which fails where a file tells it to: see
+/// `host/src/version.rs`.
+pub fn next_baton() -> PathBuf {
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
+        // In a folder of its own, or it would take the place of the server itself; what both are made of is shared.
+        let folder = shared_target("next");
+        let shared = baton().ancestors().nth(2).expect("a target folder has a folder for the profile").to_owned();
+        let (folder, shared) = (folder.display().to_string(), format!("build.build-dir='{}'", shared.display()));
+        let args = ["-p", "baton-host", "--bin", "baton", "--features", "next", "--target-dir", &folder, "--config"];
+        let files = cargo("build", &[&args[..], &[&shared]].concat(), &[], &[]);
+        let found = files.into_iter().find(|file| file.kind == "bin" && file.name == "baton");
+        found.expect("cargo built no program").path
+    });
+    BUILT.clone()
+}
+
 /// A program of this package, such as `tether`.
 pub fn own_binary(name: &str) -> PathBuf {
     binary("baton-tests", name)

@@ -33,6 +33,7 @@ use crate::sys::process;
 use crate::sys::shared::Slots;
 use crate::sys::worker;
 use crate::telemetry::{self, Role, TelemetryError};
+use crate::version::VERSION;
 
 /// Requests of plugins to the master that wait at most.
 const ASKED: usize = 64;
@@ -247,12 +248,22 @@ impl Worker {
             // What TLS is spoken with; whoever lacks it says so when the listeners are opened.
             ToChild::Certificates => return self.take_certificates(fds).err().map(Event::Broken),
             ToChild::Tickets => return self.take_tickets(fds).err().map(Event::Broken),
-            ToChild::Go => Event::Go,
+            ToChild::Go => {
+                #[cfg(feature = "next")]
+                crate::version::fault("go");
+                Event::Go
+            }
             ToChild::Pause => Event::Pause,
             ToChild::Resume => Event::Resume,
             ToChild::Retire(deadlines) => Event::Retire(deadlines),
             ToChild::Cut => Event::Cut,
             ToChild::DoneAck => Event::DoneAck,
+            #[cfg(feature = "next")]
+            ToChild::Novelty { .. } => return None,
+            ToChild::Unknown => {
+                tracing::warn!("ignored a control message that this version does not know");
+                return None;
+            }
             // Connections move beside the worker's life: whatever becomes of it, each is served somewhere.
             ToChild::Adopt { from } => return self.adopt(from, fds),
             ToChild::Handover { to, listeners } => return self.lend(to, listeners, fds),
@@ -343,8 +354,10 @@ impl Worker {
         for action in actions {
             match action {
                 Action::SendHello => {
-                    let version = env!("CARGO_PKG_VERSION").into();
+                    let version = VERSION.into();
                     self.send(ToMaster::Hello { protocols: PROTOCOL, version }, events).await;
+                    #[cfg(feature = "next")]
+                    self.send(ToMaster::Novelty { more: 3 }, events).await;
                 }
                 Action::SendReady => self.send(ToMaster::Ready, events).await,
                 Action::SendFailed(failure) => self.send(ToMaster::Failed(fitting(failure)), events).await,

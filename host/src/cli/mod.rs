@@ -85,7 +85,7 @@ impl CliError {
 #[derive(Debug, Parser)]
 #[command(
     name = "baton",
-    version,
+    version = crate::version::VERSION,
     about = "A server that swaps the code behind a live port",
     after_help = EXAMPLES,
     disable_help_subcommand = true,

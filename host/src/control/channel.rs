@@ -150,11 +150,15 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_are_ignored_and_unknown_messages_refused() {
+    fn unknown_fields_are_ignored_and_unknown_messages_told_apart_from_broken_ones() {
         let newer = br#"{"fds":0,"message":{"type":"go","fast":true},"more":1}"#;
         assert_eq!(decode::<ToChild>(newer, Vec::new()).unwrap().0, ToChild::Go);
         let unknown = br#"{"fds":0,"message":{"type":"juggle"}}"#;
-        assert!(matches!(decode::<ToChild>(unknown, Vec::new()), Err(ChannelError::Decode(_))));
+        assert_eq!(decode::<ToChild>(unknown, Vec::new()).unwrap().0, ToChild::Unknown);
+        assert_eq!(decode::<ToMaster>(unknown, Vec::new()).unwrap().0, ToMaster::Unknown);
+        for broken in [r#"{"fds":0,"message":{"type":"listener"}}"#, r#"{"fds":0,"message":{}}"#] {
+            assert!(matches!(decode::<ToChild>(broken.as_bytes(), Vec::new()), Err(ChannelError::Decode(_))));
+        }
     }
 
     #[test]

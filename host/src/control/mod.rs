@@ -1,7 +1,7 @@
 //! The control protocol between master and child: every message there is, and the channel that carries them.
 //!
 //! SOCK_SEQPACKET, one JSON message each, at most [`MAX_MESSAGE`] bytes, never empty; descriptors ride along and are counted
-//! in the message. Unknown fields are ignored, an unknown message or a broken one is an error value. Direction is in the
+//! in the message. Unknown fields are ignored, and so is an unknown message; a broken one is an error value. Direction is in the
 //! type: a master cannot send [`ToMaster`].
 //!
 //! | message | from | allowed when | answered by | timeout | if the peer dies |
@@ -108,6 +108,13 @@ pub enum ToChild {
     /// End what is left now.
     Cut,
     DoneAck,
+    #[cfg(feature = "next")]
+    Novelty {
+        more: u32,
+    },
+    /// What a newer master says: ignored. Never sent.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Child to master.
@@ -136,6 +143,13 @@ pub enum ToMaster {
         plugin: String,
         verb: ControlVerb,
     },
+    #[cfg(feature = "next")]
+    Novelty {
+        more: u32,
+    },
+    /// What a newer child says: ignored. Never sent.
+    #[serde(other)]
+    Unknown,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -29,6 +29,7 @@ use crate::report::{Change, Failure, Generation, Load, Stage};
 use crate::sys::process::Image;
 use crate::sys::renew::{self, Nature, Program};
 use crate::sys::{sealed, worker};
+use crate::version::VERSION;
 
 /// Revision of [`Carried`]: a program that does not know it refuses to take over.
 pub const SCHEMA: u32 = 1;
@@ -55,8 +56,8 @@ pub enum ResumeError {
     Schema { version: String, schema: u32, why: String },
     #[error("failed to understand what the program before has left: {0}")]
     Broken(String),
-    #[error("failed to take over generation {generation}: it speaks protocols {} to {}, this program {} to {}", theirs.oldest, theirs.newest, PROTOCOL.oldest, PROTOCOL.newest)]
-    Protocol { generation: Generation, theirs: Protocols },
+    #[error("failed to take over generation {generation}: it speaks protocols {} to {}, this program {} to {}", theirs.oldest, theirs.newest, ours.oldest, ours.newest)]
+    Protocol { generation: Generation, theirs: Protocols, ours: Protocols },
     #[error("failed to {}", .0.error)]
     Set(Failure),
 }
@@ -98,6 +99,9 @@ pub struct Carried {
     pub listeners: SavedListeners,
     pub admin: SavedAdmin,
     pub lock: Fd,
+    #[cfg(feature = "next")]
+    #[serde(default)]
+    pub novelty: Option<String>,
 }
 
 /// What has no file of its own to go with it.
@@ -146,13 +150,23 @@ impl Carried {
             return Err(refused(format!("this program knows schema {SCHEMA}")));
         }
         let carried: Carried = serde_json::from_slice(&bytes).map_err(|error| refused(error.to_string()))?;
+        let ours = spoken();
         for generation in &carried.remains.state.generations {
-            if let Some(theirs) = generation.protocols.filter(|theirs| PROTOCOL.common(*theirs).is_none()) {
-                return Err(ResumeError::Protocol { generation: generation.number, theirs });
+            if let Some(theirs) = generation.protocols.filter(|theirs| ours.common(*theirs).is_none()) {
+                return Err(ResumeError::Protocol { generation: generation.number, theirs, ours });
             }
         }
         Ok(carried)
     }
+}
+
+/// What the children that are found must speak.
+fn spoken() -> Protocols {
+    #[cfg(feature = "next")]
+    if crate::version::told("speak otherwise") {
+        return Protocols { oldest: PROTOCOL.newest + 1, newest: PROTOCOL.newest + 1 };
+    }
+    PROTOCOL
 }
 
 /// How this process was started by another master: to take over, or to say whether it could.
@@ -236,6 +250,8 @@ pub fn checking() -> Option<OwnedFd> {
 
 /// Says whether this program could take over; the text is for the master that asks.
 pub fn check(memory: OwnedFd, config: &Config) -> Result<String, ResumeError> {
+    #[cfg(feature = "next")]
+    crate::version::fault("test");
     let carried = Carried::open(memory)?;
     super::source::check_fixed(&carried.remains.config, config).map_err(ResumeError::Set)?;
     let dirs = Dirs::of(config)?;
@@ -243,7 +259,7 @@ pub fn check(memory: OwnedFd, config: &Config) -> Result<String, ResumeError> {
     for set in carried.remains.sets {
         Content::recall(&store, set.record, Origin::ThisProcess).map_err(ResumeError::Set)?;
     }
-    let answer = Answer { version: env!("CARGO_PKG_VERSION").into(), schema: SCHEMA, protocols: PROTOCOL };
+    let answer = Answer { version: VERSION.into(), schema: SCHEMA, protocols: PROTOCOL };
     let json = serde_json::to_string(&answer).map_err(|error| ResumeError::Broken(error.to_string()))?;
     Ok(format!("{ANSWER}{json}\n"))
 }

@@ -23,7 +23,7 @@ use super::resume::{self, ResumeError, Resumption};
 use super::sets::{Content, Record};
 use super::source::{self, Read, Recipe, Source};
 use super::spawn::Child;
-use super::state::{self, Action, Caller, Event, Exit, Memory, Note, Probes, SetId, SetInfo, Settings, State};
+use super::state::{self, Action, Caller, Event, Exit, Memory, Note, Probes, SetId, SetInfo, Settings, State, TestId};
 use super::store::{Mounted, Origin, Store};
 use super::tls::{self, Certificates, Tickets};
 use super::{Options, StartError, notes};
@@ -35,6 +35,7 @@ use crate::metrics::Counts;
 use crate::report::{Cause, Failure, Generation, Load, OpId, Report, Stage, Status, Verb};
 use crate::sys::process::{self, Image};
 use crate::sys::{files, readiness, seqpacket};
+use crate::version::VERSION;
 
 /// Ended generations whose counts are kept: more than the status lists.
 const PAST: usize = 32;
@@ -61,7 +62,7 @@ struct Prepared {
 
 /// What needs more of the loop than the state machine's other actions.
 enum Errand {
-    Test(OpId),
+    Test(OpId, TestId),
     Leave(OpId),
 }
 
@@ -220,7 +221,9 @@ async fn serve(
     let mut remind = tokio::time::interval_at(Instant::now() + tls::REMINDER, tls::REMINDER);
 
     if let Some(left) = left {
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), "server restarted");
+        #[cfg(feature = "next")]
+        crate::version::fault("resume");
+        tracing::info!(version = VERSION, "server restarted");
         resume::resumed(left);
     }
     let mut exit = master.handle(first);
@@ -243,7 +246,7 @@ async fn serve(
         };
         while let Some(errand) = master.errand.take().filter(|_| exit.is_none()) {
             exit = match errand {
-                Errand::Test(op) => master.test(op, &admin, &lock),
+                Errand::Test(op, test) => master.test(op, test, &admin, &lock),
                 Errand::Leave(op) => master.leave(op, &mut admin, &lock, &mut events, &mut requests).await,
             };
         }
@@ -297,7 +300,7 @@ impl Master {
     fn act(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Prepare { op, cause, source } => self.prepare(op, cause, &source),
-            Action::Test { op } => self.errand = Some(Errand::Test(op)),
+            Action::Test { op, test } => self.errand = Some(Errand::Test(op, test)),
             Action::Leave { op } => self.errand = Some(Errand::Leave(op)),
             Action::Spawn { generation, set } => return Some(self.spawn(generation, set)),
             Action::Load { generation, probes } => self.load(generation, probes),
@@ -567,7 +570,7 @@ impl Master {
         let shown = shown.or_else(|| self.state.sets_accepting().last());
         Status {
             name: self.source.config.name.clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: VERSION.into(),
             pid: std::process::id() as i32,
             uptime_ms: self.started.elapsed().as_millis() as u64,
             ready: self.state.is_ready(),

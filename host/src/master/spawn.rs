@@ -23,6 +23,7 @@ use crate::report::Generation;
 use crate::sys::process::{self, ExitKind, Image, Process, Spec};
 use crate::sys::shared::Slots;
 use crate::sys::{readiness, seqpacket};
+use crate::version::VERSION;
 
 /// Set, to the master's pid, in a child's environment: it says which role the binary plays.
 pub const ROLE: &str = "BATON_WORKER";
@@ -95,10 +96,9 @@ impl Child {
         })?;
         drop(theirs);
         let child = Child::over(generation, process, ours, output, (slots_fd, slots), events)?;
-        child.send(
-            ToChild::Hello { protocols: PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), generation },
-            Vec::new(),
-        );
+        child.send(ToChild::Hello { protocols: PROTOCOL, version: VERSION.into(), generation }, Vec::new());
+        #[cfg(feature = "next")]
+        child.send(ToChild::Novelty { more: 1 }, Vec::new());
         Ok(child)
     }
 
@@ -122,6 +122,8 @@ impl Child {
         let (control, output) = (saved.control.copy()?, File::from(saved.output.copy()?));
         let process = Process::adopt(saved.pid)?;
         let child = Child::over(saved.generation, process, control, output, (slots_fd, slots), events)?;
+        #[cfg(feature = "next")]
+        child.send(ToChild::Novelty { more: 2 }, Vec::new());
         Ok((saved.generation, child))
     }
 
@@ -281,6 +283,12 @@ async fn forward(
         }
     };
     let message = match message {
+        #[cfg(feature = "next")]
+        ToMaster::Novelty { .. } => return true,
+        ToMaster::Unknown => {
+            tracing::warn!(generation = generation.0, "ignored a control message that this version does not know");
+            return true;
+        }
         ToMaster::Failed(failure) if failure.detail.is_none() => ToMaster::Failed(failure.detail(tail(output))),
         other => other,
     };

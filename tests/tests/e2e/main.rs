@@ -19,6 +19,7 @@ mod probation;
 mod proving;
 mod reload;
 mod restart;
+mod restart_versions;
 mod rollback;
 mod servers;
 mod shutdown;

@@ -24,7 +24,7 @@ fn breach(file: &str, line: usize, why: impl Into<String>) -> Breach {
 /// Floors of `host/src`, lowest first. On floors marked `true` modules are shared facts or the entry, and use one another.
 const HOST: [(&[&str], bool); 5] = [
     (&["sys"], false),
-    (&["config", "metrics", "report", "dirs"], true),
+    (&["config", "metrics", "report", "dirs", "version"], true),
     (&["control", "telemetry"], false),
     // Never each other.
     (&["master", "child"], false),

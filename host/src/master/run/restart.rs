@@ -45,7 +45,7 @@ impl Master {
         let image = self.before.as_ref().map_or(&self.image, |(image, _)| image);
         let carried = Carried {
             schema: SCHEMA,
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: VERSION.into(),
             remains: Remains {
                 config: self.source.config.clone(),
                 state: self.state.save(self.started.elapsed()),
@@ -61,17 +61,19 @@ impl Master {
             listeners: self.listeners.save(&mut luggage)?,
             admin: admin.save(&mut luggage)?,
             lock: luggage.put(lock)?,
+            #[cfg(feature = "next")]
+            novelty: Some("what the program before does not know".into()),
         };
         Ok(Packed { memory: carried.seal()?, luggage, _tickets: tickets })
     }
 
     /// Has the program at the configured path say whether it could take over.
-    pub(super) fn test(&mut self, op: OpId, admin: &Admin, lock: &Lock) -> Option<Exit> {
-        let result = self.begin_test(op, admin, lock);
-        result.err().and_then(|failure| self.handle(Event::Tested { op, result: Err(failure) }))
+    pub(super) fn test(&mut self, op: OpId, test: TestId, admin: &Admin, lock: &Lock) -> Option<Exit> {
+        let result = self.begin_test(op, test, admin, lock);
+        result.err().and_then(|failure| self.handle(Event::Tested { test, result: Err(failure) }))
     }
 
-    fn begin_test(&mut self, op: OpId, admin: &Admin, lock: &Lock) -> Result<(), Failure> {
+    fn begin_test(&mut self, op: OpId, test: TestId, admin: &Admin, lock: &Lock) -> Result<(), Failure> {
         let Some(path) = self.binary.clone() else {
             return Err(Failure::new(Stage::Restart, "restart: `baton dev` runs as it was started")
                 .hint("end it and start it again; a reload needs no restart"));
@@ -89,7 +91,7 @@ impl Master {
             let result =
                 tester.verdict(&output).await.map_err(|(why, output)| resume::refusal(&path, &why).detail(output));
             // The loop is gone only when the master ends.
-            let _ = events.send(Event::Tested { op, result }).await;
+            let _ = events.send(Event::Tested { test, result }).await;
         });
         Ok(())
     }

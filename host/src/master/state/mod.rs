@@ -54,6 +54,10 @@ const HISTORY: usize = 8;
 #[serde(transparent)]
 pub struct SetId(pub u64);
 
+/// Names one test of a binary: a restart that gives way is tested for again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TestId(pub u64);
+
 /// Names whoever waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Caller(pub u64);
@@ -162,9 +166,9 @@ pub enum Event {
         requests: u64,
         failures: u64,
     },
-    /// Whether the binary at the configured path may take over for restart `op`.
+    /// Whether the binary at the configured path may take over, as test `test` has it.
     Tested {
-        op: OpId,
+        test: TestId,
         result: Result<(), Failure>,
     },
     /// It has not taken over: it failed to, or something else began.
@@ -188,6 +192,7 @@ pub enum Action {
     /// Test the binary at the configured path; answered by `Tested`.
     Test {
         op: OpId,
+        test: TestId,
     },
     /// Let it take over, if [`State::may_leave`] still; answered by `Stayed`, or never.
     Leave {
@@ -368,6 +373,8 @@ pub struct State {
     alert: Option<String>,
     quarantines: u64,
     running: Option<Running>,
+    /// The latest.
+    test: TestId,
     waiting: Option<Operation>,
     stopping: Option<Stopping>,
     cuts: Vec<Cutting>,
@@ -407,6 +414,7 @@ impl State {
             alert: None,
             quarantines: 0,
             running: None,
+            test: TestId::default(),
             waiting: None,
             stopping: None,
             cuts: Vec::new(),
@@ -444,7 +452,7 @@ impl State {
             Event::Message { generation, message } => self.message(generation, message),
             Event::Exited { generation, exit, output } => self.exited(generation, exit, &output),
             Event::Counted { generation, requests, failures } => self.counted(generation, requests, failures),
-            Event::Tested { op, result } => self.tested(op, result),
+            Event::Tested { test, result } => self.tested(test, result),
             Event::Stayed { op, failure } => self.stayed(op, failure),
             Event::Tick => {}
         }

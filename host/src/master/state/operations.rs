@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::generations::ms;
 use super::past::PastSets;
 use super::rollback::{Reason, Rollback, refused};
-use super::{Action, Caller, Note, Phase, REPORTS, SetInfo, Source, State, Time};
+use super::{Action, Caller, Note, Phase, REPORTS, SetInfo, Source, State, TestId, Time};
 use crate::master::handle::OpOptions;
 use crate::report::{
     Cause, Change, Failure, Generation, OpId, OpResult, PluginChanges, PluginStatus, Report, Stage, Timings, Verb, Why,
@@ -41,7 +41,7 @@ pub(super) enum RunStage {
     /// `generation` is the candidate.
     Starting { generation: Generation, snapshot_ms: f64 },
     /// The binary that is to take this process over is being tested.
-    Testing,
+    Testing { test: TestId },
     /// It may.
     Tested,
     /// The loop was told to let it.

@@ -3,7 +3,7 @@
 //! hands on is in [`saved`](super::saved). The reload that follows is the next program's first deed, under the same number.
 
 use super::operations::{Operation, RunStage, Running};
-use super::{Action, Caller, Phase, State};
+use super::{Action, Caller, Phase, State, TestId};
 use crate::master::handle::OpOptions;
 use crate::report::{Cause, Failure, OpId, Verb};
 
@@ -71,19 +71,21 @@ impl State {
     }
 
     pub(super) fn begin_restart(&mut self, op: Operation) {
-        self.act(Action::Test { op: op.id });
-        self.running = Some(Running { op, stage: RunStage::Testing });
+        self.test = TestId(self.test.0 + 1);
+        self.act(Action::Test { op: op.id, test: self.test });
+        self.running = Some(Running { op, stage: RunStage::Testing { test: self.test } });
     }
 
     /// What the test of the program at the configured path said.
-    pub(super) fn tested(&mut self, id: OpId, result: Result<(), Failure>) {
-        let of = |running: &&mut Running| running.op.id == id && matches!(running.stage, RunStage::Testing);
-        // One that was superseded meanwhile is answered already.
+    pub(super) fn tested(&mut self, id: TestId, result: Result<(), Failure>) {
+        let of = |running: &&mut Running| matches!(running.stage, RunStage::Testing { test } if test == id);
+        // One that was superseded meanwhile is answered already; one that gave way has another test now.
         let Some(running) = self.running.as_mut().filter(of) else { return };
         match result {
             Err(failure) => self.refuse(failure),
             Ok(()) => {
                 running.stage = RunStage::Tested;
+                let id = running.op.id;
                 // Nobody is left to be answered when the program has changed.
                 for caller in std::mem::take(&mut running.op.callers) {
                     self.answer_with(id, Some(caller));
@@ -105,7 +107,7 @@ impl State {
     /// What is to serve since nothing does comes first; then again from the test on.
     pub(super) fn restart_gives_way(&mut self) {
         // One that was told to leave says first that it stays: it finds the unrest itself.
-        let restarts = |running: &mut Running| matches!(running.stage, RunStage::Testing | RunStage::Tested);
+        let restarts = |running: &mut Running| matches!(running.stage, RunStage::Testing { .. } | RunStage::Tested);
         if self.fallback.is_none() {
             return;
         }

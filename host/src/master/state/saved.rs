@@ -131,7 +131,8 @@ impl State {
         match outcome {
             Ok(()) => state.waiting = Some(op),
             Err(failure) => {
-                state.running = Some(Running { op, stage: RunStage::Testing });
+                // `refuse` is for what runs.
+                state.running = Some(Running { op, stage: RunStage::Leaving });
                 state.refuse(failure);
             }
         }

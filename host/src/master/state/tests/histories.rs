@@ -89,7 +89,7 @@ struct World {
     next_set: u64,
     next_caller: u64,
     preparing: Vec<(OpId, Source)>,
-    testing: Vec<OpId>,
+    testing: Vec<TestId>,
     leaving: Option<OpId>,
     /// What each set is made of.
     contents: BTreeMap<SetId, Arc<SetInfo>>,
@@ -145,7 +145,7 @@ impl World {
             assert!(!self.finished, "{action:?} after the last action");
             match action {
                 Action::Prepare { op, source, .. } => self.preparing.push((op, source)),
-                Action::Test { op } => self.testing.push(op),
+                Action::Test { test, .. } => self.testing.push(test),
                 Action::Leave { op } => assert!(self.leaving.replace(op).is_none(), "told twice to leave"),
                 Action::Spawn { generation, .. } => self.spawning.push(generation),
                 Action::Load { generation, probes: Probes::Skip } => self.will_say(generation, &[ToMaster::Ready]),
@@ -285,8 +285,10 @@ impl World {
 
     fn take_over(&mut self, how: usize) {
         let failure = || Failure::new(Stage::Restart, "x");
-        if let Some(op) = self.testing.pop() {
-            return self.event(Event::Tested { op, result: if how == 0 { Err(failure()) } else { Ok(()) } });
+        // Late ones come too, and count for nothing.
+        if !self.testing.is_empty() {
+            let test = self.testing.remove(0);
+            return self.event(Event::Tested { test, result: if how == 0 { Err(failure()) } else { Ok(()) } });
         }
         let Some(op) = self.leaving.take() else { return };
         if !self.state.may_leave(op) || how == 0 {
