@@ -45,3 +45,26 @@ pub fn other_abi(good: &Path, folder: &Path, change: i32) -> PathBuf {
         assert_eq!(changed, 1, "expected one descriptor in {}", good.display());
     })
 }
+
+/// Kills the process that opens it, within dlopen(3): its initialisation function is the head of the file, where no code lies.
+pub fn fatal_to_open(good: &Path, folder: &Path) -> PathBuf {
+    const PT_DYNAMIC: u64 = 2;
+    const DT_INIT: u64 = 12;
+    damaged(good, folder, "fatal-to-open.so", |bytes| {
+        let number = |bytes: &[u8], at: usize, size: usize| {
+            bytes[at..at + size].iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte))
+        };
+        // The fields of a 64-bit head and its program headers, as elf(5) has them.
+        let (headers, size, count) = (number(bytes, 32, 8), number(bytes, 54, 2), number(bytes, 56, 2));
+        let dynamic = (0..count)
+            .map(|index| (headers + index * size) as usize)
+            .find(|at| number(bytes, *at, 4) == PT_DYNAMIC)
+            .expect("a shared library has a dynamic section");
+        let (start, length) = (number(bytes, dynamic + 8, 8) as usize, number(bytes, dynamic + 32, 8) as usize);
+        let entry = (start..start + length)
+            .step_by(16)
+            .find(|at| number(bytes, *at, 8) == DT_INIT)
+            .expect("the C runtime's objects bring an initialisation function");
+        bytes[entry + 8..entry + 16].copy_from_slice(&8u64.to_le_bytes());
+    })
+}

@@ -88,8 +88,20 @@ pub fn raise_descriptors() -> u64 {
 /// that it starts have the same limit.
 #[track_caller]
 pub fn limit_descriptors(pid: i32, soft: u64) {
+    limit(pid, &format!("--nofile={soft}:"));
+}
+
+/// Sets how large a file the process may write: beyond it, a write fails as on a full disk.
+#[track_caller]
+pub fn limit_file_size(pid: i32, soft: Option<u64>) {
+    let soft = soft.map_or("unlimited".into(), |bytes| bytes.to_string());
+    limit(pid, &format!("--fsize={soft}:"));
+}
+
+#[track_caller]
+fn limit(pid: i32, what: &str) {
     let status = std::process::Command::new("prlimit")
-        .args(["--pid", &pid.to_string(), &format!("--nofile={soft}:")])
+        .args(["--pid", &pid.to_string(), what])
         .status()
         .expect("failed to run prlimit (package util-linux)");
     assert!(status.success(), "prlimit failed");

@@ -109,6 +109,7 @@ pub fn run(options: Options) -> Result<Exit, StartError> {
     let system = |what| move |source| StartError::System { what, source };
     // Before any thread exists, so that all inherit the mask.
     let signals = process::watch_signals(&SIGNALS).map_err(system("take over signals"))?;
+    process::outlive_full_files().map_err(system("take over signals"))?;
     process::raise_open_files().map_err(system("raise the limit of open files"))?;
     let resumption = resume::find()?;
     let listeners = match resumption {

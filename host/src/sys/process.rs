@@ -292,6 +292,14 @@ pub fn unblock_others(signals: &[Signal]) -> io::Result<()> {
 
 extern "C" fn do_nothing(_: c_int) {}
 
+/// Makes a write beyond the file size limit (setrlimit(2), RLIMIT_FSIZE) an error as on a full disk: by default it kills.
+pub fn outlive_full_files() -> io::Result<()> {
+    let nothing = SigAction::new(SigHandler::Handler(do_nothing), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler does nothing, which is async-signal-safe.
+    unsafe { sigaction(Signal::SIGXFSZ, &nothing)? };
+    Ok(())
+}
+
 /// The next signal; `WouldBlock` when there is none, as readiness in tokio wants to hear it.
 pub fn next_signal(fd: &SignalFd) -> io::Result<Received> {
     let Some(info) = fd.read_signal()? else { return Err(io::ErrorKind::WouldBlock.into()) };

@@ -73,7 +73,8 @@ extern "C" fn no_op(_: libc::c_int) {}
 /// exec, so that what a plugin starts has the usual dispositions.
 pub fn install_no_op_handlers() -> io::Result<()> {
     let action = SigAction::new(SigHandler::Handler(no_op), SaFlags::SA_RESTART, SigSet::empty());
-    for signal in UNUSED {
+    // SIGXFSZ: a log file at its limit is an error of the write, not the end of the process.
+    for signal in UNUSED.into_iter().chain([Signal::SIGXFSZ]) {
         // SAFETY: the handler touches nothing.
         unsafe { sigaction(signal, &action) }?;
     }

@@ -164,7 +164,7 @@ fn a_new_child_killed_between_go_and_serving_is_a_refused_reload() {
 }
 
 /// Waits until the process has done all it can do: no CPU time used for a while.
-fn quiet(pid: i32) {
+pub fn quiet(pid: i32) {
     let (mut last, mut since) = (process::cpu_time(pid), Instant::now());
     wait::until("the new child to wait for GO", wait::LONG, || {
         let now = process::cpu_time(pid);

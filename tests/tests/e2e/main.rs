@@ -9,6 +9,7 @@ mod crash_loop;
 mod cut;
 mod descriptors;
 mod dev;
+mod faults;
 mod growth;
 mod handover;
 mod http;

@@ -682,7 +682,10 @@ impl State {
                 Failure::new(Stage::Prove, format!("be ready within {limit:?}: its probes had not ended"))
                     .hint("start_timeout covers the loading and all probes; raise it, or probe less")
             }
-            None => Failure::new(Stage::Spawn, format!("be ready within {limit:?}")),
+            None => {
+                Failure::new(Stage::Spawn, format!("be ready within {limit:?}: the new process did not begin to load"))
+                    .hint("it is stopped, or the machine is overloaded; look at its processes, or raise start_timeout")
+            }
         }
     }
 
