@@ -84,9 +84,9 @@ pub enum Cause {
     Term {
         generation: Generation,
     },
-    /// A handler asked.
-    Plugin {
-        name: String,
+    /// A handler of the plugin asked.
+    Handler {
+        plugin: String,
     },
 }
 
@@ -99,7 +99,7 @@ impl fmt::Display for Cause {
             Cause::Watcher { path } => write!(f, "change of {path}"),
             Cause::Crash { of } => write!(f, "crash of generation {of}"),
             Cause::Term { generation } => write!(f, "SIGTERM to generation {generation}"),
-            Cause::Plugin { name } => write!(f, "plugin {name}"),
+            Cause::Handler { plugin } => write!(f, "a handler of {plugin}"),
         }
     }
 }

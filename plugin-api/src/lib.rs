@@ -24,6 +24,8 @@ mod response;
 #[cfg(feature = "plugin")]
 mod service;
 #[cfg(feature = "plugin")]
+mod signals;
+#[cfg(feature = "plugin")]
 pub mod testing;
 #[cfg(feature = "plugin")]
 pub mod upgrade;
@@ -44,6 +46,7 @@ mod author {
     pub use crate::plugin::{ConfigError, ControlError, Host, Init, Shutdown, host};
     pub use crate::request::{Request, RequestInfo, Tls};
     pub use crate::response::{Failure, IntoResponse, Json, Response};
+    pub use crate::signals::{Signal, Signals};
 }
 #[cfg(feature = "plugin")]
 pub use author::*;

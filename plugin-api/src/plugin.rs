@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::abi::extension::{CONTROL_RELOAD, CONTROL_RESTART, CONTROL_SHUTDOWN};
 use crate::ffi::{Instance, context};
+use crate::signals::Signals;
 
 /// What the function under `#[plugin]` is given: configuration, a directory, and ways to take part in the plugin's life.
 ///
@@ -184,6 +185,35 @@ impl Init {
         })
     }
 
+    /// The signals of the operator's own that come to the server from now on, for all who ask. They come only if the server's
+    /// `[signals] preset` leaves some to plugins, and only to the generation that serves.
+    ///
+    /// ```
+    /// # use std::sync::atomic::{AtomicU64, Ordering};
+    /// # use baton_plugin_api::{handler_with, testing, Init, IntoApp, Request, Signal};
+    /// # static DUMPED: AtomicU64 = AtomicU64::new(0);
+    /// # fn dump() { DUMPED.fetch_add(1, Ordering::SeqCst); }
+    /// fn app(cx: Init) -> impl IntoApp {
+    ///     let mut signals = cx.signals();
+    ///     cx.spawn(async move {
+    ///         // Until this generation retires.
+    ///         while let Some(signal) = signals.recv().await {
+    ///             if signal == Signal::Usr1 {
+    ///                 dump();
+    ///             }
+    ///         }
+    ///     });
+    ///     handler_with((), async |(), _: Request| "ok")
+    /// }
+    ///
+    /// let plugin = testing::Plugin::start(app);
+    /// assert!(plugin.signal(Signal::Usr1));
+    /// # testing::eventually(|| DUMPED.load(Ordering::SeqCst) == 1);
+    /// ```
+    pub fn signals(&self) -> Signals {
+        Signals::new(self.0)
+    }
+
     /// Tells when this generation begins to retire.
     pub fn shutdown(&self) -> Shutdown {
         Shutdown(self.0)
@@ -286,7 +316,8 @@ impl fmt::Debug for Shutdown {
 /// The server that runs this plugin, from [`host`], [`Init::host`] or a request. Cheap to clone.
 ///
 /// Its verbs only ask: they answer once the server has taken the request on, and the rest happens while the plugin serves
-/// on. They are allowed to a plugin only if the server's configuration says `allow_control = true` for it.
+/// on: the answer of a handler that asked is delivered like any other, by the code that began it. The server's configuration
+/// can refuse them to a plugin (`allow_control = false`).
 ///
 /// ```
 /// # use baton_plugin_api::{testing, ControlError, Request, StatusCode};

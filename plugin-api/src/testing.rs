@@ -39,6 +39,7 @@ use crate::export::emit::module;
 use crate::ffi::BoxError;
 use crate::ffi::loopback::{self, Head, Loaded};
 use crate::logging::Bridge;
+use crate::signals::Signal;
 
 pub use crate::ffi::loopback::{Client, Logged as Log};
 
@@ -263,6 +264,11 @@ impl Plugin {
     /// Tells the plugin that it serves.
     pub fn begin_serving(&self) {
         self.loaded.notify(abi::EVENT_SERVING);
+    }
+
+    /// Sends the plugin a signal, as the server does with those that its operator routes to plugins. Whether it listens.
+    pub fn signal(&self, signal: Signal) -> bool {
+        self.loaded.signal(signal.number())
     }
 
     /// Tells the plugin that it retires.

@@ -8,7 +8,9 @@ use std::time::Duration;
 use baton_plugin_api::testing::{Plugin, block_on, eventually, request};
 use baton_plugin_api::tokio::io::{AsyncReadExt, AsyncWriteExt};
 use baton_plugin_api::tokio::net::{TcpListener, TcpStream};
-use baton_plugin_api::{Body, BoxError, ControlError, Init, IntoApp, Request, StatusCode, handler_with, host, tokio};
+use baton_plugin_api::{
+    Body, BoxError, ControlError, Init, IntoApp, Request, Signal, Signals, StatusCode, handler_with, host, tokio,
+};
 use serde::Deserialize;
 
 #[test]
@@ -288,4 +290,62 @@ async fn a_test_may_have_a_runtime_of_its_own() {
     let plugin = Plugin::start(hello);
     let mut body = plugin.call(request("GET", "/", "")).await.into_body();
     assert_eq!(body.data().await.unwrap().unwrap(), "hello");
+}
+
+#[test]
+fn signals_reach_every_listener_in_order_until_the_shutdown() {
+    static HEARD: Mutex<Vec<(u8, Signal)>> = Mutex::new(Vec::new());
+    static ENDED: AtomicUsize = AtomicUsize::new(0);
+    fn app(cx: Init) -> impl IntoApp {
+        for listener in [1, 2] {
+            let mut signals = cx.signals();
+            cx.spawn(async move {
+                while let Some(signal) = signals.recv().await {
+                    HEARD.lock().unwrap().push((listener, signal));
+                }
+                assert_eq!(signals.missed(), 0);
+                ENDED.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+        handler_with((), async |(), _: Request| "ok")
+    }
+    let plugin = Plugin::start(app);
+    assert!(plugin.signal(Signal::Usr1) && plugin.signal(Signal::Tstp));
+    let heard = |listener: u8| -> Vec<Signal> {
+        HEARD.lock().unwrap().iter().filter(|(by, _)| *by == listener).map(|(_, signal)| *signal).collect()
+    };
+    eventually(|| [1, 2].into_iter().all(|listener| heard(listener) == [Signal::Usr1, Signal::Tstp]));
+    assert_eq!(ENDED.load(Ordering::SeqCst), 0);
+    plugin.begin_shutdown();
+    eventually(|| ENDED.load(Ordering::SeqCst) == 2);
+    assert!(!plugin.signal(Signal::Usr1), "nobody listens any more");
+}
+
+#[test]
+fn signals_that_nobody_takes_in_time_are_counted_and_the_latest_are_kept() {
+    static SIGNALS: Mutex<Option<Signals>> = Mutex::new(None);
+    fn app(cx: Init) -> impl IntoApp {
+        *SIGNALS.lock().unwrap() = Some(cx.signals());
+        handler_with((), async |(), _: Request| "ok")
+    }
+    let plugin = Plugin::start(app);
+    for _ in 0..20 {
+        assert!(plugin.signal(Signal::Usr1));
+    }
+    assert!(plugin.signal(Signal::Tstp));
+    plugin.begin_shutdown();
+    let mut signals = SIGNALS.lock().unwrap().take().unwrap();
+    let mut heard = Vec::new();
+    while let Some(signal) = block_on(signals.recv()) {
+        heard.push(signal);
+    }
+    assert_eq!((heard.len(), heard.last(), signals.missed()), (16, Some(&Signal::Tstp), 5));
+}
+
+#[test]
+fn a_signal_without_a_listener_is_answered_so() {
+    fn app() -> impl IntoApp {
+        handler_with((), async |(), _: Request| "ok")
+    }
+    assert!(!Plugin::start(app).signal(Signal::Usr1));
 }

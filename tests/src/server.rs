@@ -173,6 +173,8 @@ pub struct Setup {
     verb: Vec<String>,
     env: Vec<(String, String)>,
     own_program: bool,
+    terminal: Option<PathBuf>,
+    through: Vec<String>,
 }
 
 impl Default for Setup {
@@ -195,6 +197,8 @@ impl Setup {
             verb: vec!["run".into()],
             env: Vec::new(),
             own_program: false,
+            terminal: None,
+            through: Vec::new(),
         }
     }
 
@@ -257,6 +261,18 @@ impl Setup {
         self
     }
 
+    /// In a session of its own at that terminal, which is its stdin.
+    pub fn terminal(mut self, path: &Path) -> Setup {
+        self.terminal = Some(path.to_owned());
+        self
+    }
+
+    /// By a command that runs the words behind it. Unless it becomes what it runs, the server's pid is that of the command.
+    pub fn through(mut self, command: &[&str]) -> Setup {
+        self.through = command.iter().map(|word| word.to_string()).collect();
+        self
+    }
+
     /// With listening sockets of these names, passed as systemd does.
     pub fn passed(mut self, names: &[&str]) -> Setup {
         self.passed = names.iter().map(|name| name.to_string()).collect();
@@ -283,6 +299,9 @@ impl Setup {
         if let Some(core) = self.core {
             command.args(["--core", &core.to_string()]);
         }
+        if let Some(terminal) = &self.terminal {
+            command.arg("--terminal").arg(terminal);
+        }
         for name in &self.passed {
             command.args(["--pass", name]);
         }
@@ -294,7 +313,7 @@ impl Setup {
             artifacts::baton()
         };
         // Tests may run under nohup(1) or in the background of a script, and the server keeps to what it inherits.
-        command.args(["env", "--default-signal=HUP,INT,QUIT"]).arg(program).args(&self.verb);
+        command.args(["env", "--default-signal=HUP,INT,QUIT"]).args(&self.through).arg(program).args(&self.verb);
         command.args(["--name", &self.name]);
         for address in &self.listen {
             command.args(["--listen", address]);
@@ -309,8 +328,11 @@ impl Setup {
             .args(&self.args)
             .envs(self.env.iter().map(|(key, value)| (key, value)))
             .stdout(file.try_clone().expect("failed to copy a descriptor"))
-            .stderr(file)
-            .process_group(0);
+            .stderr(file);
+        // Who begins a session leads its group, and must not lead one before (setsid(2)).
+        if self.terminal.is_none() {
+            command.process_group(0);
+        }
         let child = command.spawn().expect("failed to start the server");
         let socket = self.bench.path().join("run/baton").join(&self.name).join("admin.sock");
         Server { child, ended: None, bench: self.bench, name: self.name, log, socket }

@@ -152,6 +152,7 @@ pub struct Cause {
     pub signal: Option<String>,
     pub sender: Option<i32>,
     pub peer: Option<String>,
+    pub plugin: Option<String>,
     pub of: Option<u64>,
 }
 

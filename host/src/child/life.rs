@@ -257,6 +257,7 @@ impl Worker {
             ToChild::Resume => Event::Resume,
             ToChild::Retire(deadlines) => Event::Retire(deadlines),
             ToChild::Cut => Event::Cut,
+            ToChild::Hook(hook) => Event::Hook(hook),
             ToChild::DoneAck => Event::DoneAck,
             #[cfg(feature = "next")]
             ToChild::Novelty { .. } => return None,
@@ -386,6 +387,13 @@ impl Worker {
                 Action::CloseListeners => self.listeners.clear(),
                 Action::TellPluginsServing => self.plugins().for_each(Plugin::tell_serving),
                 Action::TellPluginsShutdown => self.plugins().for_each(Plugin::tell_shutdown),
+                Action::TellPluginsHook(hook) => {
+                    // All are told, whoever listens.
+                    let heard = self.plugins().filter(|plugin| plugin.tell_hook(hook)).count();
+                    if heard == 0 {
+                        tracing::warn!("{hook} came, and no plugin listens for it");
+                    }
+                }
                 Action::Drain(deadlines) => self.drain(deadlines),
                 Action::CutAll => {
                     if let Some(Service { server, .. }) = &self.service {

@@ -19,9 +19,10 @@ use abi_stable::std_types::RResult;
 use baton_plugin_api::abi::{
     self, CreateArgs, DESCRIPTOR_SYMBOL, Descriptor, EVENT_SERVING, EVENT_SHUTDOWN, FfiBody, FfiContext, FfiFuture,
     PluginHandle, PluginModule_Ref, RequestHead, Slice,
+    extension::{self, PluginSignals},
 };
 
-use crate::control::PluginFile;
+use crate::control::{Hook, PluginFile};
 use crate::report::{Failure, Generation, Stage};
 use crate::sys::dylib::Dylib;
 use crate::sys::worker::Handlers;
@@ -43,6 +44,8 @@ pub struct Plugin {
     notify: extern "C" fn(PluginHandle, u32),
     shutdown: extern "C" fn(PluginHandle) -> FfiFuture,
     destroy: extern "C" fn(PluginHandle),
+    /// Nothing, if it was built before there were signals for plugins.
+    signals: Option<&'static PluginSignals>,
 }
 
 impl Plugin {
@@ -65,6 +68,16 @@ impl Plugin {
 
     pub fn tell_shutdown(&self) {
         (self.notify)(self.handle, EVENT_SHUTDOWN);
+    }
+
+    /// Answers whether anybody listens.
+    pub fn tell_hook(&self, hook: Hook) -> bool {
+        let number = match hook {
+            Hook::Usr1 => extension::SIGNAL_USR1,
+            Hook::Tstp => extension::SIGNAL_TSTP,
+        };
+        // SAFETY: the handle is the one of the plugin that the table came from.
+        self.signals.is_some_and(|table| unsafe { (table.deliver)(self.handle, number) } == abi::READY)
     }
 
     /// Drives what the author registered for the end.
@@ -108,7 +121,7 @@ impl Plugin {
             unsafe extern "C" fn drop(_: *mut c_void) {}
             FfiFuture { data: std::ptr::null_mut(), vtable: &TABLE }
         }
-        Box::leak(Box::new(Plugin { name, mount: "/".into(), handle, call, notify, shutdown, destroy }))
+        Box::leak(Box::new(Plugin { name, mount: "/".into(), handle, call, notify, shutdown, destroy, signals: None }))
     }
 }
 
@@ -167,7 +180,7 @@ fn load(file: &PluginFile, generation: Generation, host: &Host) -> Result<&'stat
         previous_version: 0,
         has_previous: 0,
     };
-    let created = module.create()(host.offer(name), &raw const args);
+    let created = module.create()(host.offer(name, file.allow_control), &raw const args);
     let handle = match created {
         RResult::ROk(handle) => handle,
         RResult::RErr(text) => return Err(init_failed(&text)),
@@ -187,7 +200,14 @@ fn load(file: &PluginFile, generation: Generation, host: &Host) -> Result<&'stat
         notify: module.notify(),
         shutdown: module.shutdown(),
         destroy: module.destroy(),
+        signals: signals_of(module, handle),
     })))
+}
+
+fn signals_of(module: PluginModule_Ref, handle: PluginHandle) -> Option<&'static PluginSignals> {
+    let table = module.extension()(handle, extension::PLUGIN_SIGNALS, 1);
+    // SAFETY: a table that is not null lives as long as the process, is the one of this number and has at least revision 1.
+    unsafe { table.cast::<PluginSignals>().as_ref() }
 }
 
 fn address(library: &'static Dylib, symbol: &str) -> Option<NonNull<c_void>> {
@@ -284,6 +304,7 @@ mod tests {
             mount: "/".into(),
             config: serde_json::json!({}),
             data_dir: "/".into(),
+            allow_control: true,
             workers: 0,
         }
     }

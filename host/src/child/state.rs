@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use crate::config::Drain;
-use crate::control::{Deadlines, EXIT_TIMEOUT, PROTOCOL, Protocols};
+use crate::control::{Deadlines, EXIT_TIMEOUT, Hook, PROTOCOL, Protocols};
 use crate::report::{DrainReport, Failure, Stage};
 
 /// All that can happen to a worker.
@@ -34,6 +34,8 @@ pub enum Event {
     Resume,
     Retire(Deadlines),
     Cut,
+    /// A signal for the plugins.
+    Hook(Hook),
     DoneAck,
     /// The master sent what this worker cannot act on.
     Broken(String),
@@ -75,6 +77,7 @@ pub enum Action {
     CloseListeners,
     TellPluginsServing,
     TellPluginsShutdown,
+    TellPluginsHook(Hook),
     /// End the connections as these limits allow; answered by [`Event::Drained`]. A second time: with these limits from
     /// now on.
     Drain(Deadlines),
@@ -223,6 +226,10 @@ impl State {
             // The report may not have arrived: not a clean end.
             (Done, Event::Deadline) => self.go_to(Ended, vec![Action::Exit(1)]),
 
+            // ---- a signal for the plugins: of one that has served, and does no more, it is not the business ----
+            (Starting | Serving, Event::Hook(hook)) => vec![Action::TellPluginsHook(hook)],
+            (_, Event::Hook(_)) => vec![],
+
             // ---- SIGTERM: the master decides; meanwhile this worker serves on ----
             (Starting | Serving, Event::Term) if !self.asked => {
                 self.asked = true;
@@ -326,6 +333,7 @@ impl std::fmt::Display for Event {
             Event::Resume => "RESUME came out of order",
             Event::Retire(_) => "RETIRE came out of order",
             Event::Cut => "CUT came out of order",
+            Event::Hook(_) => "HOOK came out of order",
             Event::DoneAck => "DONE_ACK came out of order",
             Event::Broken(why) => why,
             Event::Orphaned => "its end came out of order",

@@ -152,6 +152,7 @@ fn a_bad_plugin_is_refused_with_its_name() {
         mount: "/".into(),
         config: serde_json::json!({}),
         data_dir: dir.path().into(),
+        allow_control: true,
         workers: 0,
     };
     master.load(vec![bad]);

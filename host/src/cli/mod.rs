@@ -16,7 +16,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::client::ClientError;
 use crate::config::{ConfigError, LogFormat};
 use crate::dev::DevError;
-use crate::master::StartError;
+use crate::master::{StartError, signals};
 use crate::telemetry::TelemetryError;
 
 pub use render::millis;
@@ -108,18 +108,19 @@ Examples:
 Exit codes: 0 done, 1 refused or failed (the old code serves on), 2 usage, 69 no master runs;
 run and dev: 0 drained, 3 something was cut, 78 configuration, 1 otherwise.";
 
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Serve the plugins of a directory; reload on SIGHUP, drain and end on SIGTERM
-    #[command(after_help = "\
+const RUN_EXAMPLES: &str = "\
 Examples:
   baton run
   baton run --plugins /srv/plugins --listen 0.0.0.0:8080 --listen '[::1]:8080'
   baton run -c /etc/baton/baton.toml --set drain.timeout=30s
+  baton run --set signals.preset=gf       # HUP shuts down, as gf has it
   baton run --print-config                # what would be in force
-  baton run --print-config=reference      # every key with its default
+  baton run --print-config=reference      # every key with its default";
 
-Signals: HUP and USR1 reload; USR2 restarts in place; TERM, INT and QUIT shut down, again cuts.")]
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve the plugins of a directory; reload on SIGHUP, drain and end on SIGTERM
+    #[command(after_help = format!("{RUN_EXAMPLES}\n\n{}", signals::summary()))]
     Run(Box<RunArgs>),
     /// Build a plugin crate, serve it, and rebuild and swap whenever a source changes
     #[command(after_help = "\

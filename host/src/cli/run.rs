@@ -142,7 +142,7 @@ pub fn run(args: &RunArgs) -> Result<u8, CliError> {
         config,
         pid_file: args.pid_file.as_ref().map(std::path::absolute).transpose().map_err(CliError::Dirs)?,
         admin_asked,
-        hup_shuts_down: false,
+        dev: false,
         bad_start: if args.strict { BadStart::Exit } else { BadStart::LastGood },
         prepare: None,
         binary: Some(master::resume::own_path().map_err(CliError::Binary)?),

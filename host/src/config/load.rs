@@ -237,6 +237,7 @@ pub(super) fn known(path: &[String]) -> Option<&'static [&'static str]> {
         ["store"] => Some(keys::<Store>()),
         ["admin"] => Some(keys::<Admin>()),
         ["log"] => Some(keys::<Log>()),
+        ["signals"] => Some(keys::<Signals>()),
         ["server"] => Some(keys::<Server>()),
         ["server", "tls"] => Some(keys::<Certificate>()),
         ["server", "route"] => Some(keys::<Route>()),

@@ -8,6 +8,7 @@ mod limit;
 mod load;
 mod mode;
 mod rules;
+mod signals;
 mod size;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ pub use limit::Limit;
 use limit::finite;
 pub use mode::Mode;
 pub use rules::{Listen, check_mount, parse_listen};
+pub use signals::Preset;
 pub use size::Size;
 
 /// The commented reference, as `baton run --print-config=reference` and the documents show it.
@@ -149,6 +151,7 @@ pub struct Config {
     pub store: Store,
     pub admin: Admin,
     pub log: Log,
+    pub signals: Signals,
     pub server: Vec<Server>,
     pub plugins: BTreeMap<String, Plugin>,
 }
@@ -302,6 +305,13 @@ pub struct Log {
     pub level: String,
 }
 
+/// What a signal to the master does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Signals {
+    pub preset: Preset,
+}
+
 /// A group of addresses with the same routes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -373,7 +383,7 @@ pub struct Route {
     pub plugin: String,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plugin {
     /// A library outside of the drop folder.
@@ -382,6 +392,8 @@ pub struct Plugin {
     pub mount: Option<String>,
     /// Threads of the plugin's own runtime; 0 for its own choice.
     pub workers: u32,
+    /// Whether its handlers may reload, restart and shut down the server.
+    pub allow_control: bool,
     /// Handed to the plugin as it is.
     pub config: toml::Table,
 }
@@ -426,6 +438,7 @@ impl Default for Config {
             store: Store::default(),
             admin: Admin::default(),
             log: Log::default(),
+            signals: Signals::default(),
             server: vec![Server::new(&default_name(), &["127.0.0.1:8080"])],
             plugins: BTreeMap::new(),
         }
@@ -516,6 +529,12 @@ impl Default for Log {
     }
 }
 
+impl Default for Plugin {
+    fn default() -> Plugin {
+        Plugin { file: None, mount: None, workers: 0, allow_control: true, config: toml::Table::new() }
+    }
+}
+
 impl Server {
     /// Every plugin at its mount.
     pub fn new(name: &str, listen: &[&str]) -> Server {
@@ -573,6 +592,7 @@ impl Config {
             runtime_dir: other.runtime_dir.clone(),
             state_dir: other.state_dir.clone(),
             admin: other.admin.clone(),
+            signals: other.signals.clone(),
             ..self.clone()
         }
     }

@@ -22,6 +22,7 @@
 //! | `Adopt` (+ socket) | master | serving | - | - | its connections stay with the old one |
 //! | `Handover` (+ socket) | master | serving to retiring, at each commit of another | - | - | - |
 //! | `Resume` | master | pausing or paused | `Serving` | [`SWITCH_TIMEOUT`] | respawn of its set |
+//! | `Hook` | master | serving | - | - | - |
 //! | `Retire` | master | paused; or serving, at a shutdown | `Done`, in the end | its deadlines, then SIGKILL | reaped; a crash |
 //! | `Retire` again | master | retiring: other limits, from now on | as before | as before | as before |
 //! | `Done` | child | retired, nothing left | `DoneAck` | [`EXIT_TIMEOUT`] | - |
@@ -35,6 +36,7 @@
 mod channel;
 pub mod secrets;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -104,6 +106,8 @@ pub enum ToChild {
         to: Generation,
         listeners: Vec<u32>,
     },
+    /// A signal that the operator routes to plugins. A child that does not know it serves on.
+    Hook(Hook),
     Retire(Deadlines),
     /// End what is left now.
     Cut,
@@ -152,12 +156,39 @@ pub enum ToMaster {
     Unknown,
 }
 
+/// A signal that plugins may hear of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "signal", rename_all = "snake_case")]
+pub enum Hook {
+    Usr1,
+    Tstp,
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Hook::Usr1 => "SIGUSR1",
+            Hook::Tstp => "SIGTSTP",
+        })
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ControlVerb {
     Reload,
     Restart,
     Shutdown,
+}
+
+impl fmt::Display for ControlVerb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ControlVerb::Reload => "reload",
+            ControlVerb::Restart => "restart",
+            ControlVerb::Shutdown => "shutdown",
+        })
+    }
 }
 
 /// What a child shall serve.
@@ -182,6 +213,13 @@ pub struct PluginFile {
     pub data_dir: PathBuf,
     /// Threads of the plugin's runtime; 0 for its own choice.
     pub workers: u32,
+    /// Whether it may send [`ToMaster::Control`]. A master that does not know of this allows it.
+    #[serde(default = "allowed")]
+    pub allow_control: bool,
+}
+
+fn allowed() -> bool {
+    true
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -110,8 +110,7 @@ pub fn run(args: &DevArgs) -> Result<u8, CliError> {
         admin_asked: args.admin.is_some() || overrides.asked("admin.listen")?,
         reread: Box::new(move || overrides.load()),
         pid_file: None,
-        // The terminal's end is ours.
-        hup_shuts_down: true,
+        dev: true,
         // A first build that fails is a save away from one that does not.
         bad_start: BadStart::ServeEmpty,
         prepare: Some(workshop.clone()),

@@ -12,6 +12,7 @@ mod notes;
 pub mod resume;
 mod run;
 mod sets;
+pub mod signals;
 mod socket_file;
 mod source;
 mod spawn;
@@ -40,8 +41,8 @@ pub struct Options {
     pub pid_file: Option<PathBuf>,
     /// Whether the admin address was asked for: then it must be free, else another port will do.
     pub admin_asked: bool,
-    /// Whether SIGHUP shuts down instead of reloading (`dev`).
-    pub hup_shuts_down: bool,
+    /// Whether it is `baton dev`, which ends with its terminal.
+    pub dev: bool,
     pub bad_start: BadStart,
     /// Makes the plugin files before they are read (`dev` builds here). Runs on the blocking pool.
     pub prepare: Option<Arc<dyn Prepare>>,

@@ -47,6 +47,12 @@ pub fn log(note: &Note) {
         }
         Note::ShuttingDown { cause } => tracing::info!(%cause, "server shutting down"),
         Note::Cutting => tracing::warn!("cutting what is still open"),
+        Note::Hooked { hook, cause, to: Some(to) } => {
+            tracing::info!(generation = to.0, %cause, "{hook} passed on to the plugins")
+        }
+        Note::Hooked { hook, cause, to: None } => {
+            tracing::warn!(%cause, "{hook} was for the plugins, and nothing serves: nobody hears it")
+        }
     }
 }
 

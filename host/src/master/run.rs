@@ -21,6 +21,7 @@ use super::listeners::{Claim, Key, Listeners};
 use super::memory::Notebook;
 use super::resume::{self, ResumeError, Resumption};
 use super::sets::{Content, Record};
+use super::signals::{self, Effect, Situation};
 use super::source::{self, Read, Recipe, Source};
 use super::spawn::Child;
 use super::state::{self, Action, Caller, Event, Exit, Memory, Note, Probes, SetId, SetInfo, Settings, State, TestId};
@@ -34,6 +35,7 @@ use crate::dirs::{self, Dirs};
 use crate::metrics::Counts;
 use crate::report::{Cause, Failure, Generation, Load, OpId, Report, Stage, Status, Verb};
 use crate::sys::process::{self, Image};
+use crate::sys::terminal::Terminal;
 use crate::sys::{files, readiness, seqpacket};
 use crate::version::VERSION;
 
@@ -43,9 +45,6 @@ const PAST: usize = 32;
 const COUNT: Duration = Duration::from_millis(100);
 /// How often the listeners are looked after.
 const MEND: Duration = Duration::from_secs(1);
-/// What the master reacts to. The rest keeps its default action.
-const SIGNALS: [Signal; 6] =
-    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// What a generation runs, with its addresses.
 struct Set {
@@ -68,7 +67,8 @@ enum Errand {
 
 struct Master {
     source: Arc<Source>,
-    hup_shuts_down: bool,
+    dev: bool,
+    terminal: Terminal,
     dirs: Dirs,
     state: State,
     started: Instant,
@@ -108,7 +108,8 @@ struct Master {
 pub fn run(options: Options) -> Result<Exit, StartError> {
     let system = |what| move |source| StartError::System { what, source };
     // Before any thread exists, so that all inherit the mask.
-    let signals = process::watch_signals(&SIGNALS).map_err(system("take over signals"))?;
+    let watched = signals::watched(options.config.signals.preset);
+    let signals = process::watch_signals(&watched).map_err(system("take over signals"))?;
     process::outlive_full_files().map_err(system("take over signals"))?;
     process::raise_open_files().map_err(system("raise the limit of open files"))?;
     let resumption = resume::find()?;
@@ -116,7 +117,7 @@ pub fn run(options: Options) -> Result<Exit, StartError> {
         None => Listeners::adopt_passed(),
         Some(_) => {
             // All were blocked across the exec, so that none was lost.
-            process::unblock_others(&SIGNALS).map_err(system("unblock signals"))?;
+            process::unblock_others(&watched).map_err(system("unblock signals"))?;
             Listeners::default()
         }
     };
@@ -136,8 +137,7 @@ async fn serve(
     resumption: Option<Resumption>,
 ) -> Result<Exit, StartError> {
     let system = |what| move |source| StartError::System { what, source };
-    let Options { config, reread, pid_file, admin_asked, hup_shuts_down, bad_start, prepare, companion, binary } =
-        options;
+    let Options { config, reread, pid_file, admin_asked, dev, bad_start, prepare, companion, binary } = options;
     let dirs = Dirs::of(&config).map_err(system("find the instance's directories"))?;
     for (path, mode) in [(&dirs.runtime, 0o700), (&dirs.state, 0o711), (&dirs.state.join("data"), 0o711)] {
         files::private_dir(path, mode).map_err(|source| StartError::Directory { path: path.clone(), source })?;
@@ -189,7 +189,8 @@ async fn serve(
         announced: state.switches() > 0,
         state: state.with_seed(getrandom::u64().unwrap_or(0)),
         source: Arc::new(Source { config, reread, prepare }),
-        hup_shuts_down,
+        dev,
+        terminal: Terminal::now(),
         dirs,
         started,
         image: Image::of_self().map_err(system("open its own binary"))?,
@@ -509,6 +510,7 @@ impl Master {
             config: serde_json::to_value(settings.unwrap_or(&toml::Table::new()))?,
             data_dir,
             workers: section.map_or(0, |section| section.workers),
+            allow_control: section.is_none_or(|section| section.allow_control),
             name,
         })
     }
@@ -527,15 +529,19 @@ impl Master {
 
     fn signal(&mut self, received: process::Received) -> Option<Exit> {
         let process::Received { signal, sender, by_kernel } = received;
-        let lost_terminal = signal == Signal::SIGHUP && by_kernel;
-        let verb = match signal {
-            Signal::SIGHUP if self.hup_shuts_down || lost_terminal => Verb::Shutdown,
-            Signal::SIGUSR2 if self.binary.is_some() => Verb::Restart,
-            Signal::SIGHUP | Signal::SIGUSR1 | Signal::SIGUSR2 => Verb::Reload,
-            _ => Verb::Shutdown,
+        let told = by_kernel || (self.terminal.is_gone() && self.terminal.is_told_by(sender));
+        let situation = Situation {
+            dev: self.dev,
+            terminal_lost: signal == Signal::SIGHUP && told,
+            stopping: self.state.is_shutting_down(),
         };
+        let effect = signals::effect(self.source.config.signals.preset, signal, situation)?;
         let cause = Cause::Signal { signal: signal.as_str().into(), sender };
-        self.handle(Event::Asked { verb, cause, options: OpOptions::default(), caller: None })
+        match (effect, effect.verb()) {
+            (Effect::Hook(hook), _) => self.handle(Event::Hook { hook, cause }),
+            (_, Some(verb)) => self.handle(Event::Asked { verb, cause, options: OpOptions::default(), caller: None }),
+            (_, None) => None,
+        }
     }
 
     fn request(&mut self, request: Request) -> Option<Exit> {

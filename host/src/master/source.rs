@@ -69,6 +69,7 @@ pub fn check_fixed(old: &Config, new: &Config) -> Result<(), Failure> {
         ("runtime_dir", old.runtime_dir == new.runtime_dir),
         ("state_dir", old.state_dir == new.state_dir),
         ("[admin]", old.admin == new.admin),
+        ("[signals]", old.signals == new.signals),
     ];
     match fixed.iter().find(|(_, same)| !same) {
         None => Ok(()),

@@ -11,4 +11,5 @@ pub mod sealed;
 pub mod seqpacket;
 pub mod shared;
 pub mod socket;
+pub mod terminal;
 pub mod worker;

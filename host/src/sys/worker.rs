@@ -65,7 +65,10 @@ pub fn parent() -> i32 {
 }
 
 /// Signals that mean nothing to a child: its master is asked instead.
-const UNUSED: [Signal; 5] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+/// A stop that is typed at the terminal is among them: it stops the master, and requests are not held up; or it is one of the
+/// operator's own signals, and the master passes it on.
+const UNUSED: [Signal; 6] =
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTSTP, Signal::SIGUSR1, Signal::SIGUSR2];
 
 extern "C" fn no_op(_: libc::c_int) {}
 

@@ -28,7 +28,7 @@ pub const HOST_METRICS: u32 = 2;
 pub const HOST_UPGRADE: u32 = 3;
 /// Plugin: [`PluginState`]. Saving a state blob for the generation that follows (`on_save`, `previous`).
 pub const PLUGIN_STATE: u32 = 1 << 16;
-/// Plugin: hooks for signals that the operator routes to plugins. Reserved; table to come.
+/// Plugin: [`PluginSignals`]. Hooks for signals that the operator routes to plugins.
 pub const PLUGIN_SIGNALS: u32 = (1 << 16) + 2;
 
 /// [`Control::request`]: load the plugins anew in a fresh child.
@@ -73,6 +73,21 @@ pub struct PluginState {
     /// [`READY`](super::READY) (`out` was written), [`PENDING`](super::PENDING) (nothing to save: `out` was not touched) or
     /// [`PANICKED`](super::PANICKED).
     pub save: unsafe extern "C" fn(plugin: PluginHandle, out: *mut StateBlob) -> u32,
+}
+
+/// [`PluginSignals::deliver`]: SIGUSR1. Numbers of our own: those of the system differ between machines.
+pub const SIGNAL_USR1: u32 = 1;
+/// [`PluginSignals::deliver`]: SIGTSTP.
+pub const SIGNAL_TSTP: u32 = 2;
+
+/// Table of [`PLUGIN_SIGNALS`], revision 1.
+#[repr(C)]
+#[derive(Clone, Copy, StableAbi)]
+pub struct PluginSignals {
+    pub header: Header,
+    /// Tells of a signal (`SIGNAL_*`) that came to the server; answers at once: [`READY`](super::READY) (it was taken),
+    /// [`PENDING`](super::PENDING) (nobody listens, or the number is not known) or [`PANICKED`](super::PANICKED).
+    pub deliver: unsafe extern "C" fn(plugin: PluginHandle, signal: u32) -> u32,
 }
 
 /// A state blob with the version that its author gave it. OWNERSHIP: the receiver's.

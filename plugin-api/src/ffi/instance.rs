@@ -8,10 +8,11 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::runtime::{EnterGuard, Handle, Runtime};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use super::HostRef;
 use super::context::{Context, catch, within};
+use crate::abi::extension::{SIGNAL_TSTP, SIGNAL_USR1};
 
 type Ending = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Saver = Arc<dyn Fn() -> Vec<u8> + Send + Sync>;
@@ -32,7 +33,12 @@ pub struct Instance {
     tracked: watch::Sender<usize>,
     endings: Mutex<Vec<Ending>>,
     saver: Mutex<Option<(u32, Saver)>>,
+    /// Until the shutdown begins.
+    signals: Mutex<Option<broadcast::Sender<u32>>>,
 }
+
+/// Signals that wait for a listener at most; then the oldest is lost, and counted.
+const SIGNALS: usize = 16;
 
 /// What [`Instance::new`] is told by the host.
 pub struct Facts {
@@ -65,6 +71,7 @@ impl Instance {
             tracked: watch::Sender::new(0),
             endings: Mutex::default(),
             saver: Mutex::default(),
+            signals: Mutex::new(Some(broadcast::Sender::new(SIGNALS))),
         }
     }
 
@@ -120,6 +127,7 @@ impl Instance {
 
     pub fn begin_shutdown(&self) {
         self.shutdown.send_replace(true);
+        drop(lock(&self.signals).take());
     }
 
     pub fn is_shutting_down(&self) -> bool {
@@ -151,6 +159,21 @@ impl Instance {
                 Err(super::context::Panicked) => std::task::Poll::Ready(()),
             })
             .await;
+        }
+    }
+
+    /// A signal came (`SIGNAL_*`). Answers whether anybody listens.
+    pub fn deliver(&self, signal: u32) -> bool {
+        let known = matches!(signal, SIGNAL_USR1 | SIGNAL_TSTP);
+        let signals = lock(&self.signals).clone();
+        signals.is_some_and(|signals| known && signals.send(signal).is_ok())
+    }
+
+    /// What comes from now on. Ends when the shutdown begins.
+    pub fn signals(&self) -> broadcast::Receiver<u32> {
+        match &*lock(&self.signals) {
+            Some(signals) => signals.subscribe(),
+            None => broadcast::channel(1).1,
         }
     }
 

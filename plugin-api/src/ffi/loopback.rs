@@ -17,8 +17,8 @@ use self::line::Line;
 use super::Payload;
 use super::context::Context;
 use crate::abi::extension::{
-    CONTROL_RELOAD, CONTROL_RESTART, CONTROL_SHUTDOWN, Control, HOST_CONTROL, HOST_UPGRADE, Header, PLUGIN_STATE,
-    PluginState, StateBlob, Upgrade,
+    CONTROL_RELOAD, CONTROL_RESTART, CONTROL_SHUTDOWN, Control, HOST_CONTROL, HOST_UPGRADE, Header, PLUGIN_SIGNALS,
+    PLUGIN_STATE, PluginSignals, PluginState, StateBlob, Upgrade,
 };
 use crate::abi::*;
 
@@ -136,6 +136,13 @@ impl Loaded {
             PENDING => Ok(None),
             _ => Err(()),
         }
+    }
+
+    /// Tells of a signal; whether anybody listens.
+    pub fn signal(self, signal: u32) -> bool {
+        let table = self.module.extension()(self.plugin, PLUGIN_SIGNALS, 1).cast::<PluginSignals>();
+        // SAFETY: a table that is not null lives as long as the process; the handle is this plugin's.
+        unsafe { table.as_ref().is_some_and(|table| (table.deliver)(self.plugin, signal) == READY) }
     }
 
     /// Sends a request; nothing comes back if the plugin panicked. Dropping the future cancels the request.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::context::{catch, guard, set_only, within};
 use super::instance::Facts;
 use super::{App, BoxError, Entry, HostRef, Instance, call, error_text, loopback, panics};
-use crate::abi::extension::{self, Header, PluginState, StateBlob};
+use crate::abi::extension::{self, Header, PluginSignals, PluginState, StateBlob};
 use crate::abi::{
     self, CreateArgs, FfiBody, FfiBytes, FfiFuture, HostApi_Ref, PluginHandle, PluginModule, PluginModule_Ref,
     RequestHead, Slice,
@@ -176,8 +176,12 @@ extern "C" fn set_log_level<L: Logging>(level: u32) {
 // ---- extensions ----
 
 extern "C" fn find_extension(_: PluginHandle, id: u32, min_rev: u32) -> *const c_void {
-    // `PluginState` itself is not generic: a plugin has one state, whatever serves its requests.
-    if id == extension::PLUGIN_STATE && min_rev <= 1 { std::ptr::from_ref(&STATE).cast() } else { std::ptr::null() }
+    // The tables are not generic: a plugin has one state and hears one set of signals, whatever serves its requests.
+    match id {
+        extension::PLUGIN_STATE if min_rev <= STATE.header.rev => (&raw const STATE).cast(),
+        extension::PLUGIN_SIGNALS if min_rev <= SIGNALS.header.rev => (&raw const SIGNALS).cast(),
+        _ => std::ptr::null(),
+    }
 }
 
 static STATE: PluginState = PluginState { header: Header { size: size_of::<PluginState>() as u32, rev: 1 }, save };
@@ -192,6 +196,20 @@ unsafe extern "C" fn save(plugin: PluginHandle, out: *mut StateBlob) -> u32 {
             abi::READY
         }
         Ok(None) => abi::PENDING,
+        Err(_) => abi::PANICKED,
+    }
+}
+
+static SIGNALS: PluginSignals =
+    PluginSignals { header: Header { size: size_of::<PluginSignals>() as u32, rev: 1 }, deliver };
+
+unsafe extern "C" fn deliver(plugin: PluginHandle, signal: u32) -> u32 {
+    // SAFETY: as in `save`.
+    let instance: &'static Instance = unsafe { *plugin.0.cast::<&'static Instance>() };
+    // Waking runs wakers of the author's executors too.
+    match guard(instance.context(0), || instance.deliver(signal)) {
+        Ok(true) => abi::READY,
+        Ok(false) => abi::PENDING,
         Err(_) => abi::PANICKED,
     }
 }

@@ -35,7 +35,7 @@ const HOST: [(&[&str], bool); 5] = [
 const PLUGIN: [(&[&str], bool); 4] = [
     (&["abi"], false),
     (&["ffi"], false),
-    (&["plugin", "request", "response", "body", "export", "handler", "app", "upgrade"], true),
+    (&["plugin", "request", "response", "body", "export", "handler", "app", "upgrade", "signals"], true),
     (&["service", "axum", "logging", "testing", "lib"], true),
 ];
 

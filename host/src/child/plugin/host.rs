@@ -37,8 +37,8 @@ impl Host {
     }
 
     /// What `plugin` is given at its start.
-    pub(super) fn offer(&self, plugin: &'static str) -> HostApi_Ref {
-        let context: &'static Offer = Box::leak(Box::new(Offer { plugin, host: self.clone() }));
+    pub(super) fn offer(&self, plugin: &'static str, allow_control: bool) -> HostApi_Ref {
+        let context: &'static Offer = Box::leak(Box::new(Offer { plugin, allow_control, host: self.clone() }));
         let context = std::ptr::from_ref(context).cast();
         HostApi { context, log: take_record, extension: find_extension }.leak_into_prefix()
     }
@@ -47,6 +47,7 @@ impl Host {
 /// What the context of a [`HostApi`] points to.
 struct Offer {
     plugin: &'static str,
+    allow_control: bool,
     host: Host,
 }
 
@@ -57,7 +58,7 @@ fn offer(context: *const c_void) -> &'static Offer {
 
 extern "C" fn take_record(context: *const c_void, record: *const LogRecord) {
     stop_panic(|| {
-        let Offer { plugin, host } = offer(context);
+        let Offer { plugin, host, .. } = offer(context);
         // SAFETY: the plugin lends the record, and all that it points to, for this call.
         let record = unsafe { &*record };
         if record.panic != 0 {
@@ -78,13 +79,14 @@ extern "C" fn find_extension(_: *const c_void, id: u32, min_rev: u32) -> *const 
 static CONTROL: Control = Control { header: Header { size: size_of::<Control>() as u32, rev: 1 }, request };
 
 const ACCEPTED: u32 = 0;
+const NOT_ALLOWED: u32 = 1;
 const UNKNOWN: u32 = 2;
 const NOT_SERVING: u32 = 3;
 
 unsafe extern "C" fn request(context: *const c_void, verb: u32) -> u32 {
     let mut answer = NOT_SERVING;
     stop_panic(|| {
-        let Offer { plugin, host } = offer(context);
+        let Offer { plugin, allow_control, host } = offer(context);
         let verb = match verb {
             extension::CONTROL_RELOAD => ControlVerb::Reload,
             extension::CONTROL_RESTART => ControlVerb::Restart,
@@ -94,6 +96,12 @@ unsafe extern "C" fn request(context: *const c_void, verb: u32) -> u32 {
                 return;
             }
         };
+        if !allow_control {
+            // For the audit: that it was tried.
+            tracing::warn!(plugin, %verb, "refused to a handler: `allow_control` is off for its plugin");
+            answer = NOT_ALLOWED;
+            return;
+        }
         if host.serving.load(Ordering::Acquire) && host.asked.try_send((plugin, verb)).is_ok() {
             answer = ACCEPTED;
         }
@@ -116,7 +124,7 @@ mod tests {
     fn a_plugin_may_ask_while_the_worker_serves() {
         let (asked, mut requests) = mpsc::channel(1);
         let host = Host::new(Metrics::local(), asked);
-        let api = host.offer("p");
+        let api = host.offer("p", true);
         let table = api.extension()(api.context(), extension::HOST_CONTROL, 1);
         // SAFETY: the table of this number is a `Control`.
         let control = unsafe { &*table.cast::<Control>() };
@@ -129,5 +137,17 @@ mod tests {
         assert_eq!(requests.try_recv().unwrap(), ("p", ControlVerb::Reload));
         assert!(api.extension()(api.context(), extension::HOST_CONTROL, 2).is_null());
         assert!(api.extension()(api.context(), 77, 1).is_null());
+    }
+
+    #[test]
+    fn a_plugin_that_may_not_is_told_so_and_nothing_is_asked() {
+        let (asked, mut requests) = mpsc::channel(1);
+        let host = Host::new(Metrics::local(), asked);
+        host.set_serving(true);
+        let api = host.offer("p", false);
+        // SAFETY: the context came with the table.
+        let answer = unsafe { request(api.context(), extension::CONTROL_SHUTDOWN) };
+        assert_eq!(answer, NOT_ALLOWED);
+        assert!(requests.try_recv().is_err());
     }
 }

@@ -92,6 +92,23 @@ fn sigterm_asks_once_and_serves_on() {
 }
 
 #[test]
+fn a_signal_is_for_the_plugins_of_a_worker_that_serves() {
+    let mut state = serving();
+    assert_eq!(run(&mut state, [Event::Hook(Hook::Usr1)]), [Action::TellPluginsHook(Hook::Usr1)]);
+    run(&mut state, [Event::Pause]);
+    assert_eq!(
+        run(&mut state, [Event::Hook(Hook::Usr1), Event::Stopped, Event::Hook(Hook::Tstp)]),
+        [Action::SendPaused]
+    );
+    assert_eq!(
+        run(&mut state, [Event::Resume, Event::Hook(Hook::Tstp)]).last(),
+        Some(&Action::TellPluginsHook(Hook::Tstp))
+    );
+    let (mut state, _) = State::new();
+    assert_eq!(run(&mut state, [hello(), Event::Hook(Hook::Usr1)]), [], "no failure, and nobody to tell");
+}
+
+#[test]
 fn a_confused_master_is_a_failure_before_ready_and_ignored_after() {
     let (mut state, _) = State::new();
     let actions = run(&mut state, [hello(), Event::Go]);

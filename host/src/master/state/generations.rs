@@ -306,7 +306,7 @@ impl State {
     }
 
     fn control(&mut self, plugin: String, verb: ControlVerb) {
-        let cause = Cause::Plugin { name: plugin };
+        let cause = Cause::Handler { plugin };
         match verb {
             ControlVerb::Reload => self.reload_asked(cause, OpOptions::default(), None),
             ControlVerb::Restart => self.restart_asked(cause, OpOptions::default(), None),

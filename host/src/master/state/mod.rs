@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use super::handle::OpOptions;
 use crate::config::{Config, Crash, Drain, Limit, Probation, Shutdown};
-use crate::control::{Deadlines, ToChild, ToMaster};
+use crate::control::{Deadlines, Hook, ToChild, ToMaster};
 use crate::report::{Cause, Change, Failure, Generation, GenerationStatus, OpId, PluginStatus, Report, Verb};
 use crate::sys::process::ExitKind;
 
@@ -165,6 +165,11 @@ pub enum Event {
         generation: Generation,
         requests: u64,
         failures: u64,
+    },
+    /// A signal for the plugins of the generation that serves.
+    Hook {
+        hook: Hook,
+        cause: Cause,
     },
     /// Whether the binary at the configured path may take over, as test `test` has it.
     Tested {
@@ -312,6 +317,12 @@ pub enum Note {
         cause: Cause,
     },
     Cutting,
+    /// `hook` goes to the plugins of `to`; to nobody, if nothing serves.
+    Hooked {
+        hook: Hook,
+        cause: Cause,
+        to: Option<Generation>,
+    },
 }
 
 /// How the master ends.
@@ -452,6 +463,7 @@ impl State {
             Event::Message { generation, message } => self.message(generation, message),
             Event::Exited { generation, exit, output } => self.exited(generation, exit, &output),
             Event::Counted { generation, requests, failures } => self.counted(generation, requests, failures),
+            Event::Hook { hook, cause } => self.hook(hook, cause),
             Event::Tested { test, result } => self.tested(test, result),
             Event::Stayed { op, failure } => self.stayed(op, failure),
             Event::Tick => {}
@@ -506,6 +518,15 @@ impl State {
 
     fn is_stopping(&self) -> bool {
         self.stopping.as_ref().is_some_and(|stopping| stopping.begun)
+    }
+
+    /// One process hears it, once: what drains is on its way out, and what starts may never serve.
+    fn hook(&mut self, hook: Hook, cause: Cause) {
+        let to = self.serving();
+        self.note(Note::Hooked { hook, cause, to });
+        if let Some(to) = to {
+            self.send(to, ToChild::Hook(hook));
+        }
     }
 
     // ---- shutdown ----

@@ -101,7 +101,7 @@ function causeText(cause) {
     case "watcher": return `change of ${cause.path}`;
     case "crash": return `crash of generation ${cause.of}`;
     case "term": return `SIGTERM to generation ${cause.generation}`;
-    case "plugin": return `plugin ${cause.name}`;
+    case "handler": return `a handler of ${cause.plugin}`;
     default: return cause.by;
   }
 }

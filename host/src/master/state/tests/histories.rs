@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::control::Hook;
 use crate::report::Change;
 
 /// One random thing that may happen. Numbers choose among what is possible at the moment.
@@ -54,6 +55,7 @@ enum Chance {
         requests: u64,
         failures: u64,
     },
+    Hook,
     Wait {
         ms: u64,
     },
@@ -74,6 +76,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         2 => (any::<usize>(), 0..9_usize).prop_map(|(at, what)| Chance::Babble { at, what }),
         2 => any::<usize>().prop_map(|at| Chance::Die { at }),
         2 => (0..30_u64, 0..30_u64).prop_map(|(requests, failures)| Chance::Count { requests, failures }),
+        2 => Just(Chance::Hook),
         4 => (0..40_000_u64).prop_map(|ms| Chance::Wait { ms }),
     ]
 }
@@ -161,6 +164,10 @@ impl World {
                         self.will_say(generation, &[ToMaster::Done(DrainReport::default())]);
                     }
                     ToChild::Cut | ToChild::DoneAck => {}
+                    ToChild::Hook(_) => {
+                        assert!(self.children.contains_key(&generation), "nobody is there to hear it");
+                        assert_eq!(self.state.serving(), Some(generation), "only what serves hears it");
+                    }
                     other => panic!("the loop sends {other:?} by itself"),
                 },
                 Action::Handover { from, to } => {
@@ -276,6 +283,7 @@ impl World {
                     self.event(Event::Counted { generation, requests, failures });
                 }
             }
+            Chance::Hook => self.event(Event::Hook { hook: Hook::Tstp, cause: admin() }),
             Chance::Wait { ms } => {
                 self.now += Duration::from_millis(ms);
                 self.event(Event::Tick);

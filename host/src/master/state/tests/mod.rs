@@ -7,7 +7,7 @@ mod restart;
 mod rollback;
 
 use super::*;
-use crate::control::{ControlVerb, EXIT_TIMEOUT, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT};
+use crate::control::{ControlVerb, EXIT_TIMEOUT, Hook, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT};
 use crate::report::{DrainReport, OpResult, Stage};
 
 fn settings() -> Settings {
@@ -793,6 +793,30 @@ fn a_binary_without_a_protocol_in_common_is_refused() {
     let protocols = crate::control::Protocols { oldest: 90, newest: 99 };
     assert!(kills(&story.says(2, ToMaster::Hello { protocols, version: "9".into() }), 2));
     assert_eq!(story.answer(1).stage, Some(Stage::Spawn));
+}
+
+#[test]
+fn a_hook_goes_to_the_generation_that_serves_and_to_no_other() {
+    let hook = || Event::Hook { hook: Hook::Usr1, cause: Cause::Signal { signal: "SIGUSR1".into(), sender: 1 } };
+    let heard_by = |actions: &[Action]| -> Vec<u64> {
+        let to = |action: &Action| match action {
+            Action::Send { generation, message: ToChild::Hook(Hook::Usr1) } => Some(generation.0),
+            _ => None,
+        };
+        actions.iter().filter_map(to).collect()
+    };
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    assert_eq!(heard_by(&story.event(hook())), [1], "the one that starts may never serve");
+    story.up(2);
+    assert_eq!(heard_by(&story.event(hook())), [2]);
+    story.says(1, ToMaster::Paused);
+    assert_eq!(heard_by(&story.event(hook())), [2], "the one that drains is on its way out");
+    story.dies(2, ExitKind::Signal(9));
+    let actions = story.event(hook());
+    assert_eq!(heard_by(&actions), [0; 0]);
+    assert!(actions.iter().any(|action| matches!(action, Action::Note(Note::Hooked { to: None, .. }))), "{actions:?}");
 }
 
 #[test]
