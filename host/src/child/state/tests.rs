@@ -138,6 +138,31 @@ fn an_orphan_ends_within_its_time() {
 }
 
 #[test]
+fn an_orphan_hears_of_it_once() {
+    let mut state = serving();
+    run(&mut state, [Event::Orphaned]);
+    assert_eq!(run(&mut state, [Event::Orphaned]), []);
+}
+
+#[test]
+fn an_orphan_that_was_retiring_only_gets_less_time() {
+    let mut state = serving();
+    run(&mut state, [Event::Pause, Event::Stopped, Event::Retire(NEVER)]);
+    let actions = run(&mut state, [Event::Orphaned]);
+    assert!(
+        matches!(&actions[..], [Action::EnforceEnd(_), Action::Warn(_), Action::Drain(limits)] if limits.max_ms.is_some()),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn a_listener_too_many_is_out_of_order() {
+    let (mut state, _) = State::new();
+    let actions = run(&mut state, [hello(), load(1), Event::Listener, Event::Listener]);
+    assert!(matches!(&actions[..], [Action::Load, Action::SendFailed(_)]), "{actions:?}");
+}
+
+#[test]
 fn a_done_that_nobody_acknowledges_is_no_clean_end() {
     let mut state = serving();
     run(&mut state, [Event::Pause, Event::Stopped, Event::Retire(NEVER), Event::Drained(DrainReport::default())]);

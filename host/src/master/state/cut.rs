@@ -18,7 +18,7 @@ use crate::report::{Cause, DrainReport, Generation, OpResult, Verb};
 const ROOM_TIME: Duration = Duration::from_secs(3);
 
 /// A cut under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Cutting {
     op: Operation,
     /// Generations whose process has not ended.

@@ -614,14 +614,7 @@ impl State {
     }
 
     pub(super) fn advance_respawn(&mut self) {
-        // While another program takes over, it is that one's business.
-        if self.leaving().is_some()
-            || self.is_falling_back()
-            || self.committed.is_some()
-            || self.candidate.is_some()
-            || self.is_stopping()
-            || self.is_ending()
-        {
+        if !self.may_respawn() {
             return;
         }
         let Some(set) = self.set.clone() else { return };
@@ -634,6 +627,17 @@ impl State {
         let cause = if self.switches > 0 { Cause::Crash { of: respawn.of } } else { Cause::Start };
         self.respawn = None;
         self.spawn(set, cause);
+    }
+
+    /// Whether only time can be in the way of a respawn.
+    pub(super) fn may_respawn(&self) -> bool {
+        // While another program takes over, it is that one's business.
+        self.leaving().is_none()
+            && !self.is_falling_back()
+            && self.committed.is_none()
+            && self.candidate.is_none()
+            && !self.is_stopping()
+            && !self.is_ending()
     }
 
     /// Acts on every deadline that has passed.

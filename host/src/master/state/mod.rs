@@ -355,7 +355,7 @@ struct Respawn {
     of: Generation,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct State {
     settings: Settings,
     bad_start: BadStart,
@@ -481,7 +481,7 @@ impl State {
     /// When a `Tick` is due at the latest.
     pub fn next_deadline(&self) -> Option<Time> {
         let generations = self.generations.values().filter_map(|generation| generation.deadline);
-        let respawn = self.respawn.as_ref().filter(|_| self.candidate.is_none()).map(|respawn| respawn.at);
+        let respawn = self.respawn.as_ref().filter(|_| self.may_respawn()).map(|respawn| respawn.at);
         let stopping = self.stopping.as_ref().and_then(|stopping| match stopping {
             Stopping { begun: false, begins, .. } => Some(*begins),
             Stopping { cut_sent: false, cut, .. } => *cut,

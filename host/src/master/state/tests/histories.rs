@@ -85,6 +85,9 @@ fn admin() -> Cause {
     Cause::Admin { peer: String::new() }
 }
 
+/// Longer than any wait of a supervisor.
+const FOR_EVER: Duration = Duration::from_secs(1_000_000);
+
 /// Plays the world around the state and keeps count.
 struct World {
     state: State,
@@ -189,6 +192,19 @@ impl World {
             }
         }
         assert!(self.accepting.len() <= 2, "{:?} accept: {:#?}", self.accepting, self.state);
+        self.check_clock();
+    }
+
+    /// The loop sleeps until the deadline that the state names: nothing may be due before it, and nothing be left at it.
+    fn check_clock(&self) {
+        if self.finished {
+            return;
+        }
+        let deadline = self.state.next_deadline();
+        assert!(deadline.is_none_or(|deadline| deadline > self.now), "the loop would spin: {:#?}", self.state);
+        let before = deadline.map_or(self.now + FOR_EVER, |deadline| deadline - Duration::from_nanos(1));
+        let actions = self.state.clone().step(Event::Tick, before);
+        assert!(actions.is_empty(), "the loop would sleep through {actions:?} until {deadline:?}: {:#?}", self.state);
     }
 
     fn will_say(&mut self, generation: Generation, messages: &[ToMaster]) {
