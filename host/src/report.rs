@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 mod status;
 
 pub use status::{
-    CertificateStatus, GenerationState, GenerationStatus, LimitHits, ListenerStatus, Load, PluginStatus, Scheme,
-    Status, Totals, Validity,
+    Activity, CertificateStatus, GenerationState, GenerationStatus, LimitHits, ListenerStatus, Load, PluginStatus,
+    Scheme, Sense, Status, Totals, Trigger, Validity, WatcherStatus,
 };
 
 /// Number of a generation, from 1. Never used twice by one master.

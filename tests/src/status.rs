@@ -17,6 +17,7 @@ pub struct Status {
     #[serde(default)]
     pub certificates: Vec<Certificate>,
     pub admin: Option<String>,
+    pub watcher: Watcher,
     pub pinned: Option<Pin>,
     pub held: Vec<Held>,
     pub alert: Option<String>,
@@ -51,6 +52,24 @@ impl Status {
     pub fn last_op(&self) -> u64 {
         self.operations.iter().map(|report| report.op).max().unwrap_or(0)
     }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Watcher {
+    pub activity: String,
+    pub by: String,
+    pub why: Option<String>,
+    pub looks: u64,
+    pub watched: Vec<String>,
+    pub last: Option<Trigger>,
+    pub holding: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Trigger {
+    pub changed: Vec<String>,
+    pub op: Option<u64>,
+    pub result: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

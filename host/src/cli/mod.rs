@@ -112,6 +112,7 @@ const RUN_EXAMPLES: &str = "\
 Examples:
   baton run
   baton run --plugins /srv/plugins --listen 0.0.0.0:8080 --listen '[::1]:8080'
+  baton run --watch                       # reload whenever a plugin or the configuration changes
   baton run -c /etc/baton/baton.toml --set drain.timeout=30s
   baton run --set signals.preset=gf       # HUP shuts down, as gf has it
   baton run --print-config                # what would be in force

@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::report::{
-    CertificateStatus, Cut, DrainReport, Generation, GenerationState, GenerationStatus, OpResult, PluginChanges,
-    PluginStatus, Report, Scheme, Status, Totals, Validity, Verb,
+    Activity, CertificateStatus, Cut, DrainReport, Generation, GenerationState, GenerationStatus, OpResult,
+    PluginChanges, PluginStatus, Report, Scheme, Status, Totals, Trigger, Validity, Verb, WatcherStatus,
 };
 
 /// Colours, or none.
@@ -254,6 +254,7 @@ pub fn status(status: &Status, paint: Paint) -> String {
         push(&mut text, format_args!("  admin      {admin}\n"));
     }
     push(&mut text, format_args!("  plugins    {}\n", status.plugin_dir));
+    text.push_str(&watcher(&status.watcher, paint));
     if let Some(alert) = &status.alert {
         push(&mut text, format_args!("  {}\n", paint.bad(alert)));
     }
@@ -297,6 +298,28 @@ fn totals(totals: &Totals) -> String {
         push(&mut text, format_args!("\n  limits met: {}", met.join(", ")));
     }
     text + "\n\n"
+}
+
+/// Nothing if it is off.
+fn watcher(watcher: &WatcherStatus, paint: Paint) -> String {
+    let doing = match watcher.activity {
+        Activity::Off => return String::new(),
+        Activity::Watching => "",
+        Activity::Settling => " (settling)",
+        Activity::Reloading => " (reloading)",
+    };
+    let mut text = format!("  watches    {}{doing}\n", watcher.watched.join(", "));
+    if let Some(why) = &watcher.why {
+        push(&mut text, format_args!("             by looking now and then: {why}\n"));
+    }
+    if let Some(Trigger { changed, at, op: Some(op), .. }) = &watcher.last {
+        push(&mut text, format_args!("             {} changed at {at}: operation {op}\n", changed.join(", ")));
+    }
+    if let Some(holding) = &watcher.holding {
+        let holding = paint.bad(&format!("not tried again until it changes: {holding}"));
+        push(&mut text, format_args!("             {holding}\n"));
+    }
+    text
 }
 
 fn certificates(all: &[CertificateStatus], paint: Paint) -> String {

@@ -35,6 +35,9 @@ pub struct Overrides {
     /// Address of the admin page, or "off" [default: 127.0.0.1:9700, or another port if that is taken]
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<String>,
+    /// Reload whenever a plugin, a certificate or the configuration changes: watch.enabled
+    #[arg(short, long)]
+    pub watch: bool,
     /// Name of the instance: its directories, and what --name means elsewhere
     #[arg(long)]
     pub name: Option<String>,
@@ -65,6 +68,11 @@ impl Overrides {
         self.config.as_deref().or_else(|| self.default_file.as_deref().filter(|path| path.exists()))
     }
 
+    /// Those that it may be read from.
+    fn files(&self) -> Vec<PathBuf> {
+        self.config.iter().chain(self.default_file.iter().filter(|_| self.config.is_none())).cloned().collect()
+    }
+
     /// The effective configuration, as it is now.
     pub fn load(&self) -> Result<Config, ConfigError> {
         let mut config = Config::load(self.file(), &self.set)?;
@@ -77,6 +85,7 @@ impl Overrides {
         if let Some(name) = &self.name {
             config.name = name.clone();
         }
+        config.watch.enabled |= self.watch;
         if let Some(format) = self.log_format {
             config.log.format = format;
         }
@@ -147,6 +156,7 @@ pub fn run(args: &RunArgs) -> Result<u8, CliError> {
         prepare: None,
         binary: Some(master::resume::own_path().map_err(CliError::Binary)?),
         companion: None,
+        config_files: Some(overrides.files()),
         reread: Box::new(move || overrides.load()),
     };
     Ok(exit_code(&master::run(options)?))
@@ -188,8 +198,10 @@ mod tests {
             tls_cert: Some("/c".into()),
             tls_key: Some("/k".into()),
             default_file: None,
+            watch: true,
         };
         let config = overrides.load().unwrap();
+        assert!(config.watch.enabled);
         assert_eq!((config.name.as_str(), config.workers, config.log.level.as_str()), ("option", 2, "debug"));
         assert_eq!((config.admin.listen.as_str(), config.log.format), ("off", LogFormat::Compact));
         assert_eq!(config.plugin_dir, Path::new("/srv/p"));

@@ -235,6 +235,7 @@ pub(super) fn known(path: &[String]) -> Option<&'static [&'static str]> {
         ["tls"] => Some(keys::<Tls>()),
         ["crash"] => Some(keys::<Crash>()),
         ["store"] => Some(keys::<Store>()),
+        ["watch"] => Some(keys::<Watch>()),
         ["admin"] => Some(keys::<Admin>()),
         ["log"] => Some(keys::<Log>()),
         ["signals"] => Some(keys::<Signals>()),

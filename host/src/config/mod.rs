@@ -12,6 +12,7 @@ mod signals;
 mod size;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,6 +27,7 @@ pub use mode::Mode;
 pub use rules::{Listen, check_mount, parse_listen};
 pub use signals::Preset;
 pub use size::Size;
+pub use watch::Watch;
 
 /// The commented reference, as `baton run --print-config=reference` and the documents show it.
 pub const REFERENCE: &str = include_str!("default.toml");
@@ -149,6 +151,7 @@ pub struct Config {
     pub tls: Tls,
     pub crash: Crash,
     pub store: Store,
+    pub watch: Watch,
     pub admin: Admin,
     pub log: Log,
     pub signals: Signals,
@@ -436,6 +439,7 @@ impl Default for Config {
             tls: Tls::default(),
             crash: Crash::default(),
             store: Store::default(),
+            watch: Watch::default(),
             admin: Admin::default(),
             log: Log::default(),
             signals: Signals::default(),

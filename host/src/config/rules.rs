@@ -50,6 +50,9 @@ impl Config {
         if self.crash.limit == 0 {
             problem("crash.limit", "must be at least 1: after so many deaths a set is given up".into());
         }
+        for (key, why) in self.watch.problems() {
+            problem(&format!("watch.{key}"), why);
+        }
         if self.server.is_empty() {
             problem("server", "at least one [[server]] is needed".into());
         }

@@ -281,6 +281,7 @@ mod tests {
             debug: true,
         };
         Status {
+            watcher: Default::default(),
             pinned: None,
             held: Vec::new(),
             alert: None,

@@ -109,6 +109,8 @@ pub fn run(args: &DevArgs) -> Result<u8, CliError> {
     let options = Options {
         admin_asked: args.admin.is_some() || overrides.asked("admin.listen")?,
         reread: Box::new(move || overrides.load()),
+        // The sources are watched, and what is built of them is reloaded then.
+        config_files: None,
         pid_file: None,
         dev: true,
         // A first build that fails is a save away from one that does not.

@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use notify::event::{AccessKind, AccessMode, EventKind, MetadataKind, ModifyKind};
 
 use super::cargo;
+use crate::master::watcher::settle::{self, Window};
 
-/// Quiet after the last event. An editor writes, renames and touches within a few milliseconds.
-const QUIET: Duration = Duration::from_millis(50);
-/// From the first event: a tool that writes for ever must not keep us waiting for ever.
-const DEADLINE: Duration = Duration::from_secs(1);
+/// An editor writes, renames and touches within a few milliseconds.
+const WINDOW: Window = Window { quiet: Duration::from_millis(50), most: Duration::from_secs(1) };
 /// Files that count wherever they change, beside `*.rs`.
 const NAMES: [&str; 6] =
     ["Cargo.toml", "Cargo.lock", "rust-toolchain", "rust-toolchain.toml", "config.toml", "baton.toml"];
@@ -81,8 +80,8 @@ pub fn counts(path: &Path, sources: &BTreeSet<PathBuf>) -> bool {
 /// Changes that belong together.
 #[derive(Debug, Default)]
 pub struct Settle {
-    first: Option<(PathBuf, Instant)>,
-    last: Option<Instant>,
+    first: Option<Change>,
+    burst: settle::Settle<Instant>,
 }
 
 /// What a rebuild is for: the file that changed first, and when.
@@ -94,19 +93,18 @@ pub struct Change {
 
 impl Settle {
     pub fn note(&mut self, path: PathBuf, at: Instant) {
-        self.first.get_or_insert((path, at));
-        self.last = Some(self.last.map_or(at, |last| last.max(at)));
+        self.first.get_or_insert(Change { path, at });
+        self.burst.note(at);
     }
 
     /// When to act, if nothing more comes.
     pub fn due(&self) -> Option<Instant> {
-        let (_, first) = self.first.as_ref()?;
-        Some((self.last? + QUIET).min(*first + DEADLINE))
+        self.burst.due(WINDOW)
     }
 
     pub fn take(&mut self) -> Option<Change> {
-        self.last = None;
-        self.first.take().map(|(path, at)| Change { path, at })
+        self.burst.clear();
+        self.first.take()
     }
 }
 

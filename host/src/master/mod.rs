@@ -19,6 +19,7 @@ mod spawn;
 pub mod state;
 mod store;
 mod tls;
+pub mod watcher;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -38,6 +39,8 @@ pub struct Options {
     pub config: Config,
     /// Reads the configuration anew at a reload.
     pub reread: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
+    /// What `reread` reads, to be watched if the configuration says so; nothing if nothing is to be watched (`dev`).
+    pub config_files: Option<Vec<PathBuf>>,
     pub pid_file: Option<PathBuf>,
     /// Whether the admin address was asked for: then it must be free, else another port will do.
     pub admin_asked: bool,

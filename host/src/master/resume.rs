@@ -22,6 +22,7 @@ use super::spawn::SavedChild;
 use super::state::{Saved, SetId};
 use super::store::{Origin, Store};
 use super::tls::{SavedCertificates, SavedTickets};
+use super::watcher;
 use crate::config::Config;
 use crate::control::{PROTOCOL, Protocols};
 use crate::dirs::Dirs;
@@ -120,6 +121,9 @@ pub struct Remains {
     pub past: Vec<(Generation, Load)>,
     /// The program of the sets: what a crash of what serves is answered with.
     pub image: Fd,
+    /// What the watcher does not try again as it is.
+    #[serde(default)]
+    pub tried: Option<watcher::Saved>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

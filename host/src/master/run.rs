@@ -27,6 +27,7 @@ use super::spawn::Child;
 use super::state::{self, Action, Caller, Event, Exit, Memory, Note, Probes, SetId, SetInfo, Settings, State, TestId};
 use super::store::{Mounted, Origin, Store};
 use super::tls::{self, Certificates, Tickets};
+use super::watcher::{Sighting, Watcher};
 use super::{Options, StartError, notes};
 use crate::config::Config;
 use crate::control::secrets::SecretError;
@@ -56,6 +57,7 @@ struct Set {
 /// What the blocking pool brought.
 struct Prepared {
     op: OpId,
+    sighting: Sighting,
     result: Result<Read, Failure>,
 }
 
@@ -82,6 +84,9 @@ struct Master {
     /// What the loop was told to do itself.
     errand: Option<Errand>,
     listeners: Listeners,
+    watcher: Watcher,
+    /// The set whose configuration the watcher has.
+    watched: Option<SetId>,
     store: Arc<Mutex<Store>>,
     tickets: Tickets,
     notebook: Notebook,
@@ -137,7 +142,8 @@ async fn serve(
     resumption: Option<Resumption>,
 ) -> Result<Exit, StartError> {
     let system = |what| move |source| StartError::System { what, source };
-    let Options { config, reread, pid_file, admin_asked, dev, bad_start, prepare, companion, binary } = options;
+    let Options { config, reread, config_files, pid_file, admin_asked, dev, bad_start, prepare, companion, binary } =
+        options;
     let dirs = Dirs::of(&config).map_err(system("find the instance's directories"))?;
     for (path, mode) in [(&dirs.runtime, 0o700), (&dirs.state, 0o711), (&dirs.state.join("data"), 0o711)] {
         files::private_dir(path, mode).map_err(|source| StartError::Directory { path: path.clone(), source })?;
@@ -184,11 +190,15 @@ async fn serve(
         crate::telemetry::print(&format!("admin page: {link}"));
     }
     let companion = companion.map(|companion| tokio::task::spawn_local(companion(handle)));
-    let PickedUp { sets, next_set, state, children, with_tickets, tickets, ended, past, before, started } = picked_up;
+    let PickedUp { sets, next_set, state, children, with_tickets, tickets, ended, past, before, started, tried } =
+        picked_up;
+    let source = Arc::new(Source { config, reread, prepare, config_files });
     let mut master = Master {
         announced: state.switches() > 0,
         state: state.with_seed(getrandom::u64().unwrap_or(0)),
-        source: Arc::new(Source { config, reread, prepare }),
+        watcher: Watcher::new(source.clone(), tried),
+        watched: None,
+        source,
         dev,
         terminal: Terminal::now(),
         dirs,
@@ -240,6 +250,7 @@ async fn serve(
                 Err(error) => { tracing::error!("failed to read a signal: {error}"); None }
             },
             Some(request) = requests.recv() => master.request(request),
+            wake = master.watcher.next() => { let changed = master.watcher.wake(wake); master.reload_for(changed) }
             () = sleep_until(deadline) => master.handle(Event::Tick),
             () = sleep_until(master.tickets.deadline()) => { master.rotate_tickets(); None }
             _ = remind.tick() => { master.serving_certificates().inspect(|certificates| certificates.warn()); None }
@@ -264,7 +275,7 @@ async fn serve(
     Ok(exit.unwrap_or(Exit::Drained))
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
+pub(super) async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
@@ -296,7 +307,23 @@ impl Master {
             }
         }
         self.forget();
-        exit
+        exit.or_else(|| self.watch_what_serves())
+    }
+
+    /// Tells the watcher of another configuration.
+    fn watch_what_serves(&mut self) -> Option<Exit> {
+        let set = self.state.serving().and_then(|generation| self.state.set_of(generation))?;
+        let content = self.sets.get(&set).filter(|_| self.watched != Some(set))?.content.clone();
+        self.watched = Some(set);
+        let changed = self.watcher.serves(&content.config);
+        self.reload_for(changed)
+    }
+
+    /// Asks for a reload as everybody does, if the watcher wants one.
+    fn reload_for(&mut self, changed: Option<String>) -> Option<Exit> {
+        let cause = Cause::Watcher { path: changed? };
+        let reply = self.watcher.await_answer();
+        self.request(Request::Operate { verb: Verb::Reload, cause, options: OpOptions::default(), reply })
     }
 
     fn act(&mut self, action: Action) -> Option<Event> {
@@ -344,15 +371,16 @@ impl Master {
         };
         let (source, store, sender) = (self.source.clone(), self.store.clone(), self.prepared.clone());
         tokio::task::spawn_blocking(move || {
-            let result = source.read(&store, &cause, recipe);
+            let (sighting, result) = source.read(&store, &cause, recipe);
             // The loop is gone only when the master ends.
-            let _ = sender.blocking_send(Prepared { op, result });
+            let _ = sender.blocking_send(Prepared { op, sighting, result });
         });
     }
 
     /// Opens the addresses of what was read, and makes it a set.
     fn take_prepared(&mut self, prepared: Prepared) -> Option<Exit> {
-        let Prepared { op, result } = prepared;
+        let Prepared { op, sighting, result } = prepared;
+        let changed = self.watcher.read(sighting);
         let result = result.and_then(|Read { content, certificates }| {
             self.cover(certificates.as_ref())?;
             let listeners = self.listeners.open(&content.config)?;
@@ -362,7 +390,8 @@ impl Master {
             self.sets.insert(id, Set { content: Arc::new(content), listeners, certificates });
             Ok(info)
         });
-        self.handle(Event::Prepared { op, result })
+        let exit = self.handle(Event::Prepared { op, result });
+        exit.or_else(|| self.reload_for(changed))
     }
 
     /// Notes what the next master shall know; written by `tidy_store`, once the copies it names are safe.
@@ -587,6 +616,7 @@ impl Master {
             certificates: self.certificates(shown).map(Certificates::status).unwrap_or_default(),
             admin: self.admin_url.clone(),
             plugin_dir: self.source.config.plugin_dir.display().to_string(),
+            watcher: self.watcher.status(),
             pinned: self.notebook.hold.pin.clone(),
             held: self.notebook.hold.changes.clone(),
             alert: self.state.alert().map(str::to_owned),

@@ -1,12 +1,14 @@
 //! What a set is made of, out of the files: configuration, certificates, plugins. Read whole, on the blocking pool, before
 //! anything is touched: whatever is wrong refuses the operation.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Prepare;
 use super::sets::Content;
 use super::store::Store;
 use super::tls::Certificates;
+use super::watcher::{Sighting, Targets};
 use crate::config::{Config, ConfigError};
 use crate::report::{Cause, Change, Failure, Stage};
 
@@ -15,6 +17,8 @@ pub struct Source {
     pub config: Config,
     pub reread: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
     pub prepare: Option<Arc<dyn Prepare>>,
+    /// What `reread` reads; nothing if the master is not to watch.
+    pub config_files: Option<Vec<PathBuf>>,
 }
 
 /// How a set is made.
@@ -33,20 +37,43 @@ pub struct Read {
 
 impl Source {
     /// Makes what `recipe` says: builds (`dev`), reads the configuration and the certificates, copies and checks the plugins.
-    pub fn read(&self, store: &Mutex<Store>, cause: &Cause, recipe: Recipe) -> Result<Read, Failure> {
+    /// And what it has found of the files, whatever came of it.
+    pub fn read(&self, store: &Mutex<Store>, cause: &Cause, recipe: Recipe) -> (Sighting, Result<Read, Failure>) {
+        let mut sighting = Sighting::default();
         let content = match recipe {
-            Recipe::Files { held, instead } => {
-                let config = self.config(cause)?;
-                // A panic while the lock was held left files under a temporary name at worst.
-                let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-                Content::take(&mut store, config, &held, instead.as_deref())?
-            }
-            Recipe::Again { set, within } => {
-                let set = set.ok_or_else(|| Failure::new(Stage::Snapshot, "find the set to go back to"))?;
-                set.again(within.as_deref(), &self.config)?
-            }
+            Recipe::Files { held, instead } => self.take(store, cause, &held, instead.as_deref(), &mut sighting),
+            Recipe::Again { set, within } => set
+                .ok_or_else(|| Failure::new(Stage::Snapshot, "find the set to go back to"))
+                .and_then(|set| set.again(within.as_deref(), &self.config)),
         };
-        Ok(Read { certificates: Certificates::read(&content.config)?, content })
+        let result =
+            content.and_then(|content| Ok(Read { certificates: Certificates::read(&content.config)?, content }));
+        (sighting, result)
+    }
+
+    fn take(
+        &self,
+        store: &Mutex<Store>,
+        cause: &Cause,
+        held: &[Change],
+        instead: Option<&Content>,
+        sighting: &mut Sighting,
+    ) -> Result<Content, Failure> {
+        if let Some(files) = &self.config_files {
+            sighting.look_at(Targets::of_files(files));
+        }
+        let config = self.config(cause)?;
+        if self.config_files.is_some() {
+            sighting.look_at(Targets::of_config(&config));
+        }
+        // A panic while the lock was held left files under a temporary name at worst.
+        let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+        let content = Content::take(&mut store, config, held, instead);
+        match &content {
+            Ok(_) => sighting.taken = store.taken(),
+            Err(_) => sighting.being_written = store.being_written().map(Path::to_owned),
+        }
+        content
     }
 
     fn config(&self, cause: &Cause) -> Result<Config, Failure> {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, Generation, Held, Pin, Report};
+use super::{Cause, Generation, Held, OpId, OpResult, Pin, Report};
 
 /// Life of a generation, as operators see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,6 +180,61 @@ pub enum Validity {
     Expired,
 }
 
+/// What the watcher does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activity {
+    #[default]
+    Off,
+    Watching,
+    /// Something has changed, and more may.
+    Settling,
+    Reloading,
+}
+
+/// How the watcher hears of changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sense {
+    /// The kernel tells of them.
+    #[default]
+    Events,
+    /// It looks for them every `watch.poll`.
+    Polling,
+}
+
+/// A reload that the watcher has asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trigger {
+    /// Files.
+    pub changed: Vec<String>,
+    /// As RFC 3339 writes it.
+    pub at: String,
+    /// Once it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub op: Option<OpId>,
+    pub result: OpResult,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatcherStatus {
+    pub activity: Activity,
+    pub by: Sense,
+    /// Why it polls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// How often it has looked at them.
+    #[serde(default)]
+    pub looks: u64,
+    /// Folders and files.
+    pub watched: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<Trigger>,
+    /// Why it does not try again what lies there, until that changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holding: Option<String>,
+}
+
 /// What an address speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -222,6 +277,8 @@ pub struct Status {
     pub certificates: Vec<CertificateStatus>,
     pub admin: Option<String>,
     pub plugin_dir: String,
+    #[serde(default)]
+    pub watcher: WatcherStatus,
     #[serde(default)]
     pub pinned: Option<Pin>,
     /// Changes that a reload does not take, unless it is forced.

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -132,6 +133,19 @@ impl Identity {
             mtime: (metadata.mtime(), metadata.mtime_nsec()),
             ctime: (metadata.ctime(), metadata.ctime_nsec()),
         }
+    }
+
+    /// One that differs from all of another number.
+    #[cfg(test)]
+    pub fn fake(number: u64) -> Identity {
+        Identity { dev: 1, ino: number, size: 0, mtime: (0, 0), ctime: (0, 0) }
+    }
+
+    /// When anything of it was changed last, by the clock of its file system.
+    pub fn changed(&self) -> SystemTime {
+        let (seconds, nanos) = self.ctime;
+        let seconds = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+        UNIX_EPOCH + seconds + Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
     }
 
     /// Whether nothing was written in between. Unlike equality this looks past the ctime, which also changes when the file

@@ -30,6 +30,7 @@ mod tls;
 mod under_load;
 mod unix_sockets;
 mod upgrade;
+mod watch;
 
 use baton_tests::artifacts;
 use baton_tests::http::Connection;

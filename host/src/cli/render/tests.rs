@@ -163,6 +163,7 @@ fn world() -> Status {
         exit: exit.map(String::from),
     };
     Status {
+        watcher: Default::default(),
         pinned: None,
         held: Vec::new(),
         alert: None,
@@ -213,6 +214,35 @@ fn the_status_reads_as_a_table() {
     );
     assert!(!text.contains('\x1b'));
     assert!(status(&world(), Paint(true)).contains("\x1b[1;32mserving"));
+}
+
+#[test]
+fn the_status_says_what_is_watched_and_what_waits_for_a_change() {
+    assert_eq!(watcher(&WatcherStatus::default(), PLAIN), "");
+    let mut shown = WatcherStatus {
+        activity: Activity::Watching,
+        watched: vec!["/p".into(), "/b.toml".into()],
+        ..WatcherStatus::default()
+    };
+    assert_eq!(watcher(&shown, PLAIN), "  watches    /p, /b.toml\n");
+    shown.activity = Activity::Settling;
+    shown.why = Some("no inotify watch is left".into());
+    shown.last = Some(Trigger {
+        changed: vec!["/p/a.so".into()],
+        at: "2026-11-22T01:46:32Z".into(),
+        op: Some(OpId(4)),
+        result: OpResult::Refused,
+    });
+    shown.holding = Some("failed to accept a.so".into());
+    let text = watcher(&shown, PLAIN);
+    for part in [
+        "/b.toml (settling)\n",
+        "now and then: no inotify watch is left\n",
+        "/p/a.so changed at 2026-11-22T01:46:32Z: operation 4\n",
+        "not tried again until it changes: failed to accept a.so\n",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
 }
 
 #[test]

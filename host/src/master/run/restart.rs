@@ -12,6 +12,7 @@ use crate::master::resume::{self, Answer, Carried, Luggage, Remains, ResumeError
 use crate::master::state::BadStart;
 use crate::master::store::Origin;
 use crate::master::tls::SavedCertificates;
+use crate::master::watcher;
 use crate::sys::files::Lock;
 use crate::sys::process::Process;
 
@@ -57,6 +58,7 @@ impl Master {
                 ended: self.ended.save(),
                 past: self.past.iter().map(|(generation, load)| (*generation, *load)).collect(),
                 image: luggage.put(image)?,
+                tried: self.watcher.save(),
             },
             listeners: self.listeners.save(&mut luggage)?,
             admin: admin.save(&mut luggage)?,
@@ -106,6 +108,7 @@ impl Master {
         requests: &mut mpsc::Receiver<Request>,
     ) -> Option<Exit> {
         let mut exit = None;
+        self.watcher.suspend();
         {
             // Answers that are under way may need the loop.
             let mut paused = std::pin::pin!(admin.pause());
@@ -148,7 +151,9 @@ impl Master {
             _ => None,
         };
         self.go_on(admin);
-        exit.or(self.handle(Event::Stayed { op, failure }))
+        exit = exit.or(self.handle(Event::Stayed { op, failure }));
+        let changed = self.watcher.resume();
+        exit.or_else(|| self.reload_for(changed))
     }
 
     /// Waits until the store is left alone and all notes are written.
@@ -271,6 +276,7 @@ pub(super) struct PickedUp {
     pub past: BTreeMap<Generation, Load>,
     pub before: Option<(Image, BTreeSet<SetId>)>,
     pub started: Instant,
+    pub tried: Option<watcher::Saved>,
 }
 
 impl PickedUp {
@@ -287,6 +293,7 @@ impl PickedUp {
             past: BTreeMap::new(),
             before: None,
             started: Instant::now(),
+            tried: None,
         }
     }
 }
@@ -328,5 +335,6 @@ pub(super) fn pick_up(
         ended: Counts::resume(&carried.ended),
         past: carried.past.into_iter().collect(),
         started: now.checked_sub(elapsed).unwrap_or(now),
+        tried: carried.tried,
     })
 }

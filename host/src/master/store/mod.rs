@@ -102,6 +102,8 @@ pub struct Store {
     dir: PathBuf,
     /// What was read before, by path: a file that has not changed is not read again.
     known: HashMap<PathBuf, (Identity, Arc<Snapshot>)>,
+    /// What the last reading has failed for, if somebody was still writing to it.
+    being_written: Option<PathBuf>,
 }
 
 impl Store {
@@ -113,7 +115,7 @@ impl Store {
         if files::is_noexec(&dir).map_err(io)? {
             return Err(StoreError::NoExec(dir));
         }
-        Ok(Store { dir, known: HashMap::new() })
+        Ok(Store { dir, known: HashMap::new(), being_written: None })
     }
 
     /// Copies and checks every `*.so` of the plugin folder and every file that a section names: all of them, or the first failure.
@@ -128,6 +130,7 @@ impl Store {
             }
         }
         let mut snapshots: Vec<Arc<Snapshot>> = Vec::new();
+        self.being_written = None;
         for (path, name) in &files {
             let snapshot = self.snapshot(path, name, &config.plugin_dir)?;
             if let Some(twin) = snapshots.iter().find(|other| same_plugin(&other.name, &snapshot.name)) {
@@ -142,6 +145,16 @@ impl Store {
         }
         self.known.retain(|path, _| files.iter().any(|(file, _)| file == path));
         Ok(snapshots)
+    }
+
+    /// The contents that were taken last, by the files they were read from.
+    pub fn taken(&self) -> BTreeMap<PathBuf, String> {
+        self.known.iter().map(|(path, (_, snapshot))| (path.clone(), snapshot.sha256.clone())).collect()
+    }
+
+    /// What the last reading has failed for, if somebody was still writing to it.
+    pub fn being_written(&self) -> Option<&Path> {
+        self.being_written.as_deref()
     }
 
     /// A snapshot that an earlier master took, if its copy is still what it was.
@@ -181,6 +194,7 @@ impl Store {
             return Ok(snapshot.clone());
         }
         let Some((identity, temporary, sha256)) = self.copy_settled(path).map_err(unreadable)? else {
+            self.being_written = Some(path.to_owned());
             return Err(fail(
                 format!("it is still being written after {SETTLE:?}"),
                 Some("reload when the copy is complete, or write to a temporary name and rename"),
@@ -274,7 +288,7 @@ impl Store {
 }
 
 /// Copies `from` to its end, and hashes it.
-fn hash(mut from: &File, to: &mut impl Write) -> io::Result<String> {
+pub fn hash(mut from: &File, to: &mut impl Write) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 128 * 1024];
     loop {
@@ -308,7 +322,7 @@ fn remove(path: &Path) {
 }
 
 /// Every `*.so` of the folder, by name. A folder that does not exist holds none.
-fn list(plugin_dir: &Path) -> Result<Vec<PathBuf>, Failure> {
+pub fn list(plugin_dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     let fail = |error: io::Error| {
         Failure::new(Stage::Snapshot, format!("read the plugin folder {}: {error}", plugin_dir.display()))
     };
@@ -320,13 +334,18 @@ fn list(plugin_dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     let mut files = Vec::new();
     for entry in entries {
         let path = entry.map_err(fail)?.path();
-        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if !hidden && path.extension().is_some_and(|extension| extension == "so") {
+        if is_plugin_file(&path) {
             files.push(path);
         }
     }
     files.sort();
     Ok(files)
+}
+
+/// By its name.
+pub fn is_plugin_file(path: &Path) -> bool {
+    let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    !hidden && path.extension().is_some_and(|extension| extension == "so")
 }
 
 /// A file's name, and the plugin's: without `lib` and `.so`.

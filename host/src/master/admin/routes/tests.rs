@@ -43,6 +43,7 @@ pub fn refused(verb: Verb, cause: &Cause) -> Report {
 
 pub fn status() -> Status {
     Status {
+        watcher: Default::default(),
         pinned: None,
         held: Vec::new(),
         alert: None,
