@@ -381,6 +381,24 @@ impl std::ops::AddAssign for DrainReport {
     }
 }
 
+/// What the plugins that served have handed on to those that follow.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateReport {
+    /// The plugins that gave a state.
+    pub saved: Vec<String>,
+    pub failed: Vec<NotSaved>,
+}
+
+/// A state that was not handed on: its plugin starts without.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotSaved {
+    /// All plugins, if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<String>,
+    /// One line; completes "failed to ...".
+    pub error: String,
+}
+
 /// One operation, from its request to its last word.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -431,6 +449,9 @@ pub struct Report {
     /// The generations that a cut ended; the drain is of all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<Vec<Generation>>,
+    /// What the plugins that served were asked to hand on, if any did or should have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<StateReport>,
 }
 
 impl Report {
@@ -458,6 +479,7 @@ impl Report {
             queued: None,
             drain: None,
             cut: None,
+            state: None,
         }
     }
 }

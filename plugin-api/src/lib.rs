@@ -43,7 +43,7 @@ mod author {
     pub use crate::body::{Body, BodyWriter, Closed, CollectError};
     pub use crate::export::{HandlerWith, IntoApp, handler_with};
     pub use crate::ffi::{BodyError, BoxError};
-    pub use crate::plugin::{ConfigError, ControlError, Host, Init, Shutdown, host};
+    pub use crate::plugin::{ConfigError, ControlError, Exclusive, Host, Init, Shutdown, host};
     pub use crate::request::{Request, RequestInfo, Tls};
     pub use crate::response::{Failure, IntoResponse, Json, Response};
     pub use crate::signals::{Signal, Signals};

@@ -1,5 +1,7 @@
 //! What a plugin's init is given, and the stations of its life: serving, shutdown, the state handed on.
 
+mod exclusive;
+
 use std::fmt;
 use std::future::Future;
 use std::path::Path;
@@ -13,13 +15,16 @@ use crate::abi::extension::{CONTROL_RELOAD, CONTROL_RESTART, CONTROL_SHUTDOWN};
 use crate::ffi::{Instance, context};
 use crate::signals::Signals;
 
+pub use exclusive::Exclusive;
+
 /// What the function under `#[plugin]` is given: configuration, a directory, and ways to take part in the plugin's life.
 ///
 /// Cheap to clone; may be kept for as long as the plugin runs.
 ///
 /// **Init must have no effects outside of the process.** It also runs in a generation that is refused afterwards, and the
 /// former generation still serves while it runs. What must run once, and only in the code that serves, belongs into
-/// [`spawn_when_serving`](Init::spawn_when_serving).
+/// [`spawn_when_serving`](Init::spawn_when_serving). That runs beside what the generation before still does, until that one
+/// retires; what must never run twice at once needs [`exclusive`](Init::exclusive).
 ///
 /// ```standalone_crate
 /// use baton_plugin_api::{handler_with, plugin, BoxError, Init, IntoApp, Request};
@@ -99,8 +104,9 @@ impl Init {
 
     /// What the generation before handed on by [`on_save`](Init::on_save): the version it gave, and the bytes.
     ///
-    /// Absent at the first start, when that generation had no such function, or when its process had died. So treat it as
-    /// a warm cache.
+    /// Absent at the first start, when that generation had no such function or it failed, and after deaths in a row. After one
+    /// death it is what was saved last, perhaps by an earlier generation; after a rollback it may be of a newer version than
+    /// this code. So treat it as a warm cache, and start without it if it makes no sense.
     pub fn previous(&self) -> Option<(u32, &'static [u8])> {
         self.0.previous.as_ref().map(|(version, bytes)| (*version, bytes.as_slice()))
     }

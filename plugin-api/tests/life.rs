@@ -349,3 +349,61 @@ fn a_signal_without_a_listener_is_answered_so() {
     }
     assert!(!Plugin::start(app).signal(Signal::Usr1));
 }
+
+/// Says how often it had the right, which it keeps until it retires.
+fn alone(cx: Init) -> impl IntoApp {
+    static HOLDERS: AtomicUsize = AtomicUsize::new(0);
+    let turns = Arc::new(AtomicUsize::new(0));
+    cx.spawn({
+        let turns = turns.clone();
+        async move {
+            let Some(_alone) = cx.exclusive("turn").await.expect("the directory is there") else { return };
+            assert_eq!(HOLDERS.fetch_add(1, Ordering::SeqCst), 0, "two at once");
+            turns.fetch_add(1, Ordering::SeqCst);
+            cx.shutdown().wait().await;
+            HOLDERS.fetch_sub(1, Ordering::SeqCst);
+        }
+    });
+    handler_with(turns, async |turns: Arc<AtomicUsize>, _: Request| turns.load(Ordering::SeqCst).to_string())
+}
+
+#[test]
+fn what_is_exclusive_is_one_generations_at_a_time_and_only_of_one_that_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = || Plugin::with(alone).data_dir(dir.path());
+    let refused = start().start_without_serving().unwrap();
+    let first = start().start().unwrap();
+    eventually(|| first.get("/").text() == "1");
+    let second = start().start().unwrap();
+    let third = start().start().unwrap();
+    // Retires before it had a turn: its end does not wait for one, and it takes none from the others.
+    second.begin_shutdown();
+    assert_eq!((second.get("/").text(), third.get("/").text()), ("0", "0"));
+    second.shut_down();
+    first.begin_shutdown();
+    eventually(|| third.get("/").text() == "1");
+    assert_eq!(refused.get("/").text(), "0");
+}
+
+#[test]
+fn what_is_exclusive_has_a_name_and_a_place() {
+    fn app(cx: Init) -> impl IntoApp {
+        handler_with(cx, async |cx: Init, request: Request| {
+            let granted = cx.exclusive(request.header("x-name").unwrap_or_default()).await;
+            granted.map_or_else(|error| error.kind().to_string(), |granted| granted.is_some().to_string())
+        })
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let plugin = Plugin::with(app).data_dir(dir.path()).start().unwrap();
+    let ask = |plugin: &Plugin, name: &str| {
+        let mut request = request("GET", "/", "");
+        request.headers_mut().insert("x-name", name.parse().unwrap());
+        plugin.send(request).text().to_owned()
+    };
+    assert_eq!(ask(&plugin, "a"), "true");
+    for name in ["", "../a", "/a", "a\\b"] {
+        assert_eq!(ask(&plugin, name), "invalid input parameter", "{name}");
+    }
+    let plugin = Plugin::with(app).data_dir(dir.path().join("nowhere")).start().unwrap();
+    assert_eq!(ask(&plugin, "a"), "entity not found");
+}

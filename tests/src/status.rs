@@ -201,6 +201,20 @@ pub struct Report {
     pub drain: Option<Drain>,
     /// Generations that a cut ended.
     pub cut: Option<Vec<u64>>,
+    /// What plugins were asked to hand on.
+    pub state: Option<States>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct States {
+    pub saved: Vec<String>,
+    pub failed: Vec<NotSaved>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct NotSaved {
+    pub plugin: Option<String>,
+    pub error: String,
 }
 
 impl Report {

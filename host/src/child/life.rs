@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use super::plugin::host::Asked;
 use super::plugin::{self, Host, Plugin};
 use super::prove;
 use super::route::Sites;
+use super::save::{self, Busy};
 use super::serve::Server;
 use super::serve::accept::{Acceptors, Listener};
 use super::serve::limits::Limits;
@@ -24,6 +25,7 @@ use super::serve::tls::{Tickets, Tls};
 use super::state::{Action, Event, State};
 use crate::config::same_plugin;
 use crate::control::secrets::{self, ServerCertificates};
+use crate::control::states::{PluginState, States};
 use crate::control::{
     ChannelError, Deadlines, ListenerInfo, LoadSet, MAX_MESSAGE, PROTOCOL, ToChild, ToMaster, WorkerEnd,
 };
@@ -76,6 +78,8 @@ struct Set {
     host: Host,
     certificates: Vec<ServerCertificates>,
     tickets: Tickets,
+    /// What the plugins before hand on.
+    states: Vec<PluginState>,
 }
 
 struct Service {
@@ -83,6 +87,8 @@ struct Service {
     /// Serves the same, to probes alone, if there are any.
     rehearsal: Option<&'static Server>,
     plugins: Vec<&'static Plugin>,
+    /// Of each plugin, in their order.
+    saving: Vec<Busy>,
     /// Serves the connections. Never ended: plugins may run on its threads until the process is gone.
     runtime: &'static tokio::runtime::Runtime,
 }
@@ -108,6 +114,8 @@ enum Told {
     Loaded(Result<Vec<&'static Plugin>, Failure>),
     Proved(Result<(), Failure>),
     Stopped(Vec<Listener>),
+    /// SAVED, and what goes with it.
+    Saved(ToMaster, Option<OwnedFd>),
     Drained(DrainReport),
 }
 
@@ -185,6 +193,12 @@ impl Worker {
                         self.accepting.send_replace(false);
                         return Event::Stopped;
                     }
+                    Told::Saved(message, memory) => {
+                        let memory: Vec<_> = memory.iter().map(AsFd::as_fd).collect();
+                        if let Err(error) = self.control.send(&message, &memory).await {
+                            return lost(&error);
+                        }
+                    }
                     Told::Drained(report) => return Event::Drained(report),
                 },
                 Some((plugin, verb)) = self.asked.1.recv() => {
@@ -226,7 +240,8 @@ impl Worker {
             true => Some(set.server(&plugins, Metrics::local(), Tls::default())?),
             false => None,
         };
-        self.service = Some(Service { server, rehearsal, plugins, runtime });
+        let saving = plugins.iter().map(|_| Busy::default()).collect();
+        self.service = Some(Service { server, rehearsal, plugins, saving, runtime });
         Ok(())
     }
 
@@ -253,6 +268,7 @@ impl Worker {
                 crate::version::fault("go");
                 Event::Go
             }
+            ToChild::Save => return self.save(),
             ToChild::Pause => Event::Pause,
             ToChild::Resume => Event::Resume,
             ToChild::Retire(deadlines) => Event::Retire(deadlines),
@@ -293,11 +309,25 @@ impl Worker {
         None
     }
 
-    fn take_set(&mut self, load: LoadSet, fds: Vec<OwnedFd>) -> Result<Event, String> {
+    /// Beside the worker's life: whatever comes of it, all goes on as before.
+    fn save(&self) -> Option<Event> {
+        let Some(service) = &self.service else { return Some(Event::Broken("SAVE came out of order".into())) };
+        let plugins = service.plugins.iter().copied().zip(service.saving.iter().cloned()).collect();
+        let told = self.told.0.clone();
+        tokio::spawn(async move {
+            let (message, memory) = save::save(plugins).await;
+            // The receiver lives as long as the process.
+            let _ = told.send(Told::Saved(message, memory));
+        });
+        None
+    }
+
+    fn take_set(&mut self, mut load: LoadSet, fds: Vec<OwnedFd>) -> Result<Event, String> {
         if self.set.is_some() {
             return Err("a second LOAD came".into());
         }
-        let metrics = fds.into_iter().next().ok_or("LOAD came without the memory for the metrics")?;
+        let mut fds = fds.into_iter();
+        let metrics = fds.next().ok_or("LOAD came without the memory for the metrics")?;
         let metrics =
             Slots::<SLOTS>::open(metrics).map_err(|error| format!("the metrics cannot be shared: {error}"))?;
         match telemetry::init(&load.config.log, Role::Worker(self.generation)) {
@@ -305,6 +335,15 @@ impl Worker {
             Ok(()) | Err(TelemetryError::Twice) => {}
             Err(error) => return Err(error.to_string()),
         }
+        let entries = std::mem::take(&mut load.states);
+        let states = match fds.next().map(|memory| States::take(entries, memory).and_then(States::open)).transpose() {
+            Ok(states) => states.unwrap_or_default(),
+            Err(error) => {
+                // A warm cache is not worth a reload.
+                tracing::warn!("{error}; the plugins start without");
+                Vec::new()
+            }
+        };
         let drain = load.config.drain.clone();
         self.orphan.time.store(u64::try_from(drain.orphan.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         let event = Event::Load { listeners: load.listeners.len(), drain };
@@ -315,6 +354,7 @@ impl Worker {
             host: Host::new(metrics, self.asked.0.clone()),
             certificates: Vec::new(),
             tickets: Tickets::default(),
+            states,
         });
         Ok(event)
     }
@@ -429,9 +469,10 @@ impl Worker {
         }
     }
 
-    fn load(&self) {
-        let Some(set) = &self.set else { return };
+    fn load(&mut self) {
+        let Some(set) = &mut self.set else { return };
         let (files, generation, host) = (set.load.plugins.clone(), self.generation, set.host.clone());
+        let states = std::mem::take(&mut set.states);
         let told = self.told.0.clone();
         // A thread of its own: an init may block for long, and no runtime may be entered on it.
         let thread = std::thread::Builder::new().name("load".into()).spawn(move || {
@@ -441,7 +482,7 @@ impl Worker {
                 let _ = told.send(Told::Loading(name.into(), known));
                 let _ = wait.recv();
             };
-            let _ = told.send(Told::Loaded(plugin::load_all(&files, generation, &host, begins)));
+            let _ = told.send(Told::Loaded(plugin::load_all(&files, &states, generation, &host, begins)));
         });
         if let Err(error) = thread {
             let failure = Failure::new(Stage::Load, format!("failed to start the thread that loads: {error}"));

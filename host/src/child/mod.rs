@@ -10,6 +10,7 @@ mod life;
 mod plugin;
 mod prove;
 mod route;
+mod save;
 mod serve;
 mod state;
 

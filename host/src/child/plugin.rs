@@ -9,6 +9,7 @@ mod log;
 
 use std::ffi::c_void;
 use std::fmt::Display;
+use std::mem::MaybeUninit;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::task::{Context, Poll};
@@ -16,12 +17,15 @@ use std::time::Duration;
 
 use abi_stable::library::{AbiHeaderRef, LibraryError, ROOT_MODULE_LOADER_NAME_WITH_NUL};
 use abi_stable::std_types::RResult;
+use baton_plugin_api::abi::extension::{PLUGIN_STATE, PluginState as StateTable, StateBlob};
 use baton_plugin_api::abi::{
     self, CreateArgs, DESCRIPTOR_SYMBOL, Descriptor, EVENT_SERVING, EVENT_SHUTDOWN, FfiBody, FfiContext, FfiFuture,
     PluginHandle, PluginModule_Ref, RequestHead, Slice,
     extension::{self, PluginSignals},
 };
 
+use crate::config::same_plugin;
+use crate::control::states::{MAX_STATE, PluginState};
 use crate::control::{Hook, PluginFile};
 use crate::report::{Failure, Generation, Stage};
 use crate::sys::dylib::Dylib;
@@ -46,7 +50,12 @@ pub struct Plugin {
     destroy: extern "C" fn(PluginHandle),
     /// Nothing, if it was built before there were signals for plugins.
     signals: Option<&'static PluginSignals>,
+    save: Option<unsafe extern "C" fn(PluginHandle, *mut StateBlob) -> u32>,
 }
+
+/// The author's function panicked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavePanicked;
 
 impl Plugin {
     pub fn name(&self) -> &'static str {
@@ -78,6 +87,24 @@ impl Plugin {
         };
         // SAFETY: the handle is the one of the plugin that the table came from.
         self.signals.is_some_and(|table| unsafe { (table.deliver)(self.handle, number) } == abi::READY)
+    }
+
+    /// What it hands on to the plugin that follows, with the version of its format. Blocks for as long as the author does.
+    pub fn save(&self) -> Result<Option<(u32, Vec<u8>)>, SavePanicked> {
+        let Some(save) = self.save else { return Ok(None) };
+        let mut blob = MaybeUninit::<StateBlob>::uninit();
+        // SAFETY: the function is that of the table of the plugin with this handle; `blob` is room for one blob.
+        match unsafe { save(self.handle, blob.as_mut_ptr()) } {
+            abi::READY => {
+                // SAFETY: READY says that it was written; it is read once.
+                let StateBlob { version, bytes } = unsafe { blob.assume_init() };
+                let bytes = bytes::Bytes::from(bytes);
+                // What nobody will take need not be copied: one byte too many says the same.
+                Ok(Some((version, bytes[..bytes.len().min(MAX_STATE + 1)].to_vec())))
+            }
+            abi::PENDING => Ok(None),
+            _ => Err(SavePanicked),
+        }
     }
 
     /// Drives what the author registered for the end.
@@ -121,7 +148,17 @@ impl Plugin {
             unsafe extern "C" fn drop(_: *mut c_void) {}
             FfiFuture { data: std::ptr::null_mut(), vtable: &TABLE }
         }
-        Box::leak(Box::new(Plugin { name, mount: "/".into(), handle, call, notify, shutdown, destroy, signals: None }))
+        Box::leak(Box::new(Plugin {
+            name,
+            mount: "/".into(),
+            handle,
+            call,
+            notify,
+            shutdown,
+            destroy,
+            signals: None,
+            save: None,
+        }))
     }
 }
 
@@ -137,22 +174,29 @@ fn poll_without_sink(future: &mut FfiFuture, cx: &mut Context<'_>) -> Poll<u32> 
 
 /// Opens and starts all plugins, one after the other. Blocks: their inits may connect to databases.
 ///
-/// `begins` is told each one's name before anything of it runs, and returns when the master knows: its init may end the
-/// process.
+/// `states` are what those before hand on. `begins` is told each one's name before anything of it runs, and returns when the
+/// master knows: its init may end the process.
 pub fn load_all(
     files: &[PluginFile],
+    states: &[PluginState],
     generation: Generation,
     host: &Host,
     begins: impl Fn(&str),
 ) -> Result<Vec<&'static Plugin>, Failure> {
     let load = |file: &PluginFile| {
         begins(&file.name);
-        load(file, generation, host).map_err(|failure| failure.of_plugin(&file.name))
+        let state = states.iter().find(|state| same_plugin(&state.plugin, &file.name));
+        load(file, state, generation, host).map_err(|failure| failure.of_plugin(&file.name))
     };
     files.iter().map(load).collect()
 }
 
-fn load(file: &PluginFile, generation: Generation, host: &Host) -> Result<&'static Plugin, Failure> {
+fn load(
+    file: &PluginFile,
+    state: Option<&PluginState>,
+    generation: Generation,
+    host: &Host,
+) -> Result<&'static Plugin, Failure> {
     let before = Handlers::now();
     let library = Dylib::open(&file.path).map_err(|error| not_opened(&file.path, &error))?;
     let about = describe(library);
@@ -176,9 +220,9 @@ fn load(file: &PluginFile, generation: Generation, host: &Host) -> Result<&'stat
         generation: generation.0,
         log_level: log::level(),
         workers: file.workers,
-        previous: Slice::EMPTY,
-        previous_version: 0,
-        has_previous: 0,
+        previous: state.map_or(Slice::EMPTY, |state| Slice::new(&state.bytes)),
+        previous_version: state.map_or(0, |state| state.version),
+        has_previous: state.is_some().into(),
     };
     let created = module.create()(host.offer(name, file.allow_control), &raw const args);
     let handle = match created {
@@ -201,6 +245,7 @@ fn load(file: &PluginFile, generation: Generation, host: &Host) -> Result<&'stat
         shutdown: module.shutdown(),
         destroy: module.destroy(),
         signals: signals_of(module, handle),
+        save: find_save(module, handle),
     })))
 }
 
@@ -208,6 +253,15 @@ fn signals_of(module: PluginModule_Ref, handle: PluginHandle) -> Option<&'static
     let table = module.extension()(handle, extension::PLUGIN_SIGNALS, 1);
     // SAFETY: a table that is not null lives as long as the process, is the one of this number and has at least revision 1.
     unsafe { table.cast::<PluginSignals>().as_ref() }
+}
+
+fn find_save(
+    module: PluginModule_Ref,
+    handle: PluginHandle,
+) -> Option<unsafe extern "C" fn(PluginHandle, *mut StateBlob) -> u32> {
+    let table = module.extension()(handle, PLUGIN_STATE, 1).cast::<StateTable>();
+    // SAFETY: a table that is not null lives as long as the process, and is of this kind and of revision 1 at least.
+    unsafe { table.as_ref() }.map(|table| table.save)
 }
 
 fn address(library: &'static Dylib, symbol: &str) -> Option<NonNull<c_void>> {
@@ -311,7 +365,7 @@ mod tests {
 
     fn refusal(path: &Path) -> Failure {
         let host = Host::new(crate::metrics::Metrics::local(), tokio::sync::mpsc::channel(1).0);
-        match load_all(&[file(path)], Generation(1), &host, |_| ()) {
+        match load_all(&[file(path)], &[], Generation(1), &host, |_| ()) {
             Err(failure) => failure,
             Ok(_) => panic!("{} was loaded", path.display()),
         }

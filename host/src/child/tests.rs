@@ -74,7 +74,7 @@ impl Master {
         let drain = Drain { orphan: Duration::from_millis(300), ..Drain::default() };
         let info = ListenerInfo { id: 7, server: "web".into(), address: self.addr().to_string() };
         let config = Config { drain, workers: 2, ..Config::default() };
-        let set = LoadSet { config, plugins, listeners: vec![info] };
+        let set = LoadSet { config, plugins, listeners: vec![info], states: Vec::new() };
         let (memory, _slots) = Slots::<SLOTS>::create("metrics").unwrap();
         self.send(ToChild::Load(Box::new(set)), &[memory.as_fd()]);
         let socket = OwnedFd::from(self.listener.try_clone().unwrap());
@@ -168,7 +168,7 @@ fn a_listener_that_does_not_listen_is_a_failure() {
     let master = master();
     master.hello();
     let info = ListenerInfo { id: 1, server: "web".into(), address: "x".into() };
-    let set = LoadSet { config: Config::default(), plugins: Vec::new(), listeners: vec![info] };
+    let set = LoadSet { config: Config::default(), plugins: Vec::new(), listeners: vec![info], states: Vec::new() };
     let (memory, _slots) = Slots::<SLOTS>::create("metrics").unwrap();
     master.send(ToChild::Load(Box::new(set)), &[memory.as_fd()]);
     let stream = TcpStream::connect(master.addr()).unwrap();

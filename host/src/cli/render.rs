@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::report::{
-    Activity, CertificateStatus, Cut, DrainReport, Generation, GenerationState, GenerationStatus, OpResult,
+    Activity, CertificateStatus, Cut, DrainReport, Generation, GenerationState, GenerationStatus, NotSaved, OpResult,
     PluginChanges, PluginStatus, Report, Scheme, Status, Totals, Trigger, Validity, Verb, WatcherStatus,
 };
 
@@ -55,6 +55,10 @@ pub fn report(report: &Report, plugins: &[PluginStatus], verbose: bool, paint: P
     if report.result == OpResult::Switched && !report.held.is_empty() {
         let held = report.held.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         push(&mut text, format_args!("\nnot taken: {held}; --force takes it too"));
+    }
+    for NotSaved { plugin, error } in report.state.iter().flat_map(|state| &state.failed) {
+        let who = plugin.as_deref().map_or("every plugin", |plugin| plugin);
+        push(&mut text, format_args!("\n{who} starts without what the one before has kept: failed to {error}"));
     }
     if let Some(hint) = &report.hint {
         push(&mut text, format_args!("\nhint: {hint}"));

@@ -7,7 +7,7 @@
 //! | message | from | allowed when | answered by | timeout | if the peer dies |
 //! |---|---|---|---|---|---|
 //! | `Hello` | both | first | the other's `Hello` | `start_timeout` | refused, stage spawn |
-//! | `Load` (+ metrics memfd) | master | after the Hellos, once | `Ready` or `Failed` | `start_timeout` | refused, stage load |
+//! | `Load` (+ metrics memfd, states memfd) | master | after the Hellos, once | `Ready` or `Failed` | `start_timeout` | refused, stage load |
 //! | `Certificates` (+ sealed memory) | master | after `Load`, before `Listener`, once; only if a server has TLS | - | - | as `Load` |
 //! | `Tickets` (+ sealed memory) | master | after `Certificates`, to the child's end, each time that the keys change | - | - | - |
 //! | `Listener` (+ socket) | master | after `Load`, before `Ready` | - | - | as `Load` |
@@ -17,6 +17,8 @@
 //! | `Failed` | child | from `Load` to `Ready` | SIGKILL | - | - |
 //! | `Go` | master | after `Ready`, once | `Serving` | [`SWITCH_TIMEOUT`] | refused, stage switch |
 //! | `Serving` | child | after `Go` or `Resume`: accepting | - | - | a crash: respawn or take-back |
+//! | `Save` | master | serving, before another is started | `Saved` | [`SAVE_TIMEOUT`](states::SAVE_TIMEOUT), then without | without |
+//! | `Saved` (+ states memfd) | child | after `Save`, once | - | - | - |
 //! | `Pause` | master | serving | `Paused` | [`PAUSE_TIMEOUT`] | reaped; a crash |
 //! | `Paused` | child | nothing is accepted any more | `Retire` or `Resume` | - | - |
 //! | `Adopt` (+ socket) | master | serving | - | - | its connections stay with the old one |
@@ -35,6 +37,7 @@
 
 mod channel;
 pub mod secrets;
+pub mod states;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -44,8 +47,10 @@ use serde::{Deserialize, Serialize};
 
 pub use channel::{ChannelError, MasterEnd, WorkerEnd};
 
+use self::states::StateEntry;
+
 use crate::config::Config;
-use crate::report::{DrainReport, Failure, Generation};
+use crate::report::{DrainReport, Failure, Generation, NotSaved};
 
 /// Largest message in bytes.
 pub const MAX_MESSAGE: usize = 128 * 1024;
@@ -84,7 +89,7 @@ pub enum ToChild {
         version: String,
         generation: Generation,
     },
-    /// With the metrics memfd.
+    /// With the metrics memfd and, if `states` names any, what was saved.
     Load(Box<LoadSet>),
     /// With [`secrets::seal_certificates`].
     Certificates,
@@ -95,6 +100,8 @@ pub enum ToChild {
         id: u32,
     },
     Go,
+    /// Ask the plugins for what they hand on; all goes on as before.
+    Save,
     Pause,
     Resume,
     /// With one end of a pair: connections of generation `from` come over it.
@@ -138,6 +145,11 @@ pub enum ToMaster {
     Ready,
     Failed(Failure),
     Serving,
+    /// With [`states::seal`], if there are any.
+    Saved {
+        states: Vec<StateEntry>,
+        failed: Vec<NotSaved>,
+    },
     Paused,
     Done(DrainReport),
     /// SIGTERM came from outside.
@@ -199,6 +211,9 @@ pub struct LoadSet {
     pub plugins: Vec<PluginFile>,
     /// As many [`ToChild::Listener`] messages follow, in this order.
     pub listeners: Vec<ListenerInfo>,
+    /// What the plugins that served hand on.
+    #[serde(default)]
+    pub states: Vec<StateEntry>,
 }
 
 /// A plugin snapshot in the store.

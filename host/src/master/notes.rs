@@ -41,6 +41,9 @@ pub fn log(note: &Note) {
             ms = report.ms,
             "generation drained"
         ),
+        Note::NotSaved { generation, failed } => {
+            tracing::warn!(generation = generation.0, plugin = failed.plugin, "failed to {}", failed.error);
+        }
         Note::Killed { generation, why } => tracing::warn!(generation = generation.0, "child killed: {why}"),
         Note::Unexpected { generation, what } => {
             tracing::warn!(generation = generation.0, "child broke the protocol: {what}")

@@ -24,6 +24,7 @@ use super::store::{Origin, Store};
 use super::tls::{SavedCertificates, SavedTickets};
 use super::watcher;
 use crate::config::Config;
+use crate::control::states::{StateEntry, States, StatesError};
 use crate::control::{PROTOCOL, Protocols};
 use crate::dirs::Dirs;
 use crate::report::{Change, Failure, Generation, Load, Stage};
@@ -119,6 +120,9 @@ pub struct Remains {
     pub tickets: SavedTickets,
     pub ended: Vec<u64>,
     pub past: Vec<(Generation, Load)>,
+    /// What plugins have handed on last.
+    #[serde(default)]
+    pub states: Option<SavedStates>,
     /// The program of the sets: what a crash of what serves is answered with.
     pub image: Fd,
     /// What the watcher does not try again as it is.
@@ -133,6 +137,31 @@ pub struct SavedSet {
     pub held: Vec<Change>,
     pub listeners: Vec<Claim>,
     pub certificates: Option<SavedCertificates>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedStates {
+    entries: Vec<StateEntry>,
+    memory: Fd,
+}
+
+impl SavedStates {
+    pub fn of(states: &States, luggage: &mut Luggage) -> io::Result<SavedStates> {
+        let (entries, memory) = states.parts();
+        Ok(SavedStates { entries: entries.to_vec(), memory: luggage.put(memory)? })
+    }
+
+    /// A warm cache is not worth a restart.
+    pub fn resume(self) -> Option<States> {
+        let states = self.memory.copy().map_err(StatesError::Io);
+        match states.and_then(|memory| States::take(self.entries, memory)) {
+            Ok(states) => Some(states),
+            Err(error) => {
+                tracing::warn!("{error}; going without");
+                None
+            }
+        }
+    }
 }
 
 impl Carried {

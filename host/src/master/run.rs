@@ -24,13 +24,16 @@ use super::sets::{Content, Record};
 use super::signals::{self, Effect, Situation};
 use super::source::{self, Read, Recipe, Source};
 use super::spawn::Child;
-use super::state::{self, Action, Caller, Event, Exit, Memory, Note, Probes, SetId, SetInfo, Settings, State, TestId};
+use super::state::{
+    self, Action, Caller, Event, Exit, Inherit, Memory, Note, Probes, SetId, SetInfo, Settings, State, TestId,
+};
 use super::store::{Mounted, Origin, Store};
 use super::tls::{self, Certificates, Tickets};
 use super::watcher::{Sighting, Watcher};
 use super::{Options, StartError, notes};
 use crate::config::Config;
 use crate::control::secrets::SecretError;
+use crate::control::states::States;
 use crate::control::{LoadSet, PluginFile, ToChild};
 use crate::dirs::{self, Dirs};
 use crate::metrics::Counts;
@@ -92,6 +95,8 @@ struct Master {
     notebook: Notebook,
     /// The copies in use, for whoever tidies the store next.
     untidy: Arc<Mutex<Option<HashSet<PathBuf>>>>,
+    /// What plugins have handed on last.
+    states: Option<States>,
     sets: BTreeMap<SetId, Set>,
     next_set: u64,
     children: HashMap<Generation, Child>,
@@ -190,8 +195,20 @@ async fn serve(
         crate::telemetry::print(&format!("admin page: {link}"));
     }
     let companion = companion.map(|companion| tokio::task::spawn_local(companion(handle)));
-    let PickedUp { sets, next_set, state, children, with_tickets, tickets, ended, past, before, started, tried } =
-        picked_up;
+    let PickedUp {
+        sets,
+        next_set,
+        state,
+        children,
+        with_tickets,
+        tickets,
+        ended,
+        past,
+        before,
+        states,
+        started,
+        tried,
+    } = picked_up;
     let source = Arc::new(Source { config, reread, prepare, config_files });
     let mut master = Master {
         announced: state.switches() > 0,
@@ -213,6 +230,7 @@ async fn serve(
         tickets,
         notebook,
         untidy: Arc::default(),
+        states,
         next_set,
         sets,
         children,
@@ -332,7 +350,8 @@ impl Master {
             Action::Test { op, test } => self.errand = Some(Errand::Test(op, test)),
             Action::Leave { op } => self.errand = Some(Errand::Leave(op)),
             Action::Spawn { generation, set } => return Some(self.spawn(generation, set)),
-            Action::Load { generation, probes } => self.load(generation, probes),
+            Action::Load { generation, probes, inherit } => self.load(generation, probes, inherit),
+            Action::KeepStates { generation } => self.keep_states(generation),
             Action::Send { generation, message } => self.send(generation, message, Vec::new()),
             Action::Handover { from, to } => self.connect(from, to),
             Action::CloseListeners => drop(self.listeners.retain(&BTreeSet::new())),
@@ -447,7 +466,7 @@ impl Master {
     }
 
     /// LOAD with the shared counters, the secrets, then the listeners, each in a message of its own.
-    fn load(&mut self, generation: Generation, probes: Probes) {
+    fn load(&mut self, generation: Generation, probes: Probes, inherit: Inherit) {
         let Some(set) = self.state.set_of(generation).and_then(|id| self.sets.get(&id)) else {
             tracing::error!(generation = generation.0, "failed to find its set");
             return self.kill_child(generation);
@@ -483,7 +502,15 @@ impl Master {
             config.server.iter_mut().for_each(|server| server.probe.clear());
         }
         let ids: Vec<u32> = infos.iter().map(|info| info.id).collect();
-        let message = ToChild::Load(Box::new(LoadSet { config, plugins, listeners: infos }));
+        let (states, memory) = match self.states.as_ref().filter(|_| inherit == Inherit::Latest).map(States::lend) {
+            Some(Ok((states, memory))) => (states, Some(memory)),
+            Some(Err(error)) => {
+                tracing::warn!(generation = generation.0, "failed to lend what was saved: {error}; going without");
+                (Vec::new(), None)
+            }
+            None => (Vec::new(), None),
+        };
+        let message = ToChild::Load(Box::new(LoadSet { config, plugins, listeners: infos, states }));
         let slots = match self.children.get(&generation).map(Child::slots_fd).transpose() {
             Ok(slots) => slots,
             Err(error) => {
@@ -491,7 +518,7 @@ impl Master {
                 return self.kill_child(generation);
             }
         };
-        self.send(generation, message, slots.into_iter().collect());
+        self.send(generation, message, slots.into_iter().chain(memory).collect());
         if let Some((certificates, tickets)) = secrets {
             self.send(generation, ToChild::Certificates, vec![certificates]);
             self.send(generation, ToChild::Tickets, vec![tickets]);
@@ -500,6 +527,11 @@ impl Master {
         for (id, socket) in ids.into_iter().zip(sockets) {
             self.send(generation, ToChild::Listener { id }, vec![socket]);
         }
+    }
+
+    /// An answer without states counts too: what was saved before is of another plugin.
+    fn keep_states(&mut self, generation: Generation) {
+        self.states = self.children.get(&generation).and_then(Child::take_states);
     }
 
     /// Begins the next turn of ticket keys, in every child that has any: those that drain as well.

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -17,9 +17,10 @@ use tokio::task::JoinHandle;
 
 use super::resume::{Fd, Luggage};
 use super::state::Event;
+use crate::control::states::{StateEntry, States};
 use crate::control::{ChannelError, MasterEnd, PROTOCOL, ToChild, ToMaster};
 use crate::metrics::{Counts, SLOTS};
-use crate::report::Generation;
+use crate::report::{Generation, NotSaved};
 use crate::sys::process::{self, ExitKind, Image, Process, Spec};
 use crate::sys::shared::Slots;
 use crate::sys::{readiness, seqpacket};
@@ -43,6 +44,9 @@ const SCRUBBED: [&str; 8] = [
     ROLE,
 ];
 
+/// What came beside SAVED.
+type Saved = Arc<Mutex<Option<States>>>;
+
 /// A message for the child with its descriptors.
 type Outgoing = (ToChild, Vec<OwnedFd>);
 
@@ -54,6 +58,8 @@ pub struct Child {
     output: Arc<File>,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     tasks: Tasks,
+    /// What its plugins hand on, until the loop takes it.
+    saved: Saved,
     slots: Slots<SLOTS>,
     /// Goes with LOAD, and on to another program of this process.
     slots_fd: OwnedFd,
@@ -111,8 +117,9 @@ impl Child {
         events: mpsc::Sender<Event>,
     ) -> io::Result<Child> {
         let (process, channel, output) = (Arc::new(process), Arc::new(MasterEnd::new(control)?), Arc::new(output));
-        let (outgoing, tasks) = carry(generation, &process, &channel, &output, events)?;
-        Ok(Child { generation, process, channel, output, outgoing, tasks, slots, slots_fd })
+        let saved = Saved::default();
+        let (outgoing, tasks) = carry(generation, &process, &channel, &output, &saved, events)?;
+        Ok(Child { generation, process, channel, output, outgoing, tasks, saved, slots, slots_fd })
     }
 
     /// One that an earlier program of this process started.
@@ -151,7 +158,7 @@ impl Child {
 
     /// Carries messages again, in both directions.
     pub fn go_on(&mut self, events: mpsc::Sender<Event>) -> io::Result<()> {
-        let carried = carry(self.generation, &self.process, &self.channel, &self.output, events)?;
+        let carried = carry(self.generation, &self.process, &self.channel, &self.output, &self.saved, events)?;
         (self.outgoing, self.tasks) = carried;
         Ok(())
     }
@@ -176,6 +183,11 @@ impl Child {
         Counts::of(self.slots.get())
     }
 
+    /// What its plugins have handed on, once.
+    pub fn take_states(&self) -> Option<States> {
+        self.saved.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     pub fn kill(&self) -> io::Result<()> {
         self.process.signal(Signal::SIGKILL)
     }
@@ -186,14 +198,23 @@ fn carry(
     process: &Arc<Process>,
     channel: &Arc<MasterEnd>,
     output: &Arc<File>,
+    saved: &Saved,
     events: mpsc::Sender<Event>,
 ) -> io::Result<(mpsc::UnboundedSender<Outgoing>, Tasks)> {
     let ended = readiness::register(process.pidfd.try_clone()?, Interest::READABLE)?;
     let (outgoing, queue) = mpsc::unbounded_channel();
     let (stop, stopped) = oneshot::channel();
     let write = tokio::spawn(write(channel.clone(), queue, generation));
-    let attend = attend(channel.clone(), process.clone(), ended, output.clone(), generation, events, stopped);
-    Ok((outgoing, Tasks { write, attend: tokio::spawn(attend), stop: Some(stop) }))
+    let attendant = Attendant {
+        channel: channel.clone(),
+        process: process.clone(),
+        output: output.clone(),
+        saved: saved.clone(),
+        generation,
+        events,
+    };
+    let attend = tokio::spawn(attendant.attend(ended, stopped));
+    Ok((outgoing, Tasks { write, attend, stop: Some(stop) }))
 }
 
 fn environment() -> Vec<CString> {
@@ -215,84 +236,101 @@ async fn write(channel: Arc<MasterEnd>, mut queue: mpsc::UnboundedReceiver<Outgo
     }
 }
 
-/// Carries a child's messages to the loop until it has ended, then its death.
-async fn attend(
+/// Carries a child's messages to the loop.
+struct Attendant {
     channel: Arc<MasterEnd>,
     process: Arc<Process>,
-    ended: tokio::io::unix::AsyncFd<OwnedFd>,
     output: Arc<File>,
+    saved: Saved,
     generation: Generation,
     events: mpsc::Sender<Event>,
-    mut stopped: oneshot::Receiver<()>,
-) {
-    let mut open = true;
-    loop {
-        tokio::select! {
-            biased;
-            received = channel.recv(), if open => {
-                open = forward(received, &process, &output, generation, &events).await;
-            }
-            _ = ended.readable() => break,
-            // Nothing is in our hands here; what has not been read is for whoever goes on.
-            _ = &mut stopped => return,
-        }
-    }
-    while open {
-        match tokio::time::timeout(LAST_WORDS, channel.recv()).await {
-            Ok(received) => open = forward(received, &process, &output, generation, &events).await,
-            Err(_) => open = false,
-        }
-    }
-    let exit = match process.try_wait() {
-        Ok(Some(exit)) => exit,
-        // The pidfd is readable, so the process has ended; no status means that somebody else took it.
-        Ok(None) => ExitKind::Code(-1),
-        Err(error) => {
-            tracing::error!(generation = generation.0, pid = process.pid, "failed to reap: {error}");
-            ExitKind::Code(-1)
-        }
-    };
-    let output = tail(&output);
-    // The loop is gone only when the master ends.
-    let _ = events.send(Event::Exited { generation, exit, output }).await;
 }
 
-/// Passes on one message; answers whether more can come.
-async fn forward(
-    received: Result<Option<(ToMaster, Vec<OwnedFd>)>, ChannelError>,
-    process: &Process,
-    output: &File,
-    generation: Generation,
-    events: &mpsc::Sender<Event>,
-) -> bool {
-    let message = match received {
-        Ok(Some((message, _))) => message,
-        Ok(None) => return false,
-        // Not worth its life: a newer child may say what we do not know.
-        Err(error @ (ChannelError::Decode(_) | ChannelError::Descriptors { .. } | ChannelError::TooLong(_))) => {
-            tracing::warn!(generation = generation.0, "{error}");
-            return true;
-        }
-        Err(error @ ChannelError::Io(_)) => {
-            // A child that cannot be spoken to cannot be retired either.
-            tracing::error!(generation = generation.0, pid = process.pid, "{error}; killing the child");
-            if let Err(error) = process.signal(Signal::SIGKILL) {
-                tracing::error!(generation = generation.0, "failed to kill: {error}");
+impl Attendant {
+    /// Until the child has ended, then its death.
+    async fn attend(self, ended: tokio::io::unix::AsyncFd<OwnedFd>, mut stopped: oneshot::Receiver<()>) {
+        let mut open = true;
+        loop {
+            tokio::select! {
+                biased;
+                received = self.channel.recv(), if open => open = self.forward(received).await,
+                _ = ended.readable() => break,
+                // Nothing is in our hands here; what has not been read is for whoever goes on.
+                _ = &mut stopped => return,
             }
-            return false;
         }
-    };
-    let message = match message {
-        #[cfg(feature = "next")]
-        ToMaster::Novelty { .. } => return true,
-        ToMaster::Unknown => {
-            tracing::warn!(generation = generation.0, "ignored a control message that this version does not know");
-            return true;
+        while open {
+            match tokio::time::timeout(LAST_WORDS, self.channel.recv()).await {
+                Ok(received) => open = self.forward(received).await,
+                Err(_) => open = false,
+            }
         }
-        ToMaster::Failed(failure) if failure.detail.is_none() => ToMaster::Failed(failure.detail(tail(output))),
-        other => other,
-    };
-    events.send(Event::Message { generation, message }).await.is_ok()
+        let generation = self.generation;
+        let exit = match self.process.try_wait() {
+            Ok(Some(exit)) => exit,
+            // The pidfd is readable, so the process has ended; no status means that somebody else took it.
+            Ok(None) => ExitKind::Code(-1),
+            Err(error) => {
+                tracing::error!(generation = generation.0, pid = self.process.pid, "failed to reap: {error}");
+                ExitKind::Code(-1)
+            }
+        };
+        let output = tail(&self.output);
+        // The loop is gone only when the master ends.
+        let _ = self.events.send(Event::Exited { generation, exit, output }).await;
+    }
+
+    /// Passes on one message; answers whether more can come.
+    async fn forward(&self, received: Result<Option<(ToMaster, Vec<OwnedFd>)>, ChannelError>) -> bool {
+        let generation = self.generation;
+        let (message, fds) = match received {
+            Ok(Some(received)) => received,
+            Ok(None) => return false,
+            // Not worth its life: a newer child may say what we do not know.
+            Err(error @ (ChannelError::Decode(_) | ChannelError::Descriptors { .. } | ChannelError::TooLong(_))) => {
+                tracing::warn!(generation = generation.0, "{error}");
+                return true;
+            }
+            Err(error @ ChannelError::Io(_)) => {
+                // A child that cannot be spoken to cannot be retired either.
+                tracing::error!(generation = generation.0, pid = self.process.pid, "{error}; killing the child");
+                if let Err(error) = self.process.signal(Signal::SIGKILL) {
+                    tracing::error!(generation = generation.0, "failed to kill: {error}");
+                }
+                return false;
+            }
+        };
+        let message = match message {
+            ToMaster::Failed(failure) if failure.detail.is_none() => {
+                ToMaster::Failed(failure.detail(tail(&self.output)))
+            }
+            #[cfg(feature = "next")]
+            ToMaster::Novelty { .. } => return true,
+            ToMaster::Unknown => {
+                tracing::warn!(generation = generation.0, "ignored a control message that this version does not know");
+                return true;
+            }
+            ToMaster::Saved { states, failed } => self.take_states(states, failed, fds),
+            other => other,
+        };
+        self.events.send(Event::Message { generation, message }).await.is_ok()
+    }
+
+    /// Keeps what came, if it is what the child says; the message says what is kept.
+    fn take_states(&self, states: Vec<StateEntry>, mut failed: Vec<NotSaved>, fds: Vec<OwnedFd>) -> ToMaster {
+        let taken = fds.into_iter().next().map(|memory| States::take(states.clone(), memory)).transpose();
+        let (kept, states) = match taken {
+            Ok(Some(kept)) => (Some(kept), states),
+            Ok(None) => (None, Vec::new()),
+            Err(error) => {
+                let error = error.to_string().trim_start_matches("failed to ").to_owned();
+                failed.push(NotSaved { plugin: None, error });
+                (None, Vec::new())
+            }
+        };
+        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+        ToMaster::Saved { states, failed }
+    }
 }
 
 fn tail(output: &File) -> String {

@@ -3,11 +3,12 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::fstat;
 use zeroize::Zeroizing;
 
 const SEALS: SealFlag =
@@ -22,17 +23,26 @@ pub fn seal(name: &CStr, bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
+/// How many bytes another process sealed.
+pub fn length(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let seals = SealFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GET_SEALS)?);
+    if !seals.contains(SEALS) {
+        return Err(refused("it is not sealed"));
+    }
+    u64::try_from(fstat(fd)?.st_size).map_err(|_| refused("it has no length"))
+}
+
+fn refused(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
 /// What another process sealed, at most `limit` bytes.
 pub fn open(fd: OwnedFd, limit: usize) -> io::Result<Zeroizing<Vec<u8>>> {
-    let refused = |why| Err(io::Error::new(io::ErrorKind::InvalidData, why));
-    let file = File::from(fd);
-    let seals = SealFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GET_SEALS)?);
-    if !seals.contains(SEALS) {
-        return refused("it is not sealed");
-    }
-    let Some(len) = usize::try_from(file.metadata()?.len()).ok().filter(|len| *len <= limit) else {
-        return refused("it is too long");
+    let length = length(fd.as_fd())?;
+    let Some(len) = usize::try_from(length).ok().filter(|len| *len <= limit) else {
+        return Err(refused("it is too long"));
     };
+    let file = File::from(fd);
     let mut bytes = Zeroizing::new(vec![0; len]);
     // All copies of the descriptor share one offset; this looks past it.
     file.read_exact_at(&mut bytes, 0)?;

@@ -26,6 +26,7 @@ mod rollback;
 mod servers;
 mod shutdown;
 mod signals;
+mod stateful;
 mod tls;
 mod under_load;
 mod unix_sockets;

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use super::*;
 use crate::master::admin::Admin;
-use crate::master::resume::{self, Answer, Carried, Luggage, Remains, ResumeError, SCHEMA, SavedSet};
+use crate::master::resume::{self, Answer, Carried, Luggage, Remains, ResumeError, SCHEMA, SavedSet, SavedStates};
 use crate::master::state::BadStart;
 use crate::master::store::Origin;
 use crate::master::tls::SavedCertificates;
@@ -57,6 +57,7 @@ impl Master {
                 tickets: self.tickets.save(&tickets, &mut luggage)?,
                 ended: self.ended.save(),
                 past: self.past.iter().map(|(generation, load)| (*generation, *load)).collect(),
+                states: self.states.as_ref().map(|states| SavedStates::of(states, &mut luggage)).transpose()?,
                 image: luggage.put(image)?,
                 tried: self.watcher.save(),
             },
@@ -275,6 +276,7 @@ pub(super) struct PickedUp {
     pub ended: Counts,
     pub past: BTreeMap<Generation, Load>,
     pub before: Option<(Image, BTreeSet<SetId>)>,
+    pub states: Option<States>,
     pub started: Instant,
     pub tried: Option<watcher::Saved>,
 }
@@ -292,6 +294,7 @@ impl PickedUp {
             ended: Counts::default(),
             past: BTreeMap::new(),
             before: None,
+            states: None,
             started: Instant::now(),
             tried: None,
         }
@@ -334,6 +337,7 @@ pub(super) fn pick_up(
         tickets: carried.tickets.resume().map_err(io::Error::other)?,
         ended: Counts::resume(&carried.ended),
         past: carried.past.into_iter().collect(),
+        states: carried.states.and_then(SavedStates::resume),
         started: now.checked_sub(elapsed).unwrap_or(now),
         tried: carried.tried,
     })

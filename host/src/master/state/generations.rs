@@ -260,7 +260,8 @@ impl State {
                         Some(candidate) if candidate == generation && !self.comes_after_a_crash() => Probes::Send,
                         _ => Probes::Skip,
                     };
-                    self.act(Action::Load { generation, probes });
+                    let inherit = self.inherits(generation);
+                    self.act(Action::Load { generation, probes, inherit });
                 }
                 None => {
                     let text = format!("find a protocol in common with the child's binary (version {version})");
@@ -286,6 +287,7 @@ impl State {
             }
             (Phase::Committing, ToMaster::Serving) => self.commit(generation),
             (Phase::Resuming, ToMaster::Serving) => self.enter(generation, Phase::Serving, None),
+            (_, ToMaster::Saved { states, failed }) => self.saved(generation, states, failed),
             (Phase::Pausing, ToMaster::Paused) => self.paused(generation),
             (Phase::Retiring, ToMaster::Done(report)) => {
                 entry.drained = true;
@@ -315,7 +317,7 @@ impl State {
     }
 
     /// Whether the running operation brings a set back because another one died.
-    fn comes_after_a_crash(&self) -> bool {
+    pub(super) fn comes_after_a_crash(&self) -> bool {
         let back = self.running.as_ref().and_then(|running| running.op.back.as_ref());
         back.is_some_and(|back| back.reason == Reason::Crashed)
     }
@@ -384,7 +386,7 @@ impl State {
     }
 
     /// The candidate, if it is the running operation's.
-    fn running_candidate(&self) -> Option<Generation> {
+    pub(super) fn running_candidate(&self) -> Option<Generation> {
         match &self.running {
             Some(Running { stage: RunStage::Starting { generation, .. }, .. }) => Some(*generation),
             _ => None,

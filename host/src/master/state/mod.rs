@@ -17,6 +17,7 @@ mod past;
 mod restart;
 mod rollback;
 mod saved;
+mod saving;
 #[cfg(test)]
 mod tests;
 
@@ -29,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::handle::OpOptions;
 use crate::config::{Config, Crash, Drain, Limit, Probation, Shutdown};
 use crate::control::{Deadlines, Hook, ToChild, ToMaster};
-use crate::report::{Cause, Change, Failure, Generation, GenerationStatus, OpId, PluginStatus, Report, Verb};
+use crate::report::{Cause, Change, Failure, Generation, GenerationStatus, NotSaved, OpId, PluginStatus, Report, Verb};
 use crate::sys::process::ExitKind;
 
 use cut::Cutting;
@@ -40,6 +41,8 @@ use operations::{Operation, Running};
 pub use past::Memory;
 use past::PastSets;
 pub use saved::Saved;
+pub use saving::Inherit;
+use saving::Saving;
 
 /// Monotonic, since the master's start.
 pub type Time = Duration;
@@ -212,6 +215,11 @@ pub enum Action {
     Load {
         generation: Generation,
         probes: Probes,
+        inherit: Inherit,
+    },
+    /// What this generation has saved is the latest from now on.
+    KeepStates {
+        generation: Generation,
     },
     Send {
         generation: Generation,
@@ -309,6 +317,10 @@ pub enum Note {
         generation: Generation,
         why: String,
     },
+    NotSaved {
+        generation: Generation,
+        failed: NotSaved,
+    },
     Unexpected {
         generation: Generation,
         what: String,
@@ -371,6 +383,7 @@ pub struct State {
     /// What was committed last: a crash brings it back.
     set: Option<Arc<SetInfo>>,
     respawn: Option<Respawn>,
+    saving: Option<Saving>,
     past: PastSets,
     /// Deaths in a row.
     row: u32,
@@ -417,6 +430,7 @@ impl State {
             set: None,
             past: PastSets::recalled(memory),
             respawn: None,
+            saving: None,
             row: 0,
             deaths: VecDeque::new(),
             seed: 0,
@@ -488,12 +502,20 @@ impl State {
             _ => None,
         });
         let fallback = self.fallback.as_ref().filter(|_| self.candidate.is_none() && self.running.is_none());
-        generations.chain(fallback.map(Fallback::at)).chain(respawn).chain(stopping).chain(self.room_deadline()).min()
+        let saving = self.saving.as_ref().map(|saving| saving.until);
+        generations
+            .chain(saving)
+            .chain(fallback.map(Fallback::at))
+            .chain(respawn)
+            .chain(stopping)
+            .chain(self.room_deadline())
+            .min()
     }
 
     /// All that follows from where things stand: one thing leads to the next without an event.
     fn advance(&mut self) {
         self.advance_shutdown();
+        self.advance_saving();
         self.restart_gives_way();
         self.advance_fallback();
         self.advance_respawn();

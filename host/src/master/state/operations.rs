@@ -115,6 +115,7 @@ impl State {
         }
         if let Some(Running { stage: RunStage::Prepared { .. }, .. }) = &self.running
             && self.candidate.is_none()
+            && self.saving.is_none()
         {
             self.start_prepared();
         }
@@ -151,6 +152,7 @@ impl State {
             None => self.files(&op),
         };
         self.act(Action::Prepare { op: op.id, cause: op.cause.clone(), source });
+        self.begin_saving();
         self.running = Some(Running { op, stage: RunStage::Preparing { since: self.now } });
     }
 

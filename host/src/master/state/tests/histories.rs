@@ -73,7 +73,7 @@ fn chance() -> impl Strategy<Value = Chance> {
             .prop_map(|(ok, empty, at)| Chance::Prepare { ok: ok != 0, empty: empty && ok == 1, at }),
         6 => (0..10_usize).prop_map(|ok| Chance::Spawn { ok: ok != 0 }),
         30 => any::<usize>().prop_map(|at| Chance::Obey { at }),
-        2 => (any::<usize>(), 0..9_usize).prop_map(|(at, what)| Chance::Babble { at, what }),
+        2 => (any::<usize>(), 0..10_usize).prop_map(|(at, what)| Chance::Babble { at, what }),
         2 => any::<usize>().prop_map(|at| Chance::Die { at }),
         2 => (0..30_u64, 0..30_u64).prop_map(|(requests, failures)| Chance::Count { requests, failures }),
         2 => Just(Chance::Hook),
@@ -154,13 +154,14 @@ impl World {
                 Action::Test { test, .. } => self.testing.push(test),
                 Action::Leave { op } => assert!(self.leaving.replace(op).is_none(), "told twice to leave"),
                 Action::Spawn { generation, .. } => self.spawning.push(generation),
-                Action::Load { generation, probes: Probes::Skip } => self.will_say(generation, &[ToMaster::Ready]),
+                Action::Load { generation, probes: Probes::Skip, .. } => self.will_say(generation, &[ToMaster::Ready]),
                 Action::Load { generation, .. } => self.will_say(generation, &[ToMaster::Proving, ToMaster::Ready]),
                 Action::Send { generation, message } => match message {
                     ToChild::Go | ToChild::Resume => {
                         self.accepting.insert(generation);
                         self.will_say(generation, &[ToMaster::Serving]);
                     }
+                    ToChild::Save => self.will_say(generation, &[saved()]),
                     ToChild::Pause => self.will_say(generation, &[ToMaster::Paused]),
                     ToChild::Retire(_) => {
                         self.accepting.remove(&generation);
@@ -187,6 +188,7 @@ impl World {
                     let kept: BTreeSet<SetId> = self.state.sets_in_use().collect();
                     assert!(memory.good.iter().all(|set| kept.contains(set)), "{memory:?} {kept:?}");
                 }
+                Action::KeepStates { generation } => assert!(self.children.contains_key(&generation)),
                 Action::Note(_) | Action::CloseListeners => {}
                 Action::Finish(_) => self.finished = true,
             }
@@ -285,6 +287,7 @@ impl World {
                     5 => ToMaster::Failed(Failure::new(Stage::Load, "x")),
                     6 => ToMaster::Loading { plugin },
                     7 => ToMaster::Proving,
+                    8 => saved(),
                     _ => ToMaster::Control { plugin, verb: ControlVerb::Reload },
                 };
                 self.event(Event::Message { generation, message });

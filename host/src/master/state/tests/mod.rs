@@ -5,6 +5,7 @@ mod fallback;
 mod histories;
 mod restart;
 mod rollback;
+mod saving;
 
 use super::*;
 use crate::control::{ControlVerb, EXIT_TIMEOUT, Hook, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT};
@@ -52,6 +53,11 @@ fn hello() -> ToMaster {
     ToMaster::Hello { protocols: PROTOCOL, version: "1".into() }
 }
 
+/// Nothing to hand on.
+fn saved() -> ToMaster {
+    ToMaster::Saved { states: Vec::new(), failed: Vec::new() }
+}
+
 /// A state with its clock, for stories told step by step.
 struct Story {
     state: State,
@@ -60,6 +66,8 @@ struct Story {
     log: Vec<Action>,
     /// What was written down last.
     written: Memory,
+    /// Whether who is asked for what it hands on says at once that it is nothing.
+    saves: bool,
 }
 
 impl Story {
@@ -70,6 +78,7 @@ impl Story {
             answers: Vec::new(),
             log: Vec::new(),
             written: Memory::default(),
+            saves: true,
         }
     }
 
@@ -96,7 +105,17 @@ impl Story {
                 self.answers.push((*caller, (**report).clone()));
             }
         }
-        self.log.extend(actions.clone());
+        let asked = |action: &Action| matches!(action, Action::Send { message: ToChild::Save, .. });
+        if self.saves
+            && let Some(at) = actions.iter().position(asked)
+            && let Action::Send { generation, .. } = actions.remove(at)
+        {
+            self.log.extend(actions.clone());
+            let answered = self.event(Event::Message { generation, message: saved() });
+            actions.extend(answered.into_iter().filter(|action| !matches!(action, Action::KeepStates { .. })));
+            return actions;
+        }
+        self.log.extend(actions.iter().filter(|action| !matches!(action, Action::KeepStates { .. })).cloned());
         actions
     }
 
