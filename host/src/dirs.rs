@@ -17,6 +17,9 @@ pub const PID_FILE: &str = "baton.pid";
 /// Name of the admin token's file in the state directory.
 pub const TOKEN: &str = "admin-token";
 
+/// Holds the runtime directories of the system's instances.
+const SYSTEM: &str = "/run/baton";
+
 /// The directories of one instance, absolute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dirs {
@@ -50,10 +53,16 @@ pub struct Instance {
     pub socket: PathBuf,
 }
 
-/// The instance `name` of this user, running or not.
+/// The instance `name` of this user, running or not; or else the system's: root's login session has directories of its own,
+/// which a service's has not.
 pub fn instance(name: &str) -> Instance {
-    let socket = Environment::read().runtime_dir(name).join(SOCKET);
-    Instance { name: name.into(), socket }
+    let candidates = [Environment::read().runtime_dir(name), Path::new(SYSTEM).join(name)].map(|dir| dir.join(SOCKET));
+    Instance { name: name.into(), socket: choose(candidates, |socket| socket.exists()) }
+}
+
+/// The first one that is there, or the first.
+fn choose([own, system]: [PathBuf; 2], is_there: impl Fn(&Path) -> bool) -> PathBuf {
+    if !is_there(&own) && is_there(&system) { system } else { own }
 }
 
 /// All instances of this user that have left an admin socket, by name. Whether one lives is found out by connecting.
@@ -102,7 +111,7 @@ impl Environment {
     fn runtime_base(&self) -> PathBuf {
         match &self.xdg_runtime_dir {
             Some(dir) => Path::new(dir).join("baton"),
-            None if self.root => "/run/baton".into(),
+            None if self.root => SYSTEM.into(),
             None => format!("/tmp/baton-{}", self.uid).into(),
         }
     }
@@ -164,5 +173,13 @@ mod tests {
         };
         assert_eq!(env.runtime_dir("x"), Path::new("/run/baton/unit"));
         assert_eq!(env.state_dir("x"), Path::new("/var/lib/baton/unit"));
+    }
+
+    #[test]
+    fn the_systems_instance_is_meant_where_the_user_has_none_of_that_name() {
+        let both = || ["/run/user/0/baton/x".into(), "/run/baton/x".into()];
+        assert_eq!(choose(both(), |_| false), Path::new("/run/user/0/baton/x"));
+        assert_eq!(choose(both(), |_| true), Path::new("/run/user/0/baton/x"));
+        assert_eq!(choose(both(), |path| path.starts_with("/run/baton")), Path::new("/run/baton/x"));
     }
 }

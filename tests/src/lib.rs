@@ -6,6 +6,7 @@
 //!   [`http2`] is the client of that protocol
 //! * [`torture`] is the load with what is done to the real server meanwhile
 //! * [`tls`] issues certificates, and has the clients that look at them
+//! * [`systemd`] is the service manager that the server talks to
 //! * [`wait`] is the one way to wait; [`stats`] the numbers of the benches
 
 pub mod artifacts;
@@ -18,6 +19,7 @@ pub mod process;
 pub mod server;
 pub mod stats;
 pub mod status;
+pub mod systemd;
 pub mod tls;
 pub mod torture;
 pub mod wait;

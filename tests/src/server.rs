@@ -22,10 +22,11 @@ use tempfile::TempDir;
 
 use crate::http::{Connection, Response};
 use crate::status::{Generation, Report, Status};
+use crate::systemd::Manager;
 use crate::{artifacts, process, wait};
 
 /// Variables that would lead an instance out of its own directories, or change what it says.
-const FOREIGN: [&str; 9] = [
+const FOREIGN: [&str; 11] = [
     "RUNTIME_DIRECTORY",
     "STATE_DIRECTORY",
     "NOTIFY_SOCKET",
@@ -33,6 +34,8 @@ const FOREIGN: [&str; 9] = [
     "LISTEN_PID",
     "LISTEN_FDNAMES",
     "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "FDSTORE",
     "RUST_LOG",
     "NO_COLOR",
 ];
@@ -170,6 +173,7 @@ pub struct Setup {
     args: Vec<String>,
     core: Option<usize>,
     passed: Vec<String>,
+    fetched: Option<PathBuf>,
     verb: Vec<String>,
     env: Vec<(String, String)>,
     own_program: bool,
@@ -194,6 +198,7 @@ impl Setup {
             args: Vec::new(),
             core: None,
             passed: Vec::new(),
+            fetched: None,
             verb: vec!["run".into()],
             env: Vec::new(),
             own_program: false,
@@ -279,6 +284,12 @@ impl Setup {
         self
     }
 
+    /// Started by this service manager, and with what it has in its store. May be said again for the next start.
+    pub fn under(mut self, manager: &Manager) -> Setup {
+        self.fetched = Some(manager.give_back()).filter(|_| !manager.stored().is_empty());
+        self.env("NOTIFY_SOCKET", manager.address())
+    }
+
     /// With that configuration file, and no address but its own.
     pub fn config(self, text: &str) -> Setup {
         self.bench.configure(text);
@@ -304,6 +315,9 @@ impl Setup {
         }
         for name in &self.passed {
             command.args(["--pass", name]);
+        }
+        if let Some(store) = &self.fetched {
+            command.arg("--fetch").arg(store);
         }
         let program = if self.own_program {
             let program = self.bench.program();

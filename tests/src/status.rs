@@ -29,6 +29,7 @@ pub struct Status {
     pub switches: u64,
     pub crashes: u64,
     pub quarantines: u64,
+    pub systemd: Option<Systemd>,
     pub master_fds: u64,
 }
 
@@ -70,6 +71,14 @@ pub struct Trigger {
     pub changed: Vec<String>,
     pub op: Option<u64>,
     pub result: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Systemd {
+    pub watchdog_ms: Option<u64>,
+    #[serde(default)]
+    pub stored: Vec<String>,
+    pub failure: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::report::{
     Activity, CertificateStatus, Cut, DrainReport, Generation, GenerationState, GenerationStatus, NotSaved, OpResult,
-    PluginChanges, PluginStatus, Report, Scheme, Status, Totals, Trigger, Validity, Verb, WatcherStatus,
+    PluginChanges, PluginStatus, Report, Scheme, Status, SystemdStatus, Totals, Trigger, Validity, Verb, WatcherStatus,
 };
 
 /// Colours, or none.
@@ -259,6 +259,7 @@ pub fn status(status: &Status, paint: Paint) -> String {
     }
     push(&mut text, format_args!("  plugins    {}\n", status.plugin_dir));
     text.push_str(&watcher(&status.watcher, paint));
+    text.push_str(&systemd(status.systemd.as_ref(), paint));
     if let Some(alert) = &status.alert {
         push(&mut text, format_args!("  {}\n", paint.bad(alert)));
     }
@@ -324,6 +325,24 @@ fn watcher(watcher: &WatcherStatus, paint: Paint) -> String {
         push(&mut text, format_args!("             {holding}\n"));
     }
     text
+}
+
+/// What is between the master and systemd, if it was started by it.
+fn systemd(systemd: Option<&SystemdStatus>, paint: Paint) -> String {
+    let Some(SystemdStatus { watchdog_ms, stored, failure }) = systemd else { return String::new() };
+    let mut text = match failure {
+        None => "  systemd    is told".to_owned(),
+        Some(why) => format!("  systemd    {}", paint.bad(&format!("cannot be told: {why}"))),
+    };
+    if let Some(ms) = watchdog_ms {
+        push(&mut text, format_args!(", watchdog {}", millis(*ms as f64)));
+    }
+    match stored.len() {
+        0 => {}
+        1 => text.push_str(", keeps 1 socket"),
+        many => push(&mut text, format_args!(", keeps {many} sockets")),
+    }
+    text + "\n"
 }
 
 fn certificates(all: &[CertificateStatus], paint: Paint) -> String {

@@ -129,7 +129,28 @@ impl Overrides {
     }
 }
 
+/// Runs a master to its end. Whoever started it is told why, if it could not begin.
 pub fn run(args: &RunArgs) -> Result<u8, CliError> {
+    let result = start(args);
+    if let Err(error) = &result {
+        master::tell_systemd_of_failure(&error.to_string(), errno(error));
+    }
+    result
+}
+
+/// The kernel's word, if there is one; else of what the operator wrote EINVAL.
+fn errno(error: &CliError) -> Option<i32> {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if let Some(errno) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
+            return Some(errno);
+        }
+        cause = error.source();
+    }
+    (error.exit_code() == exit::CONFIG).then_some(nix::errno::Errno::EINVAL as i32)
+}
+
+fn start(args: &RunArgs) -> Result<u8, CliError> {
     let mut overrides = args.overrides.clone();
     overrides.settle().map_err(CliError::Dirs)?;
     if let Some(PrintConfig::Reference) = args.print_config {
@@ -159,7 +180,13 @@ pub fn run(args: &RunArgs) -> Result<u8, CliError> {
         config_files: Some(overrides.files()),
         reread: Box::new(move || overrides.load()),
     };
-    Ok(exit_code(&master::run(options)?))
+    let exit = master::run(options)?;
+    let code = exit_code(&exit);
+    if let Exit::StartFailed(failure) = &exit {
+        let errno = (code == exit::CONFIG).then_some(nix::errno::Errno::EINVAL as i32);
+        master::tell_systemd_of_failure(&format!("failed to {}", failure.error), errno);
+    }
+    Ok(code)
 }
 
 /// How a master ended, for whoever started it.

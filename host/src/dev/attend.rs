@@ -286,6 +286,7 @@ mod tests {
             held: Vec::new(),
             alert: None,
             quarantines: 0,
+            systemd: None,
             name: "hello".into(),
             version: "0.1.0".into(),
             pid: 1,

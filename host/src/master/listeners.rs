@@ -1,10 +1,13 @@
 //! The listening sockets: bound once (or taken over from systemd), kept open for the master's life, lent to children. No child
 //! ever binds; an address that a reload adds is bound before its child starts, one that it removes is closed after the old
-//! generation has stopped accepting (so what waited in its queue was served). The file of a Unix socket goes with it.
+//! generation has stopped accepting (so what waited in its queue was served). The file of a Unix socket goes with it. What an
+//! earlier master has left with systemd is taken up again where the configuration still names it.
+
+mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
@@ -18,6 +21,7 @@ use crate::control::ListenerInfo;
 use crate::report::{Failure, ListenerStatus, Scheme, Stage};
 use crate::sys::socket::{self, Address};
 use crate::sys::worker;
+use stored::{Label, Stored};
 
 /// What the kernel cuts down to net.core.somaxconn (listen(2)).
 const BACKLOG: i32 = 65_535;
@@ -67,6 +71,8 @@ struct Listener {
     /// Of a Unix socket. Before the socket: nobody finds the one without the other.
     file: Option<SocketFile>,
     socket: OwnedFd,
+    /// It came from systemd, which has it still: bound anew it cannot be.
+    came: bool,
 }
 
 impl Listener {
@@ -81,6 +87,12 @@ pub struct Listeners {
     open: BTreeMap<Key, Listener>,
     /// What systemd passed and nobody has claimed yet.
     passed: BTreeMap<Key, (OwnedFd, Address)>,
+    /// The same of what an earlier master has left with it.
+    stored: BTreeMap<Key, Stored>,
+    /// Under which names that came, usable or not.
+    came: BTreeSet<String>,
+    /// A set was served: what came and is not claimed goes.
+    settled: bool,
     next_id: u32,
 }
 
@@ -116,9 +128,9 @@ impl SavedListeners {
                 (Key::Systemd { name, .. }, None) => Address::Unix(name.into()),
                 (_, Some(address)) => address,
             };
-            open.insert(key, Listener { id, address, file: file.map(SocketFile::from), socket });
+            open.insert(key, Listener { id, address, file: file.map(SocketFile::from), socket, came: false });
         }
-        Ok(Listeners { open, passed: BTreeMap::new(), next_id: self.next_id })
+        Ok(Listeners { open, next_id: self.next_id, settled: true, ..Listeners::default() })
     }
 }
 
@@ -136,6 +148,7 @@ impl Listeners {
     /// Takes over what systemd passed to this process, if anything. Once, before the process has a second thread.
     pub fn adopt_passed() -> Listeners {
         let take = |name| worker::take_env(name).unwrap_or_default();
+        take("LISTEN_PIDFDID");
         let (pid, count, names) = (take("LISTEN_PID"), take("LISTEN_FDS"), take("LISTEN_FDNAMES"));
         let mut listeners = Listeners::default();
         // Meant for another process, which has passed its environment on to us.
@@ -150,12 +163,46 @@ impl Listeners {
         for number in (FIRST_PASSED..).take(count.into()) {
             // The name that systemd gives to what has none.
             let name = names.next().filter(|name| !name.is_empty()).unwrap_or("unknown");
-            match passed(number) {
-                Ok((socket, address)) => listeners.offer(name, socket, address),
-                Err(error) => tracing::warn!("descriptor {number} (`{name}`) from systemd cannot be used: {error}"),
+            let passed = passed(number).map_err(|error| error.to_string());
+            let taken = match Label::parse(name) {
+                Some(label) => {
+                    listeners.came.insert(name.into());
+                    passed.and_then(|(socket, address)| listeners.offer_stored(label, socket, address))
+                }
+                None => passed.map(|(socket, address)| listeners.offer(name, socket, address)),
+            };
+            if let Err(error) = taken {
+                tracing::warn!("descriptor {number} (`{name}`) from systemd cannot be used: {error}");
             }
         }
         listeners
+    }
+
+    fn offer_stored(&mut self, label: Label, socket: OwnedFd, address: Address) -> Result<(), String> {
+        let (key, stored) = label.accept(socket, address)?;
+        self.stored.entry(key).or_insert(stored);
+        Ok(())
+    }
+
+    /// Under which names an earlier master has left sockets with systemd.
+    pub fn names_that_came(&self) -> BTreeSet<String> {
+        self.came.clone()
+    }
+
+    /// Under which names systemd may keep sockets that are open here, or may be claimed yet.
+    pub fn names(&self) -> BTreeSet<String> {
+        let open = self.open.iter().map(|(key, listener)| Label::of(key, listener.file.as_ref()));
+        let stored = self.stored.iter().map(|(key, stored)| Label { key: key.clone(), file: stored.file });
+        open.chain(stored).filter_map(|label| label.name()).collect()
+    }
+
+    /// The sockets of `claims` that systemd can keep for the next master, by name.
+    pub fn keepsakes(&self, claims: &[Claim]) -> Vec<(String, BorrowedFd<'_>)> {
+        let named = |claim: &Claim| {
+            let listener = self.open.get(&claim.key)?;
+            Some((Label::of(&claim.key, listener.file.as_ref()).name()?, listener.socket.as_fd()))
+        };
+        claims.iter().filter_map(named).collect()
     }
 
     fn offer(&mut self, name: &str, socket: OwnedFd, address: Address) {
@@ -201,7 +248,11 @@ impl Listeners {
                 let key = Key::Unix(path.clone());
                 // Then a new one takes its place, and children that still have it lose nothing.
                 let kept = self.open.get(&key).is_some_and(|listener| !listener.is_lost());
-                let bound = if kept { None } else { Some(bind_path(&path, access)?) };
+                let bound = match self.claim_stored(&key, kept) {
+                    Claimed::Open => None,
+                    Claimed::Came(bound) => Some((bound, true)),
+                    Claimed::Absent => Some((bind_path(&path, access)?, false)),
+                };
                 (key, bound, Some(access))
             }
             Listen::Address(address) => {
@@ -209,15 +260,32 @@ impl Listeners {
                     0 => Key::Chosen { server: server.name.clone(), address, nth },
                     _ => Key::Fixed(address),
                 };
-                let bound = if self.open.contains_key(&key) { None } else { Some(bind(address)?) };
+                let bound = match self.claim_stored(&key, self.open.contains_key(&key)) {
+                    Claimed::Open => None,
+                    Claimed::Came(bound) => Some((bound, true)),
+                    Claimed::Absent => Some((bind(address)?, false)),
+                };
                 (key, bound, None)
             }
         };
-        if let Some((socket, address, file)) = bound {
-            self.insert(key.clone(), socket, address, file);
+        if let Some((bound, came)) = bound {
+            self.insert(key.clone(), bound, came);
             opened.push(key.clone());
         }
         Ok(vec![claim(key, access)])
+    }
+
+    /// What an earlier master has left of it, unless it is open.
+    fn claim_stored(&mut self, key: &Key, is_open: bool) -> Claimed {
+        if is_open {
+            return Claimed::Open;
+        }
+        let Some(Stored { socket, address, file }) = self.stored.remove(key) else { return Claimed::Absent };
+        let path = match key {
+            Key::Unix(path) => Some(path),
+            _ => None,
+        };
+        Claimed::Came((socket, address, path.zip(file).map(|(path, file)| SocketFile::left_behind(path, file))))
     }
 
     /// All sockets of that name.
@@ -225,7 +293,7 @@ impl Listeners {
         let waiting: Vec<Key> = self.passed.keys().filter(|key| key.is_systemd(name)).cloned().collect();
         for key in waiting {
             if let Some((socket, address)) = self.passed.remove(&key) {
-                self.insert(key.clone(), socket, address, None);
+                self.insert(key.clone(), (socket, address, None), true);
                 opened.push(key);
             }
         }
@@ -247,23 +315,34 @@ impl Listeners {
             .hint(hint))
     }
 
-    fn insert(&mut self, key: Key, socket: OwnedFd, address: Address, file: Option<SocketFile>) {
-        self.open.insert(key, Listener { id: self.next_id, address, file, socket });
+    fn insert(&mut self, key: Key, (socket, address, file): Bound, came: bool) {
+        self.open.insert(key, Listener { id: self.next_id, address, file, socket, came });
         self.next_id += 1;
     }
 
     /// What was opened for nothing: closed, or offered again.
     fn take_back(&mut self, key: Key) {
-        if let Some(Listener { socket, address, .. }) = self.open.remove(&key)
-            && matches!(key, Key::Systemd { .. })
-        {
-            self.passed.insert(key, (socket, address));
+        let Some(Listener { socket, address, file, .. }) = self.open.remove(&key).filter(|listener| listener.came)
+        else {
+            return;
+        };
+        match key {
+            Key::Systemd { .. } => drop(self.passed.insert(key, (socket, address))),
+            _ => drop(self.stored.insert(key, Stored { socket, address, file: file.map(SocketFile::leave) })),
         }
     }
 
     /// Closes what systemd passed and the first set that is served does not name: on a socket that nobody accepts from,
     /// clients would wait for ever. Answers names and addresses.
     pub fn close_unclaimed(&mut self) -> Vec<(String, Address)> {
+        self.settled = true;
+        for (key, stored) in std::mem::take(&mut self.stored) {
+            tracing::info!(address = %stored.address, "address closed: it was another master's, and no `listen` names it");
+            if let (Key::Unix(path), Some(file)) = (key, stored.file) {
+                // Its file goes with it.
+                drop(SocketFile::left_behind(&path, file));
+            }
+        }
         let passed = std::mem::take(&mut self.passed).into_iter();
         let named = passed.filter_map(|(key, (_, address))| match key {
             Key::Systemd { name, .. } => Some((name, address)),
@@ -286,11 +365,15 @@ impl Listeners {
 
     /// Closes all but `keys`; answers the addresses that are gone.
     pub fn retain(&mut self, keys: &BTreeSet<Key>) -> Vec<Address> {
-        let gone =
-            self.open.iter().filter(|(key, _)| !keys.contains(key)).map(|(_, listener)| listener.address.clone());
-        let gone = gone.collect();
+        let gone: Vec<(Key, Address)> = (self.open.iter().filter(|(key, _)| !keys.contains(key)))
+            .map(|(key, listener)| (key.clone(), listener.address.clone()))
+            .collect();
+        if !self.settled {
+            // The first set was refused: the next one may name it as well.
+            gone.iter().for_each(|(key, _)| self.take_back(key.clone()));
+        }
         self.open.retain(|key, _| keys.contains(key));
-        gone
+        gone.into_iter().map(|(_, address)| address).collect()
     }
 
     /// What a child is told of `claims`, and copies of their sockets.
@@ -355,6 +438,13 @@ fn passed(number: i32) -> std::io::Result<(OwnedFd, Address)> {
 }
 
 type Bound = (OwnedFd, Address, Option<SocketFile>);
+
+/// What there is of an address.
+enum Claimed {
+    Open,
+    Came(Bound),
+    Absent,
+}
 
 fn bind(address: SocketAddr) -> Result<Bound, Failure> {
     let attempt = || -> std::io::Result<Bound> {

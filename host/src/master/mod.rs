@@ -18,6 +18,7 @@ mod source;
 mod spawn;
 pub mod state;
 mod store;
+mod systemd;
 mod tls;
 pub mod watcher;
 
@@ -32,6 +33,7 @@ use crate::report::{Cause, Failure};
 pub use handle::Handle;
 pub use run::run;
 pub use state::{BadStart, Exit};
+pub use systemd::failed as tell_systemd_of_failure;
 
 /// What a master is started with.
 pub struct Options {

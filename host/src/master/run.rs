@@ -28,13 +28,14 @@ use super::state::{
     self, Action, Caller, Event, Exit, Inherit, Memory, Note, Probes, SetId, SetInfo, Settings, State, TestId,
 };
 use super::store::{Mounted, Origin, Store};
+use super::systemd::{Start, Systemd, Turn, View};
 use super::tls::{self, Certificates, Tickets};
 use super::watcher::{Sighting, Watcher};
 use super::{Options, StartError, notes};
 use crate::config::Config;
 use crate::control::secrets::SecretError;
 use crate::control::states::States;
-use crate::control::{LoadSet, PluginFile, ToChild};
+use crate::control::{ControlVerb, LoadSet, PluginFile, ToChild, ToMaster};
 use crate::dirs::{self, Dirs};
 use crate::metrics::Counts;
 use crate::report::{Cause, Failure, Generation, Load, OpId, Report, Stage, Status, Verb};
@@ -112,6 +113,9 @@ struct Master {
     prepared: mpsc::Sender<Prepared>,
     admin_url: Option<String>,
     announced: bool,
+    systemd: Systemd,
+    /// Shutdowns that wait until systemd has let go of the listening sockets.
+    postponed: Vec<Event>,
 }
 
 /// Runs a master to its end.
@@ -210,6 +214,7 @@ async fn serve(
         tried,
     } = picked_up;
     let source = Arc::new(Source { config, reread, prepare, config_files });
+    let systemd = Systemd::of_environment(if left.is_some() { Start::Another } else { Start::First }, &listeners);
     let mut master = Master {
         announced: state.switches() > 0,
         state: state.with_seed(getrandom::u64().unwrap_or(0)),
@@ -242,6 +247,8 @@ async fn serve(
         events: events_sender,
         prepared: prepared_sender,
         admin_url: admin.url(),
+        systemd,
+        postponed: Vec::new(),
     };
     let signals = readiness::signals(signals).map_err(system("wait for signals"))?;
     let mut mend = tokio::time::interval(MEND);
@@ -261,6 +268,10 @@ async fn serve(
         let deadline = master.state.next_deadline().map(|at| master.started + at);
         exit = tokio::select! {
             biased;
+            turn = master.systemd.turn() => match turn {
+                Turn::Said => None,
+                Turn::LetGo => master.go_on_with_shutdown(),
+            },
             Some(event) = events.recv() => master.handle(event),
             Some(prepared) = prepared.recv() => master.take_prepared(prepared),
             signal = signals.async_io(Interest::READABLE, process::next_signal) => match signal {
@@ -303,6 +314,9 @@ pub(super) async fn sleep_until(deadline: Option<Instant>) {
 impl Master {
     /// One event through the state machine, and all that follows; the exit, if this was the end.
     fn handle(&mut self, event: Event) -> Option<Exit> {
+        if self.put_off(&event) {
+            return None;
+        }
         let mut queue = VecDeque::from([event]);
         let mut exit = None;
         while let Some(event) = queue.pop_front() {
@@ -325,6 +339,7 @@ impl Master {
             }
         }
         self.forget();
+        self.tell_systemd();
         exit.or_else(|| self.watch_what_serves())
     }
 
@@ -342,6 +357,36 @@ impl Master {
         let cause = Cause::Watcher { path: changed? };
         let reply = self.watcher.await_answer();
         self.request(Request::Operate { verb: Verb::Reload, cause, options: OpOptions::default(), reply })
+    }
+
+    fn tell_systemd(&mut self) {
+        if self.systemd.listens() {
+            let now = self.started.elapsed();
+            self.systemd.tell(View::of(&self.state, now, self.notebook.hold.pin.as_ref()), now);
+            let serving = self.state.serving().and_then(|generation| self.state.set_of(generation));
+            let claims = serving.and_then(|id| self.sets.get(&id)).map_or(&[][..], |set| &set.listeners);
+            self.systemd.keep(&self.listeners, claims);
+        }
+    }
+
+    /// Has systemd let go of the listening sockets before a shutdown begins.
+    fn put_off(&mut self, event: &Event) -> bool {
+        let shuts_down = match event {
+            Event::Asked { verb, .. } => *verb == Verb::Shutdown,
+            Event::Message { message: ToMaster::Control { verb, .. }, .. } => *verb == ControlVerb::Shutdown,
+            _ => false,
+        };
+        let put_off = shuts_down && (!self.postponed.is_empty() || self.systemd.release());
+        if put_off {
+            self.postponed.push(event.clone());
+        }
+        put_off
+    }
+
+    /// Now it may.
+    fn go_on_with_shutdown(&mut self) -> Option<Exit> {
+        let postponed = std::mem::take(&mut self.postponed);
+        postponed.into_iter().fold(None, |exit, event| exit.or(self.handle(event)))
     }
 
     fn act(&mut self, action: Action) -> Option<Event> {
@@ -653,6 +698,7 @@ impl Master {
             held: self.notebook.hold.changes.clone(),
             alert: self.state.alert().map(str::to_owned),
             quarantines: self.state.quarantines(),
+            systemd: self.systemd.status(),
             generations,
             operations: self.state.reports().cloned().collect(),
             totals: all.totals(),

@@ -27,6 +27,9 @@ impl Access {
     /// Our user alone.
     pub const OURS: Access = Access { mode: 0o600, owner: None, group: None };
 
+    /// No mode that a file can have.
+    const UNKNOWN: Access = Access { mode: u32::MAX, owner: None, group: None };
+
     /// As `server` says; an error completes "failed to ...".
     pub fn of(server: &Server) -> Result<Access, String> {
         let owner = server.socket_owner.as_deref().map(|name| match (name.parse(), User::from_name(name)) {
@@ -108,6 +111,20 @@ impl SocketFile {
         }
     }
 
+    /// One that an earlier master has bound; who may connect is settled when it is [opened](SocketFile::open_to).
+    pub fn left_behind(path: &Path, identity: (u64, u64)) -> SocketFile {
+        SocketFile { path: path.into(), identity, access: Access::UNKNOWN }
+    }
+
+    /// Leaves the file where it is.
+    pub fn leave(self) -> (u64, u64) {
+        std::mem::ManuallyDrop::new(self).identity
+    }
+
+    pub fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -179,7 +196,8 @@ fn beside(path: &Path) -> PathBuf {
     name.into()
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
+/// Device and inode.
+pub fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let meta = std::fs::symlink_metadata(path)?;
     Ok((meta.dev(), meta.ino()))
 }

@@ -33,11 +33,12 @@ const TAIL: u64 = 4096;
 /// How long the last messages of a dead child are waited for: they are in the queue, unless a stranger holds its end open.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// What must not reach a child: it would speak to systemd, or adopt descriptors, in the master's name.
-const SCRUBBED: [&str; 8] = [
+const SCRUBBED: [&str; 9] = [
     "LISTEN_PID",
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
     "LISTEN_PIDFDID",
+    "FDSTORE",
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",

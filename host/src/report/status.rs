@@ -261,6 +261,18 @@ pub struct ListenerStatus {
     pub address: String,
 }
 
+/// What is between the master and systemd, which listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemdStatus {
+    /// It must hear from the master this often.
+    pub watchdog_ms: Option<u64>,
+    /// Names of the listening sockets that it keeps for the next master.
+    #[serde(default)]
+    pub stored: Vec<String>,
+    /// Why the last word did not reach it.
+    pub failure: Option<String>,
+}
+
 /// The whole, as `status` shows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -298,5 +310,8 @@ pub struct Status {
     /// Sets that were given up since they died too often.
     #[serde(default)]
     pub quarantines: u64,
+    /// Nothing if no service manager listens.
+    #[serde(default)]
+    pub systemd: Option<SystemdStatus>,
     pub master_fds: u64,
 }

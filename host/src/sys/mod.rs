@@ -4,6 +4,7 @@
 
 pub mod dylib;
 pub mod files;
+pub mod notify;
 pub mod process;
 pub mod readiness;
 pub mod renew;

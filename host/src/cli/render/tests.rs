@@ -168,6 +168,7 @@ fn world() -> Status {
         held: Vec::new(),
         alert: None,
         quarantines: 0,
+        systemd: None,
         name: "default".into(),
         version: "0.1.0".into(),
         pid: 99,

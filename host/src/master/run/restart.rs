@@ -144,7 +144,9 @@ impl Master {
         for event in brought {
             exit = exit.or(self.handle(event));
         }
-        let failure = match (&exit, self.state.may_leave(op)) {
+        // A shutdown that waits for systemd would be lost.
+        let may_leave = self.state.may_leave(op) && !self.systemd.has_released();
+        let failure = match (&exit, may_leave) {
             (None, true) => match self.flush().await {
                 Ok(()) => Some(self.change(op, admin, lock)),
                 Err(failure) => Some(failure),
@@ -194,6 +196,8 @@ impl Master {
             Ok(Packed { memory, luggage, _tickets }) => {
                 tracing::info!(binary = %path.display(), "server restarting");
                 crate::telemetry::flush();
+                // The next one has as long as this one would have.
+                self.systemd.ping();
                 resume::hand_over(&program, &self.image, &memory, luggage)
             }
             Err(error) => error,

@@ -48,6 +48,7 @@ pub fn status() -> Status {
         held: Vec::new(),
         alert: None,
         quarantines: 0,
+        systemd: None,
         name: "x".into(),
         version: "0.1.0".into(),
         pid: 1,

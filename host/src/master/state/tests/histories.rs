@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::control::Hook;
+use crate::master::systemd::{Told, View};
 use crate::report::Change;
 
 /// One random thing that may happen. Numbers choose among what is possible at the moment.
@@ -108,6 +109,17 @@ struct World {
     asked: BTreeSet<Caller>,
     answered: BTreeSet<Caller>,
     finished: bool,
+    told: Told,
+    unit: Unit,
+}
+
+/// What systemd makes of what it is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Starting,
+    Running,
+    Reloading,
+    Stopping,
 }
 
 impl World {
@@ -128,6 +140,8 @@ impl World {
             asked: BTreeSet::new(),
             answered: BTreeSet::new(),
             finished: false,
+            told: Told::default(),
+            unit: Unit::Starting,
         };
         world.ask(Verb::Reload, Cause::Start, OpOptions::default());
         world
@@ -195,6 +209,7 @@ impl World {
         }
         assert!(self.accepting.len() <= 2, "{:?} accept: {:#?}", self.accepting, self.state);
         self.check_clock();
+        self.tell();
     }
 
     /// The loop sleeps until the deadline that the state names: nothing may be due before it, and nothing be left at it.
@@ -207,6 +222,34 @@ impl World {
         let before = deadline.map_or(self.now + FOR_EVER, |deadline| deadline - Duration::from_nanos(1));
         let actions = self.state.clone().step(Event::Tick, before);
         assert!(actions.is_empty(), "the loop would sleep through {actions:?} until {deadline:?}: {:#?}", self.state);
+    }
+
+    /// Tells systemd, which must take the unit for what it is.
+    fn tell(&mut self) {
+        let clock = self.now.as_micros() as u64;
+        for text in self.told.tell(View::of(&self.state, self.now, None), self.now, clock) {
+            self.unit = match (self.unit, text.lines().next().unwrap_or_default()) {
+                (Unit::Stopping, "READY=1" | "RELOADING=1" | "STOPPING=1") => panic!("{text} after STOPPING=1"),
+                (Unit::Starting, "RELOADING=1") => panic!("{text} before READY=1"),
+                (_, "READY=1") => Unit::Running,
+                (_, "RELOADING=1") => Unit::Reloading,
+                (_, "STOPPING=1") => Unit::Stopping,
+                (unit, _) => unit,
+            };
+        }
+        let expected = match self.unit {
+            _ if self.state.is_shutting_down() => Unit::Stopping,
+            Unit::Starting if self.state.serving().is_none() => Unit::Starting,
+            _ if self.state.changing().is_some() => Unit::Reloading,
+            _ => Unit::Running,
+        };
+        assert_eq!(self.unit, expected, "{:#?}", self.state);
+        let waits = matches!(self.unit, Unit::Starting | Unit::Reloading | Unit::Stopping);
+        assert!(
+            !waits || self.state.is_ending() || self.state.outlook().is_some(),
+            "no end in sight: {:#?}",
+            self.state
+        );
     }
 
     fn will_say(&mut self, generation: Generation, messages: &[ToMaster]) {
@@ -329,6 +372,7 @@ impl World {
         assert!(self.preparing.is_empty() || self.finished || !self.preparing.iter().any(|(one, _)| *one == op));
         self.preparing.clear();
         self.state = State::resumed(settings(), BadStart::Exit, saved, &self.contents, outcome).unwrap();
+        self.told = Told::by_another();
         self.event(Event::Tick);
     }
 

@@ -3,6 +3,7 @@
 mod cut;
 mod fallback;
 mod histories;
+mod outlook;
 mod restart;
 mod rollback;
 mod saving;
