@@ -9,7 +9,7 @@ mod status;
 
 pub use status::{
     Activity, CertificateStatus, GenerationState, GenerationStatus, LimitHits, ListenerStatus, Load, PluginStatus,
-    Scheme, Sense, Status, SystemdStatus, Totals, Trigger, Validity, WatcherStatus,
+    Rights, RunsAs, Scheme, Sense, Status, SystemdStatus, Totals, Trigger, Validity, WatcherStatus,
 };
 
 /// Number of a generation, from 1. Never used twice by one master.

@@ -33,6 +33,13 @@ pub fn stat(pid: i32) -> Option<Stat> {
     Some(Stat { pid, state, parent: fields.next()?.parse().ok()?, group: fields.next()?.parse().ok()? })
 }
 
+/// The words of one line of `status`, such as `Uid:`; none if there is no such process.
+pub fn status_field(pid: i32, name: &str) -> Vec<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
 /// Whether the process runs; a zombie does not.
 pub fn is_alive(pid: i32) -> bool {
     stat(pid).is_some_and(|stat| !stat.is_zombie())

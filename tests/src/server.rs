@@ -5,7 +5,7 @@
 //! process dies; a server must be started on a thread that outlives it (the kernel ties it to that thread). On a failed
 //! test its log is printed.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -61,6 +61,8 @@ impl Workbench {
         for folder in ["run", "state", "plugins"] {
             fs::create_dir(dir.path().join(folder)).expect("failed to make a directory");
         }
+        // Whatever the umask of whoever runs the tests: what others may write is refused.
+        fs::set_permissions(dir.path().join("plugins"), Permissions::from_mode(0o755)).expect("failed to set a mode");
         Workbench { dir: Arc::new(dir) }
     }
 
@@ -93,6 +95,7 @@ impl Workbench {
     pub fn install(&self, name: &str, file: &Path) {
         let partial = self.plugins().join(format!(".{name}.partial"));
         fs::copy(file, &partial).unwrap_or_else(|error| panic!("failed to copy {}: {error}", file.display()));
+        fs::set_permissions(&partial, Permissions::from_mode(0o755)).expect("failed to set a mode");
         fs::rename(&partial, self.plugin_file(name)).expect("failed to rename a plugin into place");
     }
 
@@ -110,6 +113,11 @@ impl Workbench {
     /// Writes the configuration file that an instance here reads by itself.
     pub fn configure(&self, text: &str) {
         fs::write(self.path().join("baton.toml"), text).expect("failed to write the configuration");
+    }
+
+    /// Lets every user reach what lies in here, as far as it allows that itself.
+    pub fn open_to_all(&self) {
+        fs::set_permissions(self.path(), Permissions::from_mode(0o711)).expect("failed to set a mode");
     }
 
     pub fn remove(&self, name: &str) {

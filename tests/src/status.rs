@@ -17,6 +17,7 @@ pub struct Status {
     #[serde(default)]
     pub certificates: Vec<Certificate>,
     pub admin: Option<String>,
+    pub runs_as: RunsAs,
     pub watcher: Watcher,
     pub pinned: Option<Pin>,
     pub held: Vec<Held>,
@@ -79,6 +80,14 @@ pub struct Systemd {
     #[serde(default)]
     pub stored: Vec<String>,
     pub failure: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct RunsAs {
+    pub user: String,
+    pub uid: u32,
+    pub gid: u32,
+    pub rights: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::report::{
     Activity, CertificateStatus, Cut, DrainReport, Generation, GenerationState, GenerationStatus, NotSaved, OpResult,
-    PluginChanges, PluginStatus, Report, Scheme, Status, SystemdStatus, Totals, Trigger, Validity, Verb, WatcherStatus,
+    PluginChanges, PluginStatus, Report, Rights, RunsAs, Scheme, Status, SystemdStatus, Totals, Trigger, Validity,
+    Verb, WatcherStatus,
 };
 
 /// Colours, or none.
@@ -257,7 +258,7 @@ pub fn status(status: &Status, paint: Paint) -> String {
     if let Some(admin) = &status.admin {
         push(&mut text, format_args!("  admin      {admin}\n"));
     }
-    push(&mut text, format_args!("  plugins    {}\n", status.plugin_dir));
+    push(&mut text, format_args!("  plugins    {}{}\n", status.plugin_dir, runs_as(status.runs_as.as_ref(), paint)));
     text.push_str(&watcher(&status.watcher, paint));
     text.push_str(&systemd(status.systemd.as_ref(), paint));
     if let Some(alert) = &status.alert {
@@ -287,6 +288,18 @@ pub fn status(status: &Status, paint: Paint) -> String {
         }
     }
     text
+}
+
+/// As whom plugins run, if that is anything to know.
+fn runs_as(who: Option<&RunsAs>, paint: Paint) -> String {
+    match who {
+        None => String::new(),
+        Some(RunsAs { uid: 0, .. }) => paint.bad(", run as root: trusted with all of it (set `user`)"),
+        Some(RunsAs { user, rights, .. }) => match rights {
+            Rights::Own => format!(", run as {user}"),
+            Rights::Masters => format!(", run as {user}, as the server does"),
+        },
+    }
 }
 
 /// What was counted since the start, and the limits that were met.

@@ -135,6 +135,10 @@ pub struct Config {
     pub name: String,
     pub runtime_dir: Option<PathBuf>,
     pub state_dir: Option<PathBuf>,
+    /// As whom plugins run, by name or number; absent for the user of the master.
+    pub user: Option<String>,
+    /// Absent for the user's own.
+    pub group: Option<String>,
     /// The drop folder.
     pub plugin_dir: PathBuf,
     /// Threads that serve, per child; 0 for one per core.
@@ -428,6 +432,8 @@ impl Default for Config {
             name: default_name(),
             runtime_dir: None,
             state_dir: None,
+            user: None,
+            group: None,
             plugin_dir: "plugins".into(),
             workers: 0,
             start_timeout: seconds(30),
@@ -595,6 +601,8 @@ impl Config {
             name: other.name.clone(),
             runtime_dir: other.runtime_dir.clone(),
             state_dir: other.state_dir.clone(),
+            user: other.user.clone(),
+            group: other.group.clone(),
             admin: other.admin.clone(),
             signals: other.signals.clone(),
             ..self.clone()

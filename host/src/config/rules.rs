@@ -21,6 +21,14 @@ impl Config {
         if !is_name(&self.name) {
             problem("name", format!("`{}` may hold letters, digits, `.`, `_` and `-` only", self.name));
         }
+        if self.group.is_some() && self.user.is_none() {
+            problem("group", "is that of `user`, and there is none".into());
+        }
+        for (key, name) in [("user", &self.user), ("group", &self.group)] {
+            if name.as_ref().is_some_and(|name| name.is_empty() || name.contains(['\0', ':', '/'])) {
+                problem(key, "is no name of one, nor a number".into());
+            }
+        }
         if self.max_draining == 0 {
             problem("max_draining", "must be at least 1: every switch leaves one generation draining".into());
         }

@@ -298,6 +298,7 @@ mod tests {
             certificates: Vec::new(),
             admin: None,
             plugin_dir: String::new(),
+            runs_as: None,
             generations: vec![GenerationStatus {
                 generation: Generation(2),
                 state: GenerationState::Serving,

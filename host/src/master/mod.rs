@@ -5,7 +5,9 @@
 //! child has two tasks that only carry messages.
 
 pub mod admin;
+mod environment;
 pub mod handle;
+mod identity;
 mod listeners;
 mod memory;
 mod notes;
@@ -72,6 +74,8 @@ pub enum StartError {
     #[error(transparent)]
     Resume(#[from] resume::ResumeError),
     #[error(transparent)]
+    Identity(#[from] identity::IdentityError),
+    #[error(transparent)]
     Store(#[from] store::StoreError),
     #[error("failed to use {}: {source}", path.display())]
     Directory { path: PathBuf, source: std::io::Error },
@@ -86,7 +90,7 @@ pub enum StartError {
 impl StartError {
     /// Whether the operator's word is at fault (exit code 78, EX_CONFIG of sysexits.h) rather than the machine.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, StartError::Store(store::StoreError::NoExec(_)))
+        matches!(self, StartError::Store(store::StoreError::NoExec(_)) | StartError::Identity(_))
             || matches!(self, StartError::Admin(admin::AdminError::Address(_)))
     }
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::admin::SavedAdmin;
+use super::identity::Identity;
 use super::listeners::{Claim, SavedListeners};
 use super::sets::{Content, Record};
 use super::spawn::SavedChild;
@@ -288,6 +289,7 @@ pub fn check(memory: OwnedFd, config: &Config) -> Result<String, ResumeError> {
     let carried = Carried::open(memory)?;
     super::source::check_fixed(&carried.remains.config, config).map_err(ResumeError::Set)?;
     let dirs = Dirs::of(config)?;
+    Identity::of(config).map_err(|error| ResumeError::Broken(error.to_string()))?;
     let store = Store::open(&dirs.state).map_err(|error| ResumeError::Broken(error.to_string()))?;
     for set in carried.remains.sets {
         Content::recall(&store, set.record, Origin::ThisProcess).map_err(ResumeError::Set)?;
@@ -392,6 +394,8 @@ pub fn test_spec<'a>(
         env: env.collect(),
         output: output.as_fd(),
         fds: vec![Some(memory.as_fd())],
+        // It shall do what only this process may.
+        credentials: None,
     }
 }
 

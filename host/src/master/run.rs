@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use self::restart::PickedUp;
 use super::admin::{self, AdminOptions};
 use super::handle::{Handle, OpOptions, Request};
+use super::identity::Identity;
 use super::listeners::{Claim, Key, Listeners};
 use super::memory::Notebook;
 use super::resume::{self, ResumeError, Resumption};
@@ -38,10 +39,10 @@ use crate::control::states::States;
 use crate::control::{ControlVerb, LoadSet, PluginFile, ToChild, ToMaster};
 use crate::dirs::{self, Dirs};
 use crate::metrics::Counts;
-use crate::report::{Cause, Failure, Generation, Load, OpId, Report, Stage, Status, Verb};
+use crate::report::{Cause, Failure, Generation, Load, OpId, Report, Rights, RunsAs, Stage, Status, Verb};
 use crate::sys::process::{self, Image};
 use crate::sys::terminal::Terminal;
-use crate::sys::{files, readiness, seqpacket};
+use crate::sys::{credentials, files, readiness, seqpacket};
 use crate::version::VERSION;
 
 /// Ended generations whose counts are kept: more than the status lists.
@@ -76,6 +77,7 @@ struct Master {
     dev: bool,
     terminal: Terminal,
     dirs: Dirs,
+    identity: Identity,
     state: State,
     started: Instant,
     image: Image,
@@ -153,6 +155,7 @@ async fn serve(
     let system = |what| move |source| StartError::System { what, source };
     let Options { config, reread, config_files, pid_file, admin_asked, dev, bad_start, prepare, companion, binary } =
         options;
+    let identity = Identity::of(&config)?;
     let dirs = Dirs::of(&config).map_err(system("find the instance's directories"))?;
     for (path, mode) in [(&dirs.runtime, 0o700), (&dirs.state, 0o711), (&dirs.state.join("data"), 0o711)] {
         files::private_dir(path, mode).map_err(|source| StartError::Directory { path: path.clone(), source })?;
@@ -168,7 +171,9 @@ async fn serve(
     };
     let lock = lock.map_err(|source| StartError::Directory { path: lock_path.clone(), source })?;
     let lock = lock.ok_or(StartError::Running { name: name.clone(), path: lock_path })?;
+    let image = Image::of_self().map_err(system("open its own binary"))?;
     let store = Store::open(&dirs.state)?;
+    begin_as(&identity, &dirs, &image)?;
 
     let (handle, mut requests) = Handle::new();
     let (events_sender, mut events) = mpsc::channel(256);
@@ -225,7 +230,8 @@ async fn serve(
         terminal: Terminal::now(),
         dirs,
         started,
-        image: Image::of_self().map_err(system("open its own binary"))?,
+        image,
+        identity,
         before,
         binary,
         tested: None,
@@ -467,7 +473,7 @@ impl Master {
 
     fn spawn(&mut self, generation: Generation, set: SetId) -> Event {
         let result = self.set(set).and_then(|name| {
-            Child::start(self.program(set), &name, generation, self.events.clone()).map_err(|error| {
+            Child::start(self.program(set), &name, &self.identity, generation, self.events.clone()).map_err(|error| {
                 Failure::new(Stage::Spawn, format!("start a child: {error}"))
                     .hint("too many processes or open files? see `ulimit -a`")
             })
@@ -607,7 +613,7 @@ impl Master {
     fn plugin_file(&self, plugin: &Mounted, config: &Config) -> io::Result<PluginFile> {
         let name = plugin.snapshot.name.clone();
         let data_dir = self.dirs.state.join("data").join(&name);
-        files::private_dir(&data_dir, 0o700)?;
+        self.identity.make_dir(&data_dir)?;
         let section = config.plugin(&name);
         let settings = section.map(|section| &section.config);
         Ok(PluginFile {
@@ -693,6 +699,7 @@ impl Master {
             certificates: self.certificates(shown).map(Certificates::status).unwrap_or_default(),
             admin: self.admin_url.clone(),
             plugin_dir: self.source.config.plugin_dir.display().to_string(),
+            runs_as: Some(self.identity.status()),
             watcher: self.watcher.status(),
             pinned: self.notebook.hold.pin.clone(),
             held: self.notebook.hold.changes.clone(),
@@ -820,6 +827,24 @@ impl Master {
         }
         self.announced = true;
     }
+}
+
+/// As whom plugins run; said once, and checked before anything is loaded.
+fn begin_as(identity: &Identity, dirs: &Dirs, image: &Image) -> Result<(), StartError> {
+    identity.check_reach(image, &[dirs.state.join("store"), dirs.state.join("data")])?;
+    let RunsAs { user, uid, gid, rights } = identity.status();
+    match rights {
+        // Then there is something to hide. An exec undoes it, so that a restart comes by here as well.
+        Rights::Own => {
+            credentials::hide_memory().map_err(|source| StartError::System { what: "hide its memory", source })?;
+            tracing::info!(uid, gid, "plugins run as {user}");
+        }
+        Rights::Masters if uid == 0 => {
+            tracing::warn!("plugins run as root, with all of its rights: set `user` to another")
+        }
+        Rights::Masters => {}
+    }
+    Ok(())
 }
 
 /// What an earlier master has left, with its sets in `sets`. One that is not whole any more is left out, loudly.

@@ -95,6 +95,8 @@ pub fn check_fixed(old: &Config, new: &Config) -> Result<(), Failure> {
         ("name", old.name == new.name),
         ("runtime_dir", old.runtime_dir == new.runtime_dir),
         ("state_dir", old.state_dir == new.state_dir),
+        ("user", old.user == new.user),
+        ("group", old.group == new.group),
         ("[admin]", old.admin == new.admin),
         ("[signals]", old.signals == new.signals),
     ];

@@ -5,7 +5,6 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +14,8 @@ use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::environment;
+use super::identity::Identity;
 use super::resume::{Fd, Luggage};
 use super::state::Event;
 use crate::control::states::{StateEntry, States};
@@ -32,18 +33,6 @@ pub const ROLE: &str = "BATON_WORKER";
 const TAIL: u64 = 4096;
 /// How long the last messages of a dead child are waited for: they are in the queue, unless a stranger holds its end open.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// What must not reach a child: it would speak to systemd, or adopt descriptors, in the master's name.
-const SCRUBBED: [&str; 9] = [
-    "LISTEN_PID",
-    "LISTEN_FDS",
-    "LISTEN_FDNAMES",
-    "LISTEN_PIDFDID",
-    "FDSTORE",
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-    ROLE,
-];
 
 /// What came beside SAVED.
 type Saved = Arc<Mutex<Option<States>>>;
@@ -87,7 +76,13 @@ pub struct SavedChild {
 
 impl Child {
     /// Starts a child of `image`. From now on its messages and its death come to `events`.
-    pub fn start(image: &Image, name: &str, generation: Generation, events: mpsc::Sender<Event>) -> io::Result<Child> {
+    pub fn start(
+        image: &Image,
+        name: &str,
+        identity: &Identity,
+        generation: Generation,
+        events: mpsc::Sender<Event>,
+    ) -> io::Result<Child> {
         let (ours, theirs) = seqpacket::pair()?;
         let (slots_fd, slots) = Slots::create("baton-metrics")?;
         let output = process::output_file(c"baton-output")?;
@@ -96,10 +91,11 @@ impl Child {
         let process = process::spawn(Spec {
             image,
             argv,
-            env: environment(),
+            env: environment::of_child(std::env::vars_os(), identity, (ROLE, std::process::id().to_string())),
             output: output.as_fd(),
             // 3: control; 4: the predecessor's connections; 5: takes over from the output file at GO.
             fds: vec![Some(theirs.as_fd()), None, Some(stderr.as_fd())],
+            credentials: identity.credentials().cloned(),
         })?;
         drop(theirs);
         let child = Child::over(generation, process, ours, output, (slots_fd, slots), events)?;
@@ -170,6 +166,15 @@ impl Child {
 
     /// Queues a message. The state machine bounds the queue: it sends each message once.
     pub fn send(&self, message: ToChild, fds: Vec<OwnedFd>) {
+        if let ToChild::Retire { .. } = message
+            && let Err(error) = self.process.offer_to_oom_killer()
+        {
+            // Somebody without /proc, or without the right to write there, is no worse off than before.
+            tracing::debug!(
+                generation = self.generation.0,
+                "failed to prefer it to those that serve when memory is short: {error}"
+            );
+        }
         // The writer ends only with the child; its death is reported by `attend`.
         let _ = self.outgoing.send((message, fds));
     }
@@ -216,15 +221,6 @@ fn carry(
     };
     let attend = tokio::spawn(attendant.attend(ended, stopped));
     Ok((outgoing, Tasks { write, attend, stop: Some(stop) }))
-}
-
-fn environment() -> Vec<CString> {
-    let own = std::env::vars_os()
-        .filter(|(key, _)| !SCRUBBED.iter().any(|scrubbed| key == scrubbed))
-        .map(|(key, value)| [key.into_vec(), value.into_vec()].join(&b'='));
-    let role = format!("{ROLE}={}", std::process::id()).into_bytes();
-    // A variable with a zero byte inside cannot come from an environment.
-    own.chain([role]).filter_map(|entry| CString::new(entry).ok()).collect()
 }
 
 async fn write(channel: Arc<MasterEnd>, mut queue: mpsc::UnboundedReceiver<Outgoing>, generation: Generation) {

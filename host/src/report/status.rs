@@ -273,6 +273,24 @@ pub struct SystemdStatus {
     pub failure: Option<String>,
 }
 
+/// As whom plugins run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunsAs {
+    pub user: String,
+    pub uid: u32,
+    pub gid: u32,
+    pub rights: Rights,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rights {
+    /// Those of this user alone, without any capability.
+    Own,
+    /// All that the master has.
+    Masters,
+}
+
 /// The whole, as `status` shows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -289,6 +307,9 @@ pub struct Status {
     pub certificates: Vec<CertificateStatus>,
     pub admin: Option<String>,
     pub plugin_dir: String,
+    /// Absent from an older master.
+    #[serde(default)]
+    pub runs_as: Option<RunsAs>,
     #[serde(default)]
     pub watcher: WatcherStatus,
     #[serde(default)]

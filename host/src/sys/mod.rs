@@ -2,6 +2,7 @@
 //! the host, with `child::plugin` and `child::bridge`, where unsafe code may stand. Knows nothing of Baton's own terms.
 #![allow(unsafe_code)]
 
+pub mod credentials;
 pub mod dylib;
 pub mod files;
 pub mod notify;

@@ -17,6 +17,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signa
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
+use super::credentials::Credentials;
+
 /// An executable, open: what is started later is what was there when it was opened, whatever happens to the file.
 #[derive(Debug)]
 pub struct Image(OwnedFd);
@@ -59,6 +61,8 @@ pub struct Spec<'a> {
     pub output: BorrowedFd<'a>,
     /// Becomes descriptor 3, 4, ... in order; a gap for nothing. All others are closed at exec.
     pub fds: Vec<Option<BorrowedFd<'a>>>,
+    /// With these rights and no capability; absent, with all of this process's.
+    pub credentials: Option<Credentials>,
 }
 
 /// A child process that its owner reaps.
@@ -105,6 +109,7 @@ pub fn spawn(spec: Spec) -> io::Result<Process> {
     let image = duplicate_above(spec.image.0.as_fd())?;
     let raw: Vec<Option<RawFd>> = sources.iter().map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd)).collect();
     let exec = Exec::new(image.as_raw_fd(), &spec.argv, &spec.env);
+    let credentials = spec.credentials;
 
     // std does the fork and reports an error of the hook through its own close-on-exec pipe. The program name is never used:
     // the hook either replaces the process or fails.
@@ -125,6 +130,9 @@ pub fn spawn(spec: Spec) -> io::Result<Process> {
         // SAFETY: marks descriptors close-on-exec; async-signal-safe. Kernel 5.11 knows the flag; an older one answers EINVAL
         // and the descriptors are close-on-exec by their creation anyway.
         unsafe { libc::syscall(libc::SYS_close_range, first_closed, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        if let Some(credentials) = &credentials {
+            credentials.take_on()?;
+        }
         Err(exec.run())
     };
     // SAFETY: the hook runs between fork and exec and only makes async-signal-safe calls on memory prepared before the fork:
@@ -220,6 +228,15 @@ impl Process {
             Ok(_) | Err(Errno::ESRCH) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// When memory runs out, the kernel ends this one before others that this process has started (proc_pid_oom_score_adj(5)).
+    /// Not undone. It is not reaped yet, so the number is its own.
+    pub fn offer_to_oom_killer(&self) -> io::Result<()> {
+        const MORE: i32 = 300;
+        const MOST: i32 = 1000;
+        let own: i32 = std::fs::read_to_string("/proc/self/oom_score_adj")?.trim().parse().map_err(io::Error::other)?;
+        std::fs::write(format!("/proc/{}/oom_score_adj", self.pid), (own + MORE).min(MOST).to_string())
     }
 
     /// Reaps the process if it has ended.
@@ -338,11 +355,15 @@ mod tests {
     }
 
     fn run_program(argv: &[&str], fds: Vec<Option<BorrowedFd>>) -> (ExitKind, String) {
+        run_as(argv, fds, None)
+    }
+
+    fn run_as(argv: &[&str], fds: Vec<Option<BorrowedFd>>, credentials: Option<Credentials>) -> (ExitKind, String) {
         let output = output_file(c"test").unwrap();
         let image = image(argv[0]);
         let argv = argv.iter().map(|text| CString::new(*text).unwrap()).collect();
         let env = vec![c"A=1".to_owned()];
-        let process = spawn(Spec { image: &image, argv, env, output: output.as_fd(), fds }).unwrap();
+        let process = spawn(Spec { image: &image, argv, env, output: output.as_fd(), fds, credentials }).unwrap();
         let mut poll = [nix::poll::PollFd::new(process.pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
         nix::poll::poll(&mut poll, 10_000_u16).unwrap();
         (process.try_wait().unwrap().unwrap(), tail(&output, 4096).unwrap())
@@ -365,6 +386,42 @@ mod tests {
     }
 
     #[test]
+    fn a_process_with_credentials_has_these_and_no_capability() {
+        let own = Credentials {
+            uid: nix::unistd::getuid().as_raw(),
+            gid: nix::unistd::getgid().as_raw(),
+            groups: Vec::new(),
+        };
+        let root = own.uid == 0;
+        let as_whom = if root { Credentials { uid: 65_533, gid: 65_532, groups: vec![65_531] } } else { own.clone() };
+        let (uid, gid) = (as_whom.uid, as_whom.gid);
+        let (exit, output) = run_as(&["/bin/cat", "/proc/self/status"], vec![], Some(as_whom));
+        assert_eq!(exit, ExitKind::Code(0), "{output}");
+        let field = |name: &str| {
+            let line = output.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(field("Uid:"), vec![uid.to_string(); 4]);
+        assert_eq!(field("Gid:"), vec![gid.to_string(); 4]);
+        assert_eq!(field("NoNewPrivs:"), ["1"]);
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+            assert_eq!(field(set), ["0000000000000000"], "{set}");
+        }
+        if root {
+            assert_eq!(field("Groups:"), ["65531"]);
+            assert_eq!(field("CapBnd:"), ["0000000000000000"]);
+        } else {
+            // Without the right to it the user cannot be changed, and nothing is run.
+            let other = Credentials { uid: own.uid + 1, ..own };
+            let output = output_file(c"test").unwrap();
+            let (argv, env) = (vec![c"cat".to_owned()], Vec::new());
+            let image = image("/bin/cat");
+            let spec = Spec { image: &image, argv, env, output: output.as_fd(), fds: vec![], credentials: Some(other) };
+            assert!(spawn(spec).is_err());
+        }
+    }
+
+    #[test]
     fn the_way_a_process_ended_is_told() {
         assert_eq!(run("exit 7", vec![]).0, ExitKind::Code(7));
         assert_eq!(run("kill -9 $$", vec![]).0, ExitKind::Signal(9));
@@ -380,6 +437,7 @@ mod tests {
             env: vec![],
             output: output.as_fd(),
             fds: vec![],
+            credentials: None,
         };
         assert!(spawn(spec).is_err());
     }

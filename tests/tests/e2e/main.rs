@@ -17,6 +17,7 @@ mod http;
 mod http2;
 mod limits;
 mod metrics;
+mod privileges;
 mod probation;
 mod proving;
 mod reload;

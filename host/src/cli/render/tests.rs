@@ -184,6 +184,7 @@ fn world() -> Status {
         certificates: vec![certificate(Validity::Valid, 80), certificate(Validity::ExpiresSoon, 3)],
         admin: Some("http://127.0.0.1:9700/debug/admin".into()),
         plugin_dir: "/srv/plugins".into(),
+        runs_as: None,
         generations: vec![
             generation(8, GenerationState::Serving, None),
             generation(7, GenerationState::Exited, Some("killed by SIGSEGV")),
@@ -244,6 +245,18 @@ fn the_status_says_what_is_watched_and_what_waits_for_a_change() {
     ] {
         assert!(text.contains(part), "{text}");
     }
+}
+
+#[test]
+fn the_status_says_as_whom_plugins_run() {
+    let line = |user: &str, uid, rights| {
+        let runs_as = Some(RunsAs { user: user.into(), uid, gid: uid, rights });
+        let text = status(&Status { runs_as, ..world() }, PLAIN);
+        text.lines().find(|line| line.contains("/srv/plugins")).unwrap().trim().to_owned()
+    };
+    assert_eq!(line("app", 33, Rights::Own), "plugins    /srv/plugins, run as app");
+    assert_eq!(line("me", 1000, Rights::Masters), "plugins    /srv/plugins, run as me, as the server does");
+    assert!(line("root", 0, Rights::Masters).contains("trusted with all of it (set `user`)"));
 }
 
 #[test]

@@ -60,6 +60,7 @@ pub fn status() -> Status {
         certificates: Vec::new(),
         admin: None,
         plugin_dir: "/plugins".into(),
+        runs_as: None,
         generations: Vec::new(),
         operations: Vec::new(),
         totals: Totals::default(),
