@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
@@ -269,6 +269,8 @@ fn place(libraries: &[PathBuf], dir: &Path) -> io::Result<()> {
         partial.push(".partial");
         let partial = dir.join(partial);
         std::fs::copy(library, &partial)?;
+        // As the folder: others may not write what is served, whatever mode it was built with.
+        std::fs::set_permissions(&partial, Permissions::from_mode(0o700))?;
         std::fs::rename(&partial, &target)?;
     }
     for entry in std::fs::read_dir(dir)? {

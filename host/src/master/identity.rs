@@ -9,8 +9,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist};
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgroups};
 
+use super::store::Trusted;
 use crate::config::Config;
 use crate::report::{Rights, RunsAs};
 use crate::sys::credentials::Credentials;
@@ -116,6 +117,17 @@ impl Identity {
             None => (geteuid().as_raw(), getegid().as_raw(), Rights::Masters),
         };
         RunsAs { user: self.name.clone(), uid, gid, rights }
+    }
+
+    /// Who may write plugin files: members of root's and of this process's groups too, unless plugins are among them.
+    pub fn trust(&self) -> Trusted {
+        let own = getgroups().unwrap_or_default().into_iter().chain([getegid(), Gid::from_raw(0)]).map(Gid::as_raw);
+        Trusted::with_groups(match &self.credentials {
+            Some(theirs) if theirs.uid != geteuid().as_raw() => {
+                own.filter(|gid| *gid != theirs.gid && !theirs.groups.contains(gid)).collect()
+            }
+            _ => own.collect(),
+        })
     }
 
     /// Makes sure that a child can execute `image` and reach `dirs`, which this process has made.

@@ -289,8 +289,8 @@ pub fn check(memory: OwnedFd, config: &Config) -> Result<String, ResumeError> {
     let carried = Carried::open(memory)?;
     super::source::check_fixed(&carried.remains.config, config).map_err(ResumeError::Set)?;
     let dirs = Dirs::of(config)?;
-    Identity::of(config).map_err(|error| ResumeError::Broken(error.to_string()))?;
-    let store = Store::open(&dirs.state).map_err(|error| ResumeError::Broken(error.to_string()))?;
+    let identity = Identity::of(config).map_err(|error| ResumeError::Broken(error.to_string()))?;
+    let store = Store::open(&dirs.state, identity.trust()).map_err(|error| ResumeError::Broken(error.to_string()))?;
     for set in carried.remains.sets {
         Content::recall(&store, set.record, Origin::ThisProcess).map_err(ResumeError::Set)?;
     }

@@ -172,7 +172,7 @@ async fn serve(
     let lock = lock.map_err(|source| StartError::Directory { path: lock_path.clone(), source })?;
     let lock = lock.ok_or(StartError::Running { name: name.clone(), path: lock_path })?;
     let image = Image::of_self().map_err(system("open its own binary"))?;
-    let store = Store::open(&dirs.state)?;
+    let store = Store::open(&dirs.state, identity.trust())?;
     begin_as(&identity, &dirs, &image)?;
 
     let (handle, mut requests) = Handle::new();

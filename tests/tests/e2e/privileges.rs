@@ -1,4 +1,4 @@
-//! Privileges: what a plugin's process may do.
+//! Privileges: what a plugin's process may do, and who may write a plugin.
 //!
 //! Tests named `as_root_` need root to become another user; `tests/run` leaves them out for everybody else.
 
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use baton_tests::server::{Server, Setup, Workbench, answered_by};
+use baton_tests::status::Report;
 use baton_tests::tls::Authority;
 use baton_tests::{artifacts, process, wait};
 use nix::sys::signal::Signal;
@@ -275,6 +276,82 @@ fn who_drains_goes_first_when_memory_runs_out() {
     busy.receive().expect("the old code answers");
 }
 
+/// Refused for that reason, with that hint, while the old code serves on.
+#[track_caller]
+fn refused(server: &Server, why: &str, hint: &str) -> Report {
+    let old = server.probe();
+    let (code, report) = server.reload();
+    assert_eq!(
+        (code, report.stage.as_deref(), report.plugin.as_deref()),
+        (409, Some("snapshot"), Some("probe")),
+        "{report:#?}"
+    );
+    let error = report.error.as_deref().unwrap_or_default();
+    assert!(error.contains(why) && !error.contains('\n'), "{report:#?}");
+    assert!(report.hint.as_deref().is_some_and(|text| text.contains(hint)), "{report:#?}");
+    assert_eq!(server.probe(), old);
+    report
+}
+
 fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).expect("failed to set a mode");
+}
+
+#[test]
+fn a_plugin_that_others_may_write_is_refused_until_they_may_not() {
+    let server = Setup::probe("v1").start();
+    let (file, folder) = (server.bench.plugin_file("probe"), server.bench.plugins());
+    server.bench.install("probe", &artifacts::probe("v2"));
+    mode(&file, 0o757);
+    refused(&server, "everybody may write it (mode 0757)", "chmod o-w");
+    mode(&file, 0o755);
+    mode(&folder, 0o777);
+    refused(&server, "everybody may write the folder", "chmod o-w");
+    // In a sticky folder only the owner of a file can take it away.
+    mode(&folder, 0o1777);
+    server.switch();
+    assert_eq!(server.probe().0, "v2");
+    // Also one that has not changed.
+    mode(&folder, 0o777);
+    refused(&server, "everybody may write the folder", "chmod o-w");
+    mode(&folder, 0o755);
+    server.switch();
+}
+
+#[test]
+fn as_root_a_plugin_of_a_third_user_or_a_strange_group_is_refused() {
+    let server = unprivileged().start();
+    let file = server.bench.plugin_file("probe");
+    let give = |uid, gid| std::os::unix::fs::chown(&file, Some(uid), Some(gid)).expect("failed to give a file away");
+    // Of all users, the one that plugins run as must not write them.
+    give(nobody().0, 0);
+    refused(&server, "it belongs to uid", "chown 0");
+    give(0, nobody().1);
+    mode(&file, 0o775);
+    refused(&server, "the group", "chmod g-w");
+    give(0, 0);
+    server.switch();
+}
+
+#[test]
+fn at_the_start_a_plugin_that_others_may_write_is_a_bad_one() {
+    let setup = Setup::probe("v1");
+    let bench = setup.bench().clone();
+    mode(&bench.plugin_file("probe"), 0o757);
+    let mut server = setup.spawn();
+    assert_eq!(server.wait_end(wait::LONG).code(), Some(1), "nothing good is known");
+    assert!(server.log().contains("chmod o-w"), "{}", server.log());
+    mode(&bench.plugin_file("probe"), 0o755);
+    let name = server.name.clone();
+    let mut server = Setup::in_bench_of(&server).named(&name).start();
+    wait::until("what is good to be written down", wait::LONG, || {
+        state(&server).join("last_good").exists().then_some(())
+    });
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait_end(wait::LONG).code(), Some(0));
+    mode(&bench.plugin_file("probe"), 0o757);
+    let server = Setup::in_bench_of(&server).named(&name).start();
+    let alert = server.status().alert;
+    assert!(alert.as_deref().is_some_and(|alert| alert.contains("everybody may write it")), "{alert:?}");
+    assert_eq!(server.probe().0, "v1");
 }

@@ -10,15 +10,10 @@ use object::read::elf::{Dyn, FileHeader, ProgramHeader, Sym};
 use object::read::{ReadCache, ReadRef};
 use object::{Endianness, elf::FileHeader64};
 
-/// Why a file is refused: text that follows "accept NAME: ", and what to do.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Refusal {
-    pub why: String,
-    pub hint: Option<&'static str>,
-}
+use super::Refusal;
 
 fn refuse<T>(why: impl Into<String>, hint: Option<&'static str>) -> Result<T, Refusal> {
-    Err(Refusal { why: why.into(), hint })
+    Err(Refusal { why: why.into(), hint: hint.map(Into::into) })
 }
 
 const TRUNCATED: &str = "the file is cut short: copy it again, or write to a temporary name and rename";
@@ -58,7 +53,7 @@ pub fn inspect(file: &File, in_plugin_dir: impl Fn(&str) -> bool) -> Result<Desc
     if header.e_type(endian) != elf::ET_DYN {
         return refuse("it is no shared library", Some("set crate-type = [\"cdylib\"]"));
     }
-    let cut = || Refusal { why: format!("it is cut short ({len} bytes)"), hint: Some(TRUNCATED) };
+    let cut = || Refusal { why: format!("it is cut short ({len} bytes)"), hint: Some(TRUNCATED.into()) };
     let segments = header.program_headers(endian, data).map_err(|_| cut())?;
     // A mapped page beyond the end of the file is SIGBUS at its first touch.
     let inside = |offset: u64, size: u64| offset.checked_add(size).is_some_and(|end| end <= len);

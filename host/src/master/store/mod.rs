@@ -4,6 +4,7 @@
 //! Runs on the blocking pool. It opens no library; what a file says of itself is read as data (`elf`).
 
 mod elf;
+mod trust;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions};
@@ -20,6 +21,8 @@ use crate::config::{Config, Plugin, check_mount, same_plugin};
 use crate::report::{Failure, PluginStatus, Stage};
 use crate::sys::files::{self, Identity, Lease};
 
+pub use trust::Trusted;
+
 /// A file that is still being written after this long is refused.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Where no lease is to be had, a young file must look the same twice, this far apart.
@@ -31,6 +34,23 @@ pub enum StoreError {
     Io { path: PathBuf, source: io::Error },
     #[error("failed to use {} as the plugin store: it lies on a file system mounted noexec; set state_dir to another", .0.display())]
     NoExec(PathBuf),
+}
+
+/// Why a file is refused: text that follows "accept NAME: ", and what to do.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    why: String,
+    hint: Option<String>,
+}
+
+impl Refusal {
+    fn new(why: impl Into<String>) -> Refusal {
+        Refusal { why: why.into(), hint: None }
+    }
+
+    fn hint(self, hint: String) -> Refusal {
+        Refusal { hint: Some(hint), ..self }
+    }
 }
 
 /// A plugin's copy in the store.
@@ -100,6 +120,7 @@ impl Mounted {
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
+    trusted: Trusted,
     /// What was read before, by path: a file that has not changed is not read again.
     known: HashMap<PathBuf, (Identity, Arc<Snapshot>)>,
     /// What the last reading has failed for, if somebody was still writing to it.
@@ -107,7 +128,8 @@ pub struct Store {
 }
 
 impl Store {
-    pub fn open(state_dir: &Path) -> Result<Store, StoreError> {
+    /// Plugin files must be writable by those that are `trusted` alone.
+    pub fn open(state_dir: &Path, trusted: Trusted) -> Result<Store, StoreError> {
         let dir = state_dir.join("store");
         let io = |source| StoreError::Io { path: dir.clone(), source };
         // A child under another uid must reach the files, and only the master may write.
@@ -115,7 +137,7 @@ impl Store {
         if files::is_noexec(&dir).map_err(io)? {
             return Err(StoreError::NoExec(dir));
         }
-        Ok(Store { dir, known: HashMap::new(), being_written: None })
+        Ok(Store { dir, trusted, known: HashMap::new(), being_written: None })
     }
 
     /// Copies and checks every `*.so` of the plugin folder and every file that a section names: all of them, or the first failure.
@@ -132,7 +154,7 @@ impl Store {
         let mut snapshots: Vec<Arc<Snapshot>> = Vec::new();
         self.being_written = None;
         for (path, name) in &files {
-            let snapshot = self.snapshot(path, name, &config.plugin_dir)?;
+            let snapshot = self.snapshot(path, name, config)?;
             if let Some(twin) = snapshots.iter().find(|other| same_plugin(&other.name, &snapshot.name)) {
                 let text = format!("accept {}: {} has the same plugin name", snapshot.file, twin.file);
                 return Err(Failure::new(Stage::Snapshot, text).of_plugin(&snapshot.name).hint("rename one of them"));
@@ -172,20 +194,21 @@ impl Store {
         Ok(Arc::new(Snapshot { name: name.into(), file: file.into(), path, sha256: sha256.into(), descriptor }))
     }
 
-    fn snapshot(&mut self, path: &Path, name: &str, plugin_dir: &Path) -> Result<Arc<Snapshot>, Failure> {
+    fn snapshot(&mut self, path: &Path, name: &str, config: &Config) -> Result<Arc<Snapshot>, Failure> {
         let (file, _) = names(path);
-        let fail = |why: String, hint: Option<&str>| {
+        let fail = |Refusal { why, hint }: Refusal| {
             let failure = Failure::new(Stage::Snapshot, format!("accept {file}: {why}")).of_plugin(name);
             match hint {
                 Some(hint) => failure.hint(hint),
                 None => failure,
             }
         };
-        let unreadable = |error: io::Error| fail(format!("it cannot be read: {error}"), None);
+        let unreadable = |error: io::Error| fail(Refusal::new(format!("it cannot be read: {error}")));
         let metadata = std::fs::metadata(path).map_err(unreadable)?;
         if !metadata.is_file() {
-            return Err(fail("it is no regular file".into(), None));
+            return Err(fail(Refusal::new("it is no regular file")));
         }
+        self.trusted.check(path).map_err(fail)?;
         if let Some((identity, snapshot)) = self.known.get(path)
             && *identity == Identity::of(&metadata)
             && snapshot.name == name
@@ -195,15 +218,12 @@ impl Store {
         }
         let Some((identity, temporary, sha256)) = self.copy_settled(path).map_err(unreadable)? else {
             self.being_written = Some(path.to_owned());
-            return Err(fail(
-                format!("it is still being written after {SETTLE:?}"),
-                Some("reload when the copy is complete, or write to a temporary name and rename"),
-            ));
+            let hint = "reload when the copy is complete, or write to a temporary name and rename";
+            return Err(fail(Refusal::new(format!("it is still being written after {SETTLE:?}")).hint(hint.into())));
         };
-        let inspected = File::open(&temporary).map_err(unreadable).and_then(|copy| {
-            elf::inspect(&copy, |needed| plugin_dir.join(needed).exists())
-                .map_err(|refusal| fail(refusal.why, refusal.hint))
-        });
+        let inspected = File::open(&temporary)
+            .map_err(unreadable)
+            .and_then(|copy| elf::inspect(&copy, |needed| config.plugin_dir.join(needed).exists()).map_err(fail));
         let descriptor = match inspected {
             Ok(descriptor) => descriptor,
             Err(failure) => {
@@ -215,7 +235,7 @@ impl Store {
         // Over one of the same content, if there is one: it may stem from before a power cut, and nothing was synced then.
         // Children that have mapped it keep their file.
         std::fs::rename(&temporary, &stored)
-            .map_err(|error| fail(format!("the store cannot be written: {error}"), None))?;
+            .map_err(|error| fail(Refusal::new(format!("the store cannot be written: {error}"))))?;
         let snapshot = Arc::new(Snapshot { name: name.into(), file: file.clone(), path: stored, sha256, descriptor });
         self.known.insert(path.to_owned(), (identity, snapshot.clone()));
         Ok(snapshot)
@@ -407,7 +427,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let plugin_dir = dir.path().join("plugins");
         std::fs::create_dir(&plugin_dir).unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = Store::open(dir.path(), Trusted::with_groups(vec![nix::unistd::getegid().as_raw()])).unwrap();
         Place { dir, store, config: Config { plugin_dir, ..Config::default() } }
     }
 
