@@ -283,6 +283,8 @@ pub struct Crash {
 pub struct Store {
     /// Snapshots kept beside those in use.
     pub keep: usize,
+    /// Public keys of minisign; if there are any, a plugin must be signed by one of them.
+    pub signers: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -523,7 +525,7 @@ impl Default for Crash {
 
 impl Default for Store {
     fn default() -> Store {
-        Store { keep: 4 }
+        Store { keep: 4, signers: Vec::new() }
     }
 }
 

@@ -29,6 +29,17 @@ impl Config {
                 problem(key, "is no name of one, nor a number".into());
             }
         }
+        for (index, signer) in self.store.signers.iter().enumerate() {
+            if minisign_verify::PublicKey::from_base64(signer).is_err() {
+                let key = format!("store.signers[{index}]");
+                problem(
+                    &key,
+                    format!(
+                        "`{signer}` is no public key of minisign; write the line of minisign.pub that begins with RW"
+                    ),
+                );
+            }
+        }
         if self.max_draining == 0 {
             problem("max_draining", "must be at least 1: every switch leaves one generation draining".into());
         }

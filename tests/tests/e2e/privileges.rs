@@ -1,8 +1,9 @@
-//! Privileges: what a plugin's process may do, and who may write a plugin.
+//! Privileges: what a plugin's process may do, who may write a plugin, and who must have signed it.
 //!
 //! Tests named `as_root_` need root to become another user; `tests/run` leaves them out for everybody else.
 
 use std::fs::{self, Permissions};
+use std::io::Cursor;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,6 +12,7 @@ use baton_tests::server::{Server, Setup, Workbench, answered_by};
 use baton_tests::status::Report;
 use baton_tests::tls::Authority;
 use baton_tests::{artifacts, process, wait};
+use minisign::KeyPair;
 use nix::sys::signal::Signal;
 
 use crate::{slow_request, switch_to};
@@ -354,4 +356,51 @@ fn at_the_start_a_plugin_that_others_may_write_is_a_bad_one() {
     let alert = server.status().alert;
     assert!(alert.as_deref().is_some_and(|alert| alert.contains("everybody may write it")), "{alert:?}");
     assert_eq!(server.probe().0, "v1");
+}
+
+/// Signs what lies in the plugin's place, as `minisign -Sm` does.
+fn sign(bench: &Workbench, by: &KeyPair) {
+    let file = bench.plugin_file("probe");
+    let content = fs::read(&file).expect("the plugin is there");
+    let signature =
+        minisign::sign(None, &by.sk, Cursor::new(content), Some("of a test"), None).expect("failed to sign");
+    fs::write(file.with_extension("so.minisig"), signature.into_string()).expect("failed to write a signature");
+}
+
+#[test]
+fn with_signers_only_what_one_of_them_has_signed_is_taken() {
+    let key = || KeyPair::generate_unencrypted_keypair().expect("failed to make a key");
+    let (ours, second, stranger) = (key(), key(), key());
+    let config = |signers: &[&KeyPair]| {
+        let signers: Vec<String> = signers.iter().map(|key| key.pk.to_base64()).collect();
+        format!("[[server]]\nlisten = [\"127.0.0.1:0\"]\n[store]\nsigners = {signers:?}\n")
+    };
+    let setup = Setup::probe("v1").config(&config(&[&ours, &second]));
+    sign(setup.bench(), &ours);
+    let server = setup.start();
+    let signature = server.bench.plugin_file("probe").with_extension("so.minisig");
+    server.bench.install("probe", &artifacts::probe("v2"));
+    refused(&server, "was changed since", "minisign -Sm");
+    fs::remove_file(&signature).expect("it is there");
+    refused(&server, "there is no libprobe.so.minisig", "minisign -Sm");
+    fs::write(&signature, "no signature").expect("failed to write");
+    refused(&server, "no signature of minisign", "minisign -Sm");
+    sign(&server.bench, &stranger);
+    refused(&server, "none of store.signers", "store.signers");
+    sign(&server.bench, &second);
+    server.switch();
+    assert_eq!(server.probe().0, "v2");
+    // The file is as before, but its signer is one no more.
+    server.bench.configure(&config(&[&ours]));
+    refused(&server, "none of store.signers", "store.signers");
+    sign(&server.bench, &ours);
+    server.switch();
+    fs::remove_file(&signature).expect("it is there");
+    refused(&server, "there is no libprobe.so.minisig", "minisign -Sm");
+    server.bench.configure(&config(&[]));
+    server.switch();
+    server.bench.configure(&config(&[]).replace("[]", "[\"RWnonsense\"]"));
+    let (code, report) = server.reload();
+    assert_eq!((code, report.stage.as_deref()), (409, Some("config")), "{report:#?}");
+    assert!(report.error.as_deref().is_some_and(|error| error.contains("store.signers[0]")), "{report:#?}");
 }

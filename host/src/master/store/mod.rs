@@ -4,6 +4,7 @@
 //! Runs on the blocking pool. It opens no library; what a file says of itself is read as data (`elf`).
 
 mod elf;
+mod signature;
 mod trust;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -122,9 +123,31 @@ pub struct Store {
     dir: PathBuf,
     trusted: Trusted,
     /// What was read before, by path: a file that has not changed is not read again.
-    known: HashMap<PathBuf, (Identity, Arc<Snapshot>)>,
+    known: HashMap<PathBuf, Known>,
     /// What the last reading has failed for, if somebody was still writing to it.
     being_written: Option<PathBuf>,
+}
+
+/// What was read, and who had to have signed it.
+#[derive(Debug)]
+struct Known {
+    identity: Identity,
+    signed: Signed,
+    snapshot: Arc<Snapshot>,
+}
+
+/// That a signature was looked at: whose it could be, and which file it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Signed {
+    signers: Vec<String>,
+    file: Option<Identity>,
+}
+
+impl Signed {
+    fn now(path: &Path, signers: &[String]) -> Signed {
+        let file = || std::fs::metadata(signature::beside(path)).ok().map(|found| Identity::of(&found));
+        Signed { signers: signers.to_vec(), file: if signers.is_empty() { None } else { file() } }
+    }
 }
 
 impl Store {
@@ -171,7 +194,7 @@ impl Store {
 
     /// The contents that were taken last, by the files they were read from.
     pub fn taken(&self) -> BTreeMap<PathBuf, String> {
-        self.known.iter().map(|(path, (_, snapshot))| (path.clone(), snapshot.sha256.clone())).collect()
+        self.known.iter().map(|(path, known)| (path.clone(), known.snapshot.sha256.clone())).collect()
     }
 
     /// What the last reading has failed for, if somebody was still writing to it.
@@ -209,8 +232,10 @@ impl Store {
             return Err(fail(Refusal::new("it is no regular file")));
         }
         self.trusted.check(path).map_err(fail)?;
-        if let Some((identity, snapshot)) = self.known.get(path)
+        let signed = Signed::now(path, &config.store.signers);
+        if let Some(Known { identity, signed: before, snapshot }) = self.known.get(path)
             && *identity == Identity::of(&metadata)
+            && *before == signed
             && snapshot.name == name
             && snapshot.path.exists()
         {
@@ -221,9 +246,15 @@ impl Store {
             let hint = "reload when the copy is complete, or write to a temporary name and rename";
             return Err(fail(Refusal::new(format!("it is still being written after {SETTLE:?}")).hint(hint.into())));
         };
-        let inspected = File::open(&temporary)
-            .map_err(unreadable)
-            .and_then(|copy| elf::inspect(&copy, |needed| config.plugin_dir.join(needed).exists()).map_err(fail));
+        let inspected = if signed.signers.is_empty() {
+            Ok(())
+        } else {
+            signature::verify(&temporary, path, &signed.signers).map_err(fail)
+        };
+        let inspected = inspected.and_then(|()| {
+            let copy = File::open(&temporary).map_err(unreadable)?;
+            elf::inspect(&copy, |needed| config.plugin_dir.join(needed).exists()).map_err(fail)
+        });
         let descriptor = match inspected {
             Ok(descriptor) => descriptor,
             Err(failure) => {
@@ -237,7 +268,7 @@ impl Store {
         std::fs::rename(&temporary, &stored)
             .map_err(|error| fail(Refusal::new(format!("the store cannot be written: {error}"))))?;
         let snapshot = Arc::new(Snapshot { name: name.into(), file: file.clone(), path: stored, sha256, descriptor });
-        self.known.insert(path.to_owned(), (identity, snapshot.clone()));
+        self.known.insert(path.to_owned(), Known { identity, signed, snapshot: snapshot.clone() });
         Ok(snapshot)
     }
 
