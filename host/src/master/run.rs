@@ -834,7 +834,8 @@ fn begin_as(identity: &Identity, dirs: &Dirs, image: &Image) -> Result<(), Start
     identity.check_reach(image, &[dirs.state.join("store"), dirs.state.join("data")])?;
     let RunsAs { user, uid, gid, rights } = identity.status();
     match rights {
-        // Then there is something to hide. An exec undoes it, so that a restart comes by here as well.
+        // Then there is something to hide. An exec undoes it, so that a restart comes by here as well. (To have looked with
+        // another's rights does it, too, on most systems: fs.suid_dumpable decides.)
         Rights::Own => {
             credentials::hide_memory().map_err(|source| StartError::System { what: "hide its memory", source })?;
             tracing::info!(uid, gid, "plugins run as {user}");
