@@ -59,6 +59,18 @@ fn saved() -> ToMaster {
     ToMaster::Saved { states: Vec::new(), failed: Vec::new() }
 }
 
+/// The loop sleeps until the deadline that the state names: nothing may be due before it, and nothing be left at it.
+#[track_caller]
+fn assert_woken_in_time(state: &State, now: Time) {
+    /// Longer than any wait of a supervisor.
+    const FOR_EVER: Duration = Duration::from_secs(1_000_000);
+    let deadline = state.next_deadline();
+    assert!(deadline.is_none_or(|deadline| deadline > now), "the loop would spin: {state:#?}");
+    let before = deadline.map_or(now + FOR_EVER, |deadline| deadline - Duration::from_nanos(1));
+    let actions = state.clone().step(Event::Tick, before);
+    assert!(actions.is_empty(), "the loop would sleep through {actions:?} until {deadline:?}: {state:#?}");
+}
+
 /// A state with its clock, for stories told step by step.
 struct Story {
     state: State,
@@ -117,6 +129,9 @@ impl Story {
             return actions;
         }
         self.log.extend(actions.iter().filter(|action| !matches!(action, Action::KeepStates { .. })).cloned());
+        if !actions.iter().any(|action| matches!(action, Action::Finish(_))) {
+            assert_woken_in_time(&self.state, self.now);
+        }
         actions
     }
 
