@@ -25,8 +25,25 @@ async fn hello(request: Request) -> Response {
         ("GET", "/pid") => std::process::id().to_string().into_response(),
         ("GET", "/sleep") => pid_twice(seconds(&request, "secs").or(milliseconds(&request)).unwrap_or_default()),
         ("POST", "/echo") => request.into_body().into_response(),
+        ("POST", verb @ ("/reload" | "/restart" | "/shutdown")) => control(&request, verb),
         _ => (StatusCode::NOT_FOUND, "not found\n").into_response(),
     }
+}
+
+/// What an operator can do, a handler can: for clients of this machine.
+fn control(request: &Request, verb: &str) -> Response {
+    // A socket file's client has no address, and is of this machine.
+    if request.peer_addr().is_some_and(|peer| !peer.ip().is_loopback()) {
+        return (StatusCode::FORBIDDEN, "not from there\n").into_response();
+    }
+    let host = request.host();
+    let asked = match verb {
+        "/reload" => host.reload(),
+        "/restart" => host.restart(),
+        _ => host.shutdown(),
+    };
+    // This answer is on its way before anything comes of it.
+    asked.map(|()| (StatusCode::ACCEPTED, format!("asked by ospid:{}\n", std::process::id()))).into_response()
 }
 
 /// The pid at once, and again after `time`: the second is that of the first, however often the code is swapped meanwhile.
@@ -92,6 +109,28 @@ mod tests {
             assert!(start.elapsed() >= Duration::from_millis(100));
             assert!(body.data().await.is_none());
         });
+    }
+
+    #[test]
+    fn it_asks_the_server_for_what_an_operator_could() {
+        let plugin = Plugin::start(hello);
+        for verb in ["reload", "restart", "shutdown"] {
+            let answer = plugin.post(&format!("/{verb}"), "");
+            assert_eq!(
+                (answer.status(), answer.text()),
+                (StatusCode::ACCEPTED, &*format!("asked by ospid:{}\n", pid()))
+            );
+            assert_eq!(plugin.get(&format!("/{verb}")).status(), StatusCode::NOT_FOUND, "a link does nothing");
+        }
+        assert_eq!(plugin.host_requests(), ["reload", "restart", "shutdown"]);
+    }
+
+    #[test]
+    fn it_says_that_it_may_not() {
+        let plugin = Plugin::with(hello).deny_control().start().unwrap();
+        let answer = plugin.post("/shutdown", "");
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+        assert!(answer.text().contains("allow_control"), "{}", answer.text());
     }
 
     #[test]

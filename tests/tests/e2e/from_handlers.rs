@@ -215,3 +215,18 @@ fn a_handler_s_reload_that_is_refused_leaves_it_serving_and_says_why_in_the_stat
     assert_eq!((report.result.as_str(), report.cause.by.as_str()), ("refused", "handler"), "{report:#?}");
     assert_eq!(connection.request("GET", "/pid").expect("an answer").text(), old.to_string());
 }
+
+#[test]
+fn the_example_s_handlers_reload_restart_and_shut_down() {
+    let mut server = Setup::new().plugin("hello", &artifacts::plugin("hello")).own_program().start();
+    let mut connection = server.connect();
+    for (verb, switches) in [("reload", 2), ("restart", 3)] {
+        let by = server.worker();
+        let answer = connection.request("POST", &format!("/{verb}")).expect("an answer");
+        assert_eq!((answer.status, answer.text()), (202, format!("asked by ospid:{by}\n")));
+        server.wait_for(verb, |status| status.switches == switches);
+        server.wait_drained();
+    }
+    assert_eq!(connection.request("POST", "/shutdown").expect("an answer").status, 202);
+    assert_eq!(server.wait_end(wait::LONG).code(), Some(0));
+}

@@ -831,6 +831,26 @@ fn a_binary_without_a_protocol_in_common_is_refused() {
 }
 
 #[test]
+fn a_handler_that_asks_shares_the_reload_of_others_that_ask_too() {
+    let mut story = Story::serving();
+    story.reload(1);
+    let ask = |verb| ToMaster::Control { plugin: "hello".into(), verb };
+    // One runs: what is asked for now is the next one, and one for all.
+    story.says(1, ask(ControlVerb::Reload));
+    story.reload(2);
+    story.says(1, ask(ControlVerb::Reload));
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    story.prepared(3, Ok(info(3, &["hello"])));
+    story.up(3);
+    story.says(2, ToMaster::Paused);
+    let report = story.answer(2);
+    assert_eq!((report.op, &report.cause), (OpId(3), &Cause::Handler { plugin: "hello".into() }));
+    assert!(story.state.report(OpId(4)).is_none(), "nothing is left to do");
+}
+
+#[test]
 fn a_hook_goes_to_the_generation_that_serves_and_to_no_other() {
     let hook = || Event::Hook { hook: Hook::Usr1, cause: Cause::Signal { signal: "SIGUSR1".into(), sender: 1 } };
     let heard_by = |actions: &[Action]| -> Vec<u64> {
