@@ -329,7 +329,10 @@ impl Setup {
         }
         let program = if self.own_program {
             let program = self.bench.program();
-            fs::copy(artifacts::baton(), &program).expect("failed to copy the program");
+            // By a process of its own: what another test forks meanwhile would hold it open for writing, and no such file is
+            // executed (ETXTBSY, execve(2)).
+            let copied = Command::new("cp").arg(artifacts::baton()).arg(&program).status().expect("failed to run cp");
+            assert!(copied.success(), "failed to copy the program: {copied}");
             program
         } else {
             artifacts::baton()

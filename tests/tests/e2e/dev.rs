@@ -49,7 +49,7 @@ fn dev_builds_serves_swaps_on_edit_and_survives_a_broken_one() {
     let place = tempfile::tempdir().expect("failed to make a temporary directory");
     let copy = copy_of_example("hello", place.path());
     let target = artifacts::shared_target("dev-copy");
-    let server = Setup::dev(&copy).env("CARGO_TARGET_DIR", &target.to_string_lossy()).spawn();
+    let mut server = Setup::dev(&copy).env("CARGO_TARGET_DIR", &target.to_string_lossy()).spawn();
     wait::until("the first build to serve", BUILD, || server.try_status().ok()?.serving);
     let before = wait_for_text(&server, "the first answer", |text| !text.is_empty());
     let master = server.pid();
@@ -73,6 +73,10 @@ fn dev_builds_serves_swaps_on_edit_and_survives_a_broken_one() {
     fs::write(&source, &original).expect("failed to write");
     wait_for_text(&server, "the mended code", |text| text.contains(word) && !text.contains("Salutations"));
     assert_eq!(server.status().pid, master);
+
+    // It lives as long as its terminal.
+    server.signal(nix::sys::signal::Signal::SIGHUP);
+    assert_eq!(server.wait_end(wait::LONG).code(), Some(0));
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn stage() -> Stage {
         "[[server]]\nname = \"clear\"\nlisten = [\"127.0.0.1:0\"]\n\
          [[server]]\nname = \"tls\"\nlisten = [\"127.0.0.1:0\"]\n{tls}\n"
     );
-    let setup = Setup::new().plugin("control", &artifacts::plugin("control")).config(&config).own_program();
+    let setup = Setup::new().plugin("control", &artifacts::plugin("control")).config(&config);
     let authority = Authority::new();
     authority.issue(&["a.example"]).write(setup.bench().path(), "a");
     let gate = setup.bench().path().join("gate");
@@ -218,7 +218,7 @@ fn a_handler_s_reload_that_is_refused_leaves_it_serving_and_says_why_in_the_stat
 
 #[test]
 fn the_example_s_handlers_reload_restart_and_shut_down() {
-    let mut server = Setup::new().plugin("hello", &artifacts::plugin("hello")).own_program().start();
+    let mut server = Setup::new().plugin("hello", &artifacts::plugin("hello")).start();
     let mut connection = server.connect();
     for (verb, switches) in [("reload", 2), ("restart", 3)] {
         let by = server.worker();

@@ -41,7 +41,7 @@ fn reloads(name: &str, signals: &[Signal]) {
 
 #[track_caller]
 fn restarts(name: &str, signal: Signal) {
-    let server = preset(name).own_program().start();
+    let server = preset(name).start();
     let (pid, old) = (server.pid(), server.worker());
     let last = server.status().last_op();
     server.signal(signal);
@@ -224,6 +224,7 @@ fn a_signal_s_reload_of_a_bad_plugin_is_refused_and_the_old_code_serves_on() {
         // The next one, with a good plugin, is as good as any.
         server.bench.install("probe", &artifacts::probe("v2"));
         assert_eq!(report_of(&server, signal).result, "switched");
+        server.wait_settled();
         assert_eq!(server.probe().0, "v2");
     }
 }
@@ -336,7 +337,7 @@ fn a_hup_from_a_stranger_reloads_though_the_terminal_is_gone() {
 fn a_signal_that_was_ignored_at_the_start_stays_ignored_also_by_the_next_program() {
     let (held, path) = terminal();
     let ignoring = ["env", "--ignore-signal=HUP"];
-    let setup = Setup::probe("v1").set("signals.preset", "gf").own_program();
+    let setup = Setup::probe("v1").set("signals.preset", "gf");
     let server = setup.terminal(&path).through(&ignoring).start();
     for round in 1..=2 {
         server.signal(Signal::SIGHUP);
