@@ -22,6 +22,7 @@ mod probation;
 mod proving;
 mod reload;
 mod restart;
+mod restart_carries;
 mod restart_versions;
 mod rollback;
 mod servers;

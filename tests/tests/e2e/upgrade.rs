@@ -20,7 +20,7 @@ fn native() -> Setup {
 }
 
 /// A WebSocket, from the client's side.
-struct Socket {
+pub struct Socket {
     runtime: Runtime,
     socket: WebSocketStream<tokio::net::TcpStream>,
     /// What it was told first.
@@ -29,7 +29,7 @@ struct Socket {
 
 impl Socket {
     #[track_caller]
-    fn open(server: &Server, path: &str) -> Socket {
+    pub fn open(server: &Server, path: &str) -> Socket {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let url = format!("ws://{}{path}", server.addr());
         let socket = runtime.block_on(async {
@@ -45,7 +45,7 @@ impl Socket {
     }
 
     /// The process at the other end.
-    fn pid(&self) -> i32 {
+    pub fn pid(&self) -> i32 {
         self.welcome.rsplit(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid")
     }
 
@@ -61,7 +61,7 @@ impl Socket {
 
     /// It is sent back.
     #[track_caller]
-    fn is_echoed(&mut self, message: Message) {
+    pub fn is_echoed(&mut self, message: Message) {
         self.send(message.clone());
         assert_eq!(self.next().expect("an echo"), message);
     }

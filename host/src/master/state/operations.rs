@@ -189,8 +189,11 @@ impl State {
                 return self.refuse(failure);
             }
             Ok(set) if running.op.back.is_none() && !options.force => {
-                let serving = self.set.as_ref().map(|set| &set.sha256);
-                match held_back(&set, &self.past, serving.filter(|_| *cause != Cause::Start)) {
+                let serving = self.set.as_ref().filter(|_| *cause != Cause::Start).map(|set| &set.sha256);
+                // The same set under another program is news enough.
+                let verb = self.reports.iter().find(|report| report.op == id).map(|report| report.verb);
+                let nothing = || nothing_new(&set, &self.past, serving?).filter(|_| verb != Some(Verb::Restart));
+                match serving.and_then(|_| given_up(&set, &self.past)).or_else(nothing) {
                     Some(failure) => return self.refuse(failure),
                     None => set,
                 }
@@ -354,18 +357,21 @@ impl State {
     }
 }
 
-/// Why `set` cannot be taken: it was given up, or nothing of it is new. `serving` names the set that serves.
-fn held_back(set: &SetInfo, past: &PastSets, serving: Option<&String>) -> Option<Failure> {
-    const HINT: &str = "it is taken once it is changed; or ask again with --force";
-    let whole = Change::Set { sha256: set.sha256.clone() };
-    if let Some(why) = past.why(&whole).filter(|_| serving.is_some()) {
-        let text = format!("take the plugins and the configuration as they are: this very set was {why}");
-        return Some(Failure::new(Stage::Snapshot, text).hint(HINT));
-    }
-    let first = set.held.first().filter(|_| serving == Some(&set.sha256))?;
+const HELD_HINT: &str = "it is taken once it is changed; or ask again with --force";
+
+/// Why `set` cannot be taken, if the whole of it was given up.
+fn given_up(set: &SetInfo, past: &PastSets) -> Option<Failure> {
+    let why = past.why(&Change::Set { sha256: set.sha256.clone() })?;
+    let text = format!("take the plugins and the configuration as they are: this very set was {why}");
+    Some(Failure::new(Stage::Snapshot, text).hint(HELD_HINT))
+}
+
+/// Why `set` need not be taken: what of it is held back is all that is not in the set `serving` already.
+fn nothing_new(set: &SetInfo, past: &PastSets, serving: &String) -> Option<Failure> {
+    let first = set.held.first().filter(|_| *serving == set.sha256)?;
     let why = past.why(first).unwrap_or(Why::RolledBack);
     let all = set.held.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let failure = Failure::new(Stage::Snapshot, format!("find anything to take: {all} was {why}")).hint(HINT);
+    let failure = Failure::new(Stage::Snapshot, format!("find anything to take: {all} was {why}")).hint(HELD_HINT);
     Some(match set.held.iter().find_map(Change::plugin) {
         Some(plugin) => failure.of_plugin(plugin),
         None => failure,

@@ -1,6 +1,7 @@
 //! Restart in place: when another program may take over, who is answered what, and what it goes on with.
 
 use super::*;
+use crate::report::Change;
 
 impl Story {
     fn restart(&mut self, caller: u64) -> Vec<Action> {
@@ -163,6 +164,25 @@ fn a_restart_waits_for_the_end_of_a_probation() {
     assert!(!story.log.contains(&Action::Test { op: OpId(3), test: TestId(1) }));
     story.wait(Duration::from_secs(60));
     assert!(story.log.contains(&Action::Test { op: OpId(3), test: TestId(1) }));
+}
+
+#[test]
+fn what_serves_is_started_under_the_next_program_though_all_that_is_new_is_held_back() {
+    let mut story = Story::serving();
+    story.restart(1);
+    story.tested(1, Ok(()));
+    let mut story = story.taken_over(Ok(()));
+    story.wait(Duration::ZERO);
+    let held = vec![Change::Plugin { plugin: "hello".into(), sha256: "bad".into() }];
+    let same = |id: u64| Arc::new(SetInfo { id: SetId(id), held: held.clone(), ..(*info(1, &["hello"])).clone() });
+    story.prepared(2, Ok(same(2)));
+    story.up(2);
+    assert_eq!(story.state.report(OpId(2)).unwrap().result, OpResult::Switched);
+    // A reload brings nothing that is not there.
+    story.says(1, ToMaster::Paused);
+    story.reload(2);
+    story.prepared(3, Ok(same(3)));
+    assert_eq!(story.state.report(OpId(3)).unwrap().result, OpResult::Refused);
 }
 
 #[test]
