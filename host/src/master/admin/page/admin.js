@@ -7,6 +7,9 @@ const KEY = "baton-token";
 const POLL_MS = 1000;
 const HIDDEN_POLL_MS = 10000;
 const PATIENCE_MS = 4000;
+// How often, and how long, a report is asked for that comes later than the answer.
+const FOLLOW_MS = 250;
+const FOLLOW_PATIENCE_MS = 120000;
 
 const $ = (id) => document.getElementById(id);
 
@@ -176,14 +179,30 @@ function showOutcome(kind, ...parts) {
 
 // --- Operations ---
 
-const UNDER_WAY = { reload: "Reloading …", rollback: "Rolling back …", cut: "Ending what drains …", shutdown: "Shutting down …" };
+const UNDER_WAY = { reload: "Reloading …", restart: "Restarting …", rollback: "Rolling back …", cut: "Ending what drains …", shutdown: "Shutting down …" };
+
+/** The report once it has ended. Its server may be changing its program, and not answer for a moment. */
+async function ended(report) {
+  const until = performance.now() + FOLLOW_PATIENCE_MS;
+  while (["queued", "running"].includes(report.result) && performance.now() < until) {
+    await new Promise((resolve) => setTimeout(resolve, FOLLOW_MS));
+    try {
+      const { status, body } = await call("GET", "/ops/" + report.op, PATIENCE_MS);
+      if (status === 200) report = body;
+    } catch (error) {
+      if (!(error instanceof Unreachable)) throw error;
+    }
+  }
+  return report;
+}
 
 async function operate(verb, button) {
   button.disabled = true;
   button.dataset.busy = "yes";
   showOutcome("", el("p", { text: UNDER_WAY[verb] }));
   try {
-    const { status, body } = await call("POST", "/" + verb);
+    let { status, body } = await call("POST", "/" + verb);
+    if (body.result) body = await ended(body);
     ending ||= body.result === "shutting_down";
     if (body.result) showOutcome(RESULT_CLASS[body.result] ?? "", ...reportParts(body));
     else showOutcome("bad", el("p", { class: "verdict", text: body.error ?? `answer ${status}` }), body.hint ? el("p", { text: "hint: " + body.hint }) : "");
@@ -342,7 +361,7 @@ function show(status) {
   else setState("bad", "not serving");
   const draining = status.generations.some((g) => g.state === "retiring");
   $("cut").hidden = !draining && !$("cut").dataset.busy;
-  for (const [id, usable] of [["reload", !status.shutting_down], ["rollback", !status.shutting_down], ["cut", draining], ["shutdown", !status.shutting_down]]) {
+  for (const [id, usable] of [["reload", !status.shutting_down], ["rollback", !status.shutting_down], ["restart", !status.shutting_down], ["cut", draining], ["shutdown", !status.shutting_down]]) {
     if (!$(id).dataset.busy) $(id).disabled = !usable;
   }
   notice("alert", status.alert ?? "");
@@ -367,7 +386,7 @@ function show(status) {
 
 function showGone() {
   setState(ending ? "warn" : "bad", ending ? "shut down" : "no answer");
-  $("reload").disabled = $("rollback").disabled = $("cut").disabled = $("shutdown").disabled = true;
+  $("reload").disabled = $("rollback").disabled = $("restart").disabled = $("cut").disabled = $("shutdown").disabled = true;
   const gone = $("gone");
   const text = ending
     ? `The server has shut down, as it was asked to. What follows is from ${seen.toLocaleTimeString()}.`
@@ -408,7 +427,7 @@ if ($("act")) {
 } else {
   $("reload").addEventListener("click", (event) => operate("reload", event.target));
   // What cannot be taken back is asked about first.
-  for (const verb of ["rollback", "cut", "shutdown"]) {
+  for (const verb of ["rollback", "restart", "cut", "shutdown"]) {
     const ask = $("ask-" + verb);
     $(verb).addEventListener("click", () => ask.showModal());
     $(verb + "-no").addEventListener("click", () => ask.close());
