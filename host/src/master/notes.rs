@@ -28,6 +28,10 @@ pub fn log(note: &Note) {
             }
             None => tracing::error!(generation = of.0, "{why}: quarantined; another set is looked for"),
         },
+        Note::StandsIn { generation } => tracing::error!(
+            generation = generation.0,
+            "nothing has come up within crash.hold: every request is answered 503 until it does"
+        ),
         Note::RolledBack { to, from, why } => {
             tracing::error!(to = to.0, from = from.0, "rolled back: failed to {why}; the old generation serves again")
         }

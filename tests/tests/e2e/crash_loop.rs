@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use baton_tests::http::Connection;
 use baton_tests::load::{Fault, Load, Plan};
 use baton_tests::server::{Server, Setup};
-use baton_tests::{http, process, wait};
+use baton_tests::{artifacts, http, process, wait};
 use nix::sys::signal::Signal;
 
 use crate::switch_to;
@@ -140,4 +141,34 @@ fn a_strict_start_with_bad_plugins_is_exit_code_1_and_so_is_one_without_a_good_s
     }
     let mut server = Setup::in_bench_of(&old).named(&old.name).spawn();
     assert_eq!(server.wait_end(Duration::from_secs(20)).code(), Some(1));
+}
+
+#[test]
+fn a_respawn_that_hangs_is_stood_in_for_by_503_until_it_is_up() {
+    let setup = Setup::new().plugin("broken", &artifacts::plugin("broken"));
+    let (go, second) = (setup.bench().path().join("go"), setup.bench().path().join("go-second"));
+    // The first start finds its file; a second waits for it.
+    std::fs::write(&go, "").expect("failed to write");
+    let config =
+        format!("[[server]]\nlisten = [\"127.0.0.1:0\"]\n[plugins.broken.config]\ninit = \"wait:{}\"\n", go.display());
+    let server = setup.config(&config).set("crash.hold", "300ms").start();
+    let addr = server.addr();
+    assert_eq!(server.get("/").text(), "not so broken\n");
+    std::fs::rename(&go, &second).expect("failed to rename");
+    let old = server.worker();
+    process::kill(old, Signal::SIGKILL);
+    wait::until("it to be dead", wait::LONG, || (!process::is_alive(old)).then_some(()));
+    let mut waiting = Connection::open(addr).expect("the port is open throughout");
+    let response = waiting.request("GET", "/").expect("an answer after crash.hold");
+    assert_eq!(response.status, 503, "{response:?}");
+    let status = server.wait_for("the stand-in", |status| status.serving == Some(3));
+    assert!(!status.ready && status.alert.is_some_and(|alert| alert.contains("503")));
+    let loading = status.generations.iter().find(|one| one.generation == 2).expect("the respawn");
+    assert_eq!((loading.state.as_str(), status.crashes, status.switches), ("loading", 1, 1), "it goes on loading");
+    std::fs::rename(&second, &go).expect("failed to rename");
+    let status = server.wait_for("what shall serve", |status| status.serving == Some(2) && status.ready);
+    assert_eq!((status.alert, status.crashes), (None, 1));
+    let response = waiting.request("GET", "/").expect("its connection moved on");
+    assert_eq!((response.status, response.text().as_str()), (200, "not so broken\n"));
+    server.wait_drained();
 }

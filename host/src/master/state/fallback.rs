@@ -114,14 +114,20 @@ impl State {
     }
 
     pub(super) fn advance_fallback(&mut self) {
-        if self.committed.is_some() || self.is_stopping() || self.is_ending() {
+        if self.serves_own() || self.is_stopping() || self.is_ending() {
             self.fallback = None;
         }
         let free = self.running.is_none() && self.candidate.is_none();
         let Some(fallback) = self.fallback.take_if(|fallback| free && fallback.at() <= self.now) else { return };
         match fallback {
             Fallback::Empty { .. } => {
+                // Whoever stood in is now what shall serve.
+                let on_its_way = self.stand_in_on_its_way();
                 self.set = Some(Arc::new(SetInfo::empty(self.settings.clone())));
+                if on_its_way.is_some() || self.committed.is_some() {
+                    self.candidate = on_its_way;
+                    return;
+                }
                 let of = Generation(self.next_generation.saturating_sub(1));
                 self.respawn = Some(Respawn { at: self.now, of });
             }

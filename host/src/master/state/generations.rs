@@ -197,7 +197,14 @@ impl State {
         self.act(Action::Send { generation, message });
     }
 
+    /// Starts the candidate.
     pub(super) fn spawn(&mut self, set: Arc<SetInfo>, cause: Cause) -> Generation {
+        let number = self.start(set, cause);
+        self.candidate = Some(number);
+        number
+    }
+
+    pub(super) fn start(&mut self, set: Arc<SetInfo>, cause: Cause) -> Generation {
         let number = Generation(self.next_generation);
         self.next_generation += 1;
         let deadline = Some(self.now + set.settings.start_timeout);
@@ -224,7 +231,6 @@ impl State {
                 haste: Haste::None,
             },
         );
-        self.candidate = Some(number);
         number
     }
 
@@ -241,8 +247,9 @@ impl State {
             }
             Err(failure) => {
                 // There is no process, so none will be reaped.
-                self.generations.remove(&generation);
-                self.candidate_failed(generation, failure);
+                if let Some(entry) = self.generations.remove(&generation) {
+                    self.candidate_failed(&entry, failure);
+                }
             }
         }
     }
@@ -281,6 +288,10 @@ impl State {
                 entry.ready_at = self.now;
                 if entry.phase == Phase::Loading {
                     entry.loaded_at = self.now;
+                }
+                let set = entry.set.id;
+                if self.is_stand_in(set) && !self.wants_stand_in() {
+                    return self.kill(generation, "another is about to serve".into());
                 }
                 self.enter(generation, Phase::Committing, Some(SWITCH_TIMEOUT));
                 self.send(generation, ToChild::Go);
@@ -333,6 +344,10 @@ impl State {
     }
 
     fn commit(&mut self, generation: Generation) {
+        if self.generations.get(&generation).is_some_and(|entry| self.is_stand_in(entry.set.id)) {
+            return self.stand_in(generation);
+        }
+        let stand_ins = self.stand_ins_before(generation);
         self.enter(generation, Phase::Serving, None);
         self.candidate = None;
         self.respawn = None;
@@ -357,7 +372,9 @@ impl State {
         }
         self.hand_over_to(generation);
         if let Some(old) = from {
-            self.pause(old, if back.is_some() { Duration::ZERO } else { self.settings.probation.window });
+            let stood_in = stand_ins.iter().any(|(number, _)| *number == old);
+            let window = if back.is_some() || stood_in { Duration::ZERO } else { self.settings.probation.window };
+            self.pause(old, window);
         }
         if let (Some(why), Some(bad)) = (back, from) {
             let set = self.generations[&bad].set.clone();
@@ -370,6 +387,7 @@ impl State {
             let total_ms = ms(self.now - self.generations[&generation].spawned_at);
             self.note(Note::Committed { generation, from, total_ms, cause });
         }
+        self.dismiss_stand_ins(stand_ins, generation);
     }
 
     /// Every generation that still has connections gives the idle ones to the newest: none lives on to pass others through.
@@ -417,10 +435,11 @@ impl State {
 
     /// The generation that could take over again.
     pub(super) fn standing_by(&self) -> Option<Generation> {
-        self.find(Phase::Standby).or(self.find(Phase::Pausing))
+        let old = self.find(Phase::Standby).or(self.find(Phase::Pausing))?;
+        self.generations.get(&old).filter(|entry| !self.is_stand_in(entry.set.id)).map(|_| old)
     }
 
-    fn retire(&mut self, generation: Generation) {
+    pub(super) fn retire(&mut self, generation: Generation) {
         let deadlines = self.drain_deadlines();
         // Whatever the child's own deadlines are, in the end the master's word counts.
         let patience = deadlines.max_ms.map(|max| Duration::from_millis(max) + EXIT_TIMEOUT);
@@ -452,7 +471,9 @@ impl State {
     /// A candidate is given up, and killed.
     fn abandon(&mut self, generation: Generation, failure: Failure) {
         self.kill(generation, failure.to_string());
-        self.candidate_failed(generation, failure);
+        if let Some(entry) = self.generations.get(&generation).cloned() {
+            self.candidate_failed(&entry, failure);
+        }
     }
 
     pub(super) fn kill(&mut self, generation: Generation, why: String) {
@@ -474,13 +495,18 @@ impl State {
     }
 
     /// A candidate will not serve: whoever waits for it is told, and a respawn tries again.
-    fn candidate_failed(&mut self, generation: Generation, failure: Failure) {
+    fn candidate_failed(&mut self, entry: &Gen, failure: Failure) {
+        // Tried again by itself.
+        if self.is_stand_in(entry.set.id) {
+            return;
+        }
+        let generation = entry.number;
         if self.candidate == Some(generation) {
             self.candidate = None;
         }
         if self.running_candidate() == Some(generation) {
             self.refuse(failure);
-        } else if self.committed.is_none() {
+        } else if !self.serves_own() {
             let blame = if failure.stage == Stage::Spawn { Blame::Machine } else { Blame::Set };
             self.crashed(generation, failure.to_string(), blame);
         }
@@ -501,13 +527,22 @@ impl State {
                 self.end_pause(generation);
             }
             Phase::Starting | Phase::Loading | Phase::Proving | Phase::Committing => {
-                self.candidate_failed(generation, death_of(&entry, exit, output));
+                self.candidate_failed(&entry, death_of(&entry, exit, output));
+            }
+            Phase::Serving if self.is_stand_in(entry.set.id) => {
+                self.committed = None;
+                self.crashes += 1;
+                self.note(Note::Crashed { generation, exit: exit.to_string(), respawn_in: None });
             }
             Phase::Serving | Phase::Resuming => {
                 self.committed = None;
                 self.crashes += 1;
                 if self.now - entry.spawned_at >= self.settings.crash.window {
                     self.row = 0;
+                }
+                // It has seen its successor, and another will come.
+                for old in self.stand_ins_paused() {
+                    self.retire(old);
                 }
                 match self.standing_by() {
                     Some(old) if !self.is_stopping() => self.take_back(old, &entry),
@@ -636,7 +671,7 @@ impl State {
         // While another program takes over, it is that one's business.
         self.leaving().is_none()
             && !self.is_falling_back()
-            && self.committed.is_none()
+            && !self.serves_own()
             && self.candidate.is_none()
             && !self.is_stopping()
             && !self.is_ending()

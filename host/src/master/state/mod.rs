@@ -19,6 +19,7 @@ mod restart;
 mod rollback;
 mod saved;
 mod saving;
+mod stand_in;
 #[cfg(test)]
 mod tests;
 
@@ -306,6 +307,10 @@ pub enum Note {
         why: String,
         good: Option<Generation>,
     },
+    /// `generation` answers 503 until what shall serve does.
+    StandsIn {
+        generation: Generation,
+    },
     RolledBack {
         to: Generation,
         from: Generation,
@@ -382,6 +387,8 @@ pub struct State {
     committed: Option<Generation>,
     /// The generation that shall serve next.
     candidate: Option<Generation>,
+    /// Since when nothing serves, or the last attempt to answer 503 meanwhile began.
+    down: Option<Time>,
     /// What was committed last: a crash brings it back.
     set: Option<Arc<SetInfo>>,
     respawn: Option<Respawn>,
@@ -429,6 +436,7 @@ impl State {
             history: VecDeque::new(),
             committed: None,
             candidate: None,
+            down: None,
             set: None,
             past: PastSets::recalled(memory),
             respawn: None,
@@ -511,6 +519,7 @@ impl State {
             .chain(respawn)
             .chain(stopping)
             .chain(self.room_deadline())
+            .chain(self.stand_in_due())
             .min()
     }
 
@@ -523,6 +532,7 @@ impl State {
         self.advance_respawn();
         self.advance_operations();
         self.advance_restart();
+        self.advance_stand_in();
         self.remember();
         if self.generations.is_empty()
             && let Some(exit) = self.ending.take()
@@ -653,7 +663,7 @@ impl State {
     /// A generation serves what was asked for, and no shutdown was.
     pub fn is_ready(&self) -> bool {
         let fed = self.set.as_ref().is_some_and(|set| set.id != SetId(0));
-        self.stopping.is_none() && self.serving().is_some() && fed
+        self.stopping.is_none() && self.serving().is_some() && self.serves_own() && fed
     }
 
     pub fn is_shutting_down(&self) -> bool {
@@ -670,7 +680,9 @@ impl State {
 
     /// What an operator must know of what serves.
     pub fn alert(&self) -> Option<&str> {
-        self.alert.as_deref()
+        let stands_in = self.committed.is_some() && !self.serves_own();
+        let unfed = "nothing has come up within crash.hold: every request is answered 503 until it does";
+        stands_in.then_some(unfed).or(self.alert.as_deref())
     }
 
     pub fn crashes(&self) -> u64 {
@@ -719,8 +731,13 @@ impl State {
     /// The invariants; the text says which one is broken.
     pub fn check(&self) -> Result<(), String> {
         let phase = |phase: Phase| self.generations.values().filter(|generation| generation.phase == phase).count();
-        let (committing, serving, resuming, pausing) =
-            (phase(Phase::Committing), phase(Phase::Serving), phase(Phase::Resuming), phase(Phase::Pausing));
+        // What only stands in is told to go before it has said that it serves.
+        let committing = self
+            .generations
+            .values()
+            .filter(|one| one.phase == Phase::Committing && !self.is_stand_in(one.set.id))
+            .count();
+        let (serving, resuming, pausing) = (phase(Phase::Serving), phase(Phase::Resuming), phase(Phase::Pausing));
         if pausing + phase(Phase::Standby) > 1 {
             return Err("two generations stand by".into());
         }

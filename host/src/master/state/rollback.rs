@@ -128,7 +128,9 @@ impl State {
             Reason::BadStart => return self.start_failure = None,
         }
         self.past.release(&set);
-        for bad in [&back.bad, &replaced].into_iter().flatten() {
+        // What only stood in, or served for want of anything, was not given up.
+        let real = |set: &&Arc<SetInfo>| set.id != SetId(0);
+        for bad in [&back.bad, &replaced].into_iter().flatten().filter(real) {
             self.past.give_up(bad, Some(&set), Why::RolledBack);
             if back.with_config {
                 self.past.give_up_config(bad, &set);

@@ -460,7 +460,7 @@ proptest! {
                 world.happen(Chance::Wait { ms: 11_000 });
             }
         }
-        prop_assert!(world.finished || world.state.serving().is_some(), "{:#?}", world.state);
+        prop_assert!(world.finished || world.state.serves_own(), "{:#?}", world.state);
         world.end();
     }
 }

@@ -7,6 +7,7 @@ mod outlook;
 mod restart;
 mod rollback;
 mod saving;
+mod stand_in;
 
 use super::*;
 use crate::control::{ControlVerb, EXIT_TIMEOUT, Hook, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT};
@@ -506,7 +507,7 @@ fn a_respawn_that_fails_is_tried_again() {
     story.dies(2, ExitKind::Signal(9));
     assert_eq!(spawns(&story.wait(Duration::from_millis(200))), [(3, 1)]);
     story.event(Event::Spawned { generation: Generation(3), result: Err(Failure::new(Stage::Spawn, "x")) });
-    assert_eq!(spawns(&story.wait(Duration::from_secs(10))), [(4, 1)]);
+    assert_eq!(spawns(&story.wait(Duration::from_secs(5))), [(4, 1)]);
     story.up(4);
     assert_eq!(story.serving_generation(), Some(4));
 }

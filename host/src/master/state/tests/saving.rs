@@ -104,7 +104,7 @@ fn a_set_that_dies_again_is_started_with_nothing() {
     story.spawned(2);
     assert_eq!(inherits(&story.says(2, hello())), Some(Inherit::Latest), "the first death may be anything");
     story.dies(2, ExitKind::Signal(11));
-    story.wait(Duration::from_secs(10));
+    story.wait(Duration::from_secs(5));
     story.spawned(3);
     assert_eq!(inherits(&story.says(3, hello())), Some(Inherit::Nothing));
     story.says(3, ToMaster::Ready);
