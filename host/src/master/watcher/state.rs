@@ -52,9 +52,12 @@ struct Tried {
 
 impl Tried {
     fn is(&self, found: &Stamp) -> bool {
-        match &self.content {
-            Some(content) => *content == found.content,
-            None => self.identity.is_some() && self.identity == found.identity,
+        let same_file = self.identity.is_some() && self.identity == found.identity;
+        match (&self.content, &found.content) {
+            (Some(content), found) if content == found => true,
+            // Opened, and nothing written yet.
+            (_, Content::BeingWritten) | (None, _) => same_file,
+            _ => false,
         }
     }
 }
@@ -131,6 +134,8 @@ pub struct State {
     told: bool,
     /// Since when a look is under way.
     looking: Option<Time>,
+    /// An operation has read the files meanwhile: the look may have seen what was there before.
+    overtaken: bool,
     asked: bool,
     /// Something is to be found out that no event will tell.
     curious: bool,
@@ -229,6 +234,10 @@ impl State {
             Sense::Polling => Some(settings.poll),
         };
         self.next_look = interval.map(|interval| now + interval);
+        if std::mem::take(&mut self.overtaken) {
+            self.curious = true;
+            return None;
+        }
         let differing = self.differing();
         if differing.is_empty() {
             self.end_burst(since);
@@ -289,6 +298,7 @@ impl State {
         }
         self.tried = Some(tried);
         self.holding = None;
+        self.overtaken = self.looking.is_some();
     }
 
     /// What the last look has read of this very file.

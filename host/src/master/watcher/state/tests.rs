@@ -99,6 +99,34 @@ fn a_burst_is_one_reload_once_it_is_quiet() {
 }
 
 #[test]
+fn what_is_told_during_a_look_is_looked_at_after_it() {
+    let mut state = calm(&World::of(&[("a.so", 1, "a1")]));
+    let world = World::of(&[("a.so", 2, "a2")]);
+    assert_eq!(state.step(Event::Told { at: ms(1000) }, ms(1000)), []);
+    assert_eq!(state.step(Event::Tick, ms(1200)), [Action::Look]);
+    assert_eq!(state.step(Event::Told { at: ms(1210) }, ms(1210)), []);
+    // It has not seen that.
+    assert_eq!(look(&mut state, &World::of(&[("a.so", 1, "a1")]), ms(1220)), []);
+    assert_eq!(state.next_deadline(), Some(ms(1410)));
+    assert_eq!(state.step(Event::Tick, ms(1410)), [Action::Look]);
+    assert_eq!(look(&mut state, &world, ms(1410)), reload(&["a.so"]));
+}
+
+#[test]
+fn a_look_that_was_overtaken_by_a_reading_decides_nothing() {
+    let old = World::of(&[("a.so", 1, "a1")]);
+    let mut state = calm(&old);
+    assert_eq!(state.step(Event::Told { at: ms(1000) }, ms(1000)), []);
+    assert_eq!(state.step(Event::Tick, ms(1200)), [Action::Look]);
+    let new = World::of(&[("a.so", 2, "a2")]);
+    assert_eq!(state.step(Event::Read(new.sighting()), ms(1210)), []);
+    // It saw what was there before.
+    assert_eq!(look(&mut state, &old, ms(1220)), [Action::Look]);
+    assert_eq!(look(&mut state, &new, ms(1230)), []);
+    assert!(!state.is_settling());
+}
+
+#[test]
 fn what_was_refused_waits_until_its_content_changes() {
     let good = World::of(&[("a.so", 1, "a1")]);
     let mut state = calm(&good);
@@ -164,6 +192,18 @@ fn a_file_that_is_written_to_is_waited_for_and_not_for_ever() {
     // Only closed, not written to any more: it was refused for being written to, not for what is in it.
     world.0.get_mut("a.so").unwrap().2 = false;
     assert_eq!(told(&mut state, &world, now + ms(1000)), reload(&["a.so"]));
+}
+
+#[test]
+fn a_file_that_is_only_opened_is_no_change() {
+    let mut world = World::of(&[("a.so", 1, "a1")]);
+    let mut state = calm(&world);
+    world.0.get_mut("a.so").unwrap().2 = true;
+    assert_eq!(told(&mut state, &world, ms(1000)), []);
+    assert!(!state.is_settling());
+    world.0.get_mut("a.so").unwrap().0 = 2;
+    assert_eq!(told(&mut state, &world, ms(2000)), []);
+    assert!(state.is_settling());
 }
 
 #[test]
@@ -364,7 +404,10 @@ struct Play {
     number: u64,
     now: Time,
     sense: Sense,
-    looking: bool,
+    /// What the look under way has seen: all as it was when it began.
+    looking: Option<View>,
+    /// The same of the look that began last.
+    seen: BTreeMap<String, (String, bool)>,
     /// Ours: whether it has read.
     asked: Option<bool>,
     /// Contents at the last reading.
@@ -384,14 +427,17 @@ impl Play {
         for action in self.state.step(event, self.now) {
             match action {
                 Action::Look => {
-                    assert!(!self.looking && self.asked.is_none(), "one thing at a time");
-                    self.looking = true;
+                    assert!(self.looking.is_none() && self.asked.is_none(), "one thing at a time");
+                    self.looking = Some(self.world.view());
+                    self.seen = self.contents();
+                    // What is in a file that is open is not looked at.
+                    self.unseen &= self.world.0.values().any(|(.., open)| *open);
                 }
                 Action::Reload { changed } => {
                     assert!(self.asked.is_none() && self.state.is_on() && !changed.is_empty());
                     let read = self.read.as_ref().expect("something was read before");
-                    assert!(self.blurred || *read != self.contents(), "nothing is new: {changed:?} {read:?}");
-                    self.read = Some(self.contents());
+                    assert!(self.blurred || *read != self.seen, "nothing is new: {changed:?} {read:?}");
+                    self.read = Some(self.seen.clone());
                     self.asked = Some(false);
                     self.blurred = false;
                     self.reloads += 1;
@@ -414,10 +460,8 @@ impl Play {
     }
 
     fn end_look(&mut self) {
-        if std::mem::take(&mut self.looking) {
-            self.unseen = false;
-            let (view, sense) = (self.world.view(), self.sense);
-            self.step(Event::Looked { view, sense });
+        if let Some(view) = self.looking.take() {
+            self.step(Event::Looked { view, sense: self.sense });
         }
     }
 
@@ -429,13 +473,13 @@ impl Play {
             Act::Write { file, content } => {
                 let open = self.world.0.get(&name(file)).is_some_and(|(.., open)| *open);
                 self.world.0.insert(name(file), (number, content.to_string(), open));
-                self.blurred |= self.unseen;
+                self.blurred |= self.unseen || open;
                 self.tell();
             }
             Act::Touch { file } => {
-                if let Some((identity, ..)) = self.world.0.get_mut(&name(file)) {
+                if let Some((identity, _, open)) = self.world.0.get_mut(&name(file)) {
                     *identity = number;
-                    self.blurred |= self.unseen;
+                    self.blurred |= self.unseen || *open;
                     self.tell();
                 }
             }
@@ -507,7 +551,8 @@ proptest! {
             number: 1,
             now: ms(0),
             sense,
-            looking: false,
+            looking: None,
+            seen: BTreeMap::new(),
             asked: None,
             read: None,
             unseen: true,
