@@ -263,11 +263,7 @@ impl Worker {
             // What TLS is spoken with; whoever lacks it says so when the listeners are opened.
             ToChild::Certificates => return self.take_certificates(fds).err().map(Event::Broken),
             ToChild::Tickets => return self.take_tickets(fds).err().map(Event::Broken),
-            ToChild::Go => {
-                #[cfg(feature = "next")]
-                crate::version::fault("go");
-                Event::Go
-            }
+            ToChild::Go => Event::Go,
             ToChild::Save => return self.save(),
             ToChild::Pause => Event::Pause,
             ToChild::Resume => Event::Resume,

@@ -134,24 +134,3 @@ fn one_that_panics_or_hangs_at_the_last_moment_gives_the_process_back() {
         assert_eq!(answered_by(&idle.request("GET", "/").unwrap()).0, "v2");
     }
 }
-
-#[test]
-fn a_new_process_that_dies_or_hangs_between_go_and_serving_is_refused() {
-    let server = server();
-    server.bench.install_program(&artifacts::next_baton());
-    restart(&server);
-    server.wait_drained();
-    let old = server.worker();
-    let mut idle = server.connect();
-    for (line, words) in [("panic go", "it ended with"), ("hang go", "begin to serve within 5s of GO")] {
-        tell(&server, line);
-        let (code, report) = server.force_reload();
-        assert_eq!((code, report.result.as_str(), report.stage.as_deref()), (409, "refused", Some("switch")));
-        assert!(report.error.as_ref().is_some_and(|error| error.contains(words)), "{report:#?}");
-        assert_eq!(answered_by(&idle.request("GET", "/").unwrap()).1, old);
-        server.wait_for("it to be gone", |status| status.living().count() == 1);
-    }
-    tell(&server, "");
-    server.switch();
-    assert_eq!(server.status().crashes, 0, "none that had served");
-}
