@@ -56,6 +56,9 @@ pub struct Ask {
     /// Of a reload.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
+    /// Of whatever starts another generation.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub cold: bool,
     /// Of a rollback.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<Generation>,

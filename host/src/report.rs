@@ -452,6 +452,9 @@ pub struct Report {
     /// What the plugins that served were asked to hand on, if any did or should have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<StateReport>,
+    /// For how long nothing accepted, if it was cold: connections waited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unserved_ms: Option<f64>,
 }
 
 impl Report {
@@ -480,6 +483,7 @@ impl Report {
             drain: None,
             cut: None,
             state: None,
+            unserved_ms: None,
         }
     }
 }

@@ -221,6 +221,8 @@ pub struct Report {
     pub cut: Option<Vec<u64>>,
     /// What plugins were asked to hand on.
     pub state: Option<States>,
+    /// For how long nothing accepted, if it was cold.
+    pub unserved_ms: Option<f64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

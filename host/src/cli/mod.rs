@@ -143,6 +143,11 @@ Examples:
   baton reload --json | jq .result
   baton reload --allow-empty              # even if no plugin is left
   baton reload --force                    # even what was rolled back
+  baton reload --cold                     # for plugins of which only one process can run
+
+With --cold the old code ends before the new code starts. Meanwhile connections wait; what is in flight has
+shutdown.timeout to end, connections that are open and idle drain.keepalive. If the new code fails, the old code
+is started again and the reload is refused.
 
 Exit codes: 0 switched, 1 refused or rolled back (the old code serves on), 2 usage, 69 no master runs.")]
     Reload(ReloadArgs),
@@ -280,6 +285,9 @@ pub struct ReloadArgs {
     /// Take what was rolled back or quarantined, too
     #[arg(long)]
     force: bool,
+    /// End what serves before its successor starts: for plugins that have what only one process can have
+    #[arg(long)]
+    cold: bool,
     #[command(flatten)]
     waiting: Waiting,
 }
@@ -294,6 +302,9 @@ pub struct RollbackArgs {
     /// Restore all of its configuration, not only its plugins'
     #[arg(long)]
     with_config: bool,
+    /// End what serves before its successor starts: for plugins that have what only one process can have
+    #[arg(long)]
+    cold: bool,
     #[command(flatten)]
     waiting: Waiting,
 }
@@ -308,6 +319,9 @@ pub struct RestartArgs {
     /// Take what was rolled back or quarantined, too
     #[arg(long)]
     force: bool,
+    /// End what serves before its successor starts: for plugins that have what only one process can have
+    #[arg(long)]
+    cold: bool,
     #[command(flatten)]
     waiting: Waiting,
 }

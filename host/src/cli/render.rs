@@ -65,7 +65,15 @@ pub fn report(report: &Report, plugins: &[PluginStatus], verbose: bool, paint: P
         push(&mut text, format_args!("\nhint: {hint}"));
     }
     if let (Some(serving), OpResult::Refused | OpResult::RolledBack) = (report.serving, report.result) {
-        push(&mut text, format_args!("\ngeneration {serving} serves on"));
+        match report.unserved_ms {
+            None => push(&mut text, format_args!("\ngeneration {serving} serves on")),
+            Some(ms) => push(
+                &mut text,
+                format_args!("\ngeneration {serving} serves what served before; nothing accepted for {}", millis(ms)),
+            ),
+        }
+    } else if let (Some(ms), OpResult::Refused) = (report.unserved_ms, report.result) {
+        push(&mut text, format_args!("\nnothing has accepted for {}; it is tried again", millis(ms)));
     }
     match &report.detail {
         Some(detail) if verbose => push(&mut text, format_args!("\n\n{}", detail.trim_end())),
@@ -87,6 +95,9 @@ fn switched(report: &Report, plugins: &[PluginStatus], paint: Paint) -> String {
     }
     if let Some(ms) = report.ms {
         push(&mut text, format_args!(" in {}", millis(ms.total)));
+    }
+    if let Some(ms) = report.unserved_ms {
+        push(&mut text, format_args!(", nothing accepted for {}", millis(ms)));
     }
     if let Some(changes) = &report.plugins {
         push(&mut text, format_args!("; {}", changed(changes, plugins)));

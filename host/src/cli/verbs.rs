@@ -20,17 +20,17 @@ const SWITCH_PATIENCE: Duration = Duration::from_secs(120);
 const DRAIN_PATIENCE: Duration = Duration::from_secs(900);
 
 pub fn reload(args: &ReloadArgs) -> Result<u8, CliError> {
-    let ask = Ask { allow_empty: args.allow_empty, force: args.force, ..Ask::default() };
+    let ask = Ask { allow_empty: args.allow_empty, force: args.force, cold: args.cold, ..Ask::default() };
     switch(&args.which, &args.waiting, Verb::Reload, ask)
 }
 
 pub fn rollback(args: &RollbackArgs) -> Result<u8, CliError> {
-    let ask = Ask { to: args.to.map(Generation), with_config: args.with_config, ..Ask::default() };
+    let ask = Ask { to: args.to.map(Generation), with_config: args.with_config, cold: args.cold, ..Ask::default() };
     switch(&args.which, &args.waiting, Verb::Rollback, ask)
 }
 
 pub fn restart(args: &RestartArgs) -> Result<u8, CliError> {
-    let ask = Ask { allow_empty: args.allow_empty, force: args.force, ..Ask::default() };
+    let ask = Ask { allow_empty: args.allow_empty, force: args.force, cold: args.cold, ..Ask::default() };
     switch(&args.which, &args.waiting, Verb::Restart, ask)
 }
 

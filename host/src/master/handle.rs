@@ -35,10 +35,21 @@ pub struct OpOptions {
     pub generation: Option<Generation>,
     /// Take what was rolled back or quarantined, too.
     pub force: bool,
+    /// End what serves before its successor starts.
+    pub cold: bool,
     /// Of a rollback: the generation whose set shall serve again; else the one before.
     pub to: Option<Generation>,
     /// Of a rollback: with all of its configuration, not only its plugins'.
     pub with_config: bool,
+}
+
+impl OpOptions {
+    /// One operation is to be what two callers asked for: whatever one of them allowed or needs.
+    pub fn join(&mut self, other: OpOptions) {
+        self.allow_empty |= other.allow_empty;
+        self.force |= other.force;
+        self.cold |= other.cold;
+    }
 }
 
 /// The master's loop has ended.

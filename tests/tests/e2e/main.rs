@@ -3,6 +3,7 @@
 
 mod admin;
 mod broken;
+mod cold;
 mod command_line;
 mod crash;
 mod crash_loop;

@@ -91,7 +91,8 @@ fn find(path: &str) -> Option<(&'static Route, &str)> {
 }
 
 /// What to say to who said it wrong.
-const ASKING: &str = "send none, or {\"allow_empty\":true} with a reload, or {\"generation\":7} with a cut";
+const ASKING: &str =
+    "send none, or {\"allow_empty\":true} or {\"cold\":true} with a reload, or {\"generation\":7} with a cut";
 
 /// What a caller may say with an operation.
 #[derive(Debug, Default, Deserialize)]
@@ -103,6 +104,8 @@ struct Ask {
     generation: Option<u64>,
     /// Of a reload.
     force: bool,
+    /// Of whatever starts another generation.
+    cold: bool,
     /// Of a rollback.
     to: Option<u64>,
     /// Of a rollback.
@@ -182,10 +185,10 @@ where
         },
         To::Operate(verb) => match ask(body).await {
             Err(refused) => refused,
-            Ok(Ask { allow_empty, generation, force, to, with_config }) => {
+            Ok(Ask { allow_empty, generation, force, cold, to, with_config }) => {
                 let cause = Cause::Admin { peer: peer.to_string() };
                 let (generation, to) = (generation.map(Generation), to.map(Generation));
-                let options = OpOptions { allow_empty, generation, force, to, with_config };
+                let options = OpOptions { allow_empty, generation, force, cold, to, with_config };
                 let report = surface.handle.operate(verb, cause, options).await?;
                 json(status_of(&report), &report)
             }

@@ -356,7 +356,7 @@ impl State {
         if let Some(older) = self.find(Phase::Standby) {
             self.retire(older);
         }
-        let from = self.committed.replace(generation);
+        let (from, stopped) = (self.committed.replace(generation), self.stopped.take());
         let mut back = None;
         if let Some(entry) = self.generations.get_mut(&generation) {
             entry.loading = None;
@@ -381,11 +381,14 @@ impl State {
             return self.rolled_back(generation, bad, &set, why);
         }
         if self.running_candidate() == Some(generation) {
-            self.switched(generation, from);
+            self.switched(generation, from, stopped.as_ref());
         } else {
             let cause = self.generations[&generation].cause.clone();
             let total_ms = ms(self.now - self.generations[&generation].spawned_at);
             self.note(Note::Committed { generation, from, total_ms, cause });
+            if let Some(stopped) = stopped {
+                self.restored(generation, &stopped);
+            }
         }
         self.dismiss_stand_ins(stand_ins, generation);
     }
@@ -507,6 +510,7 @@ impl State {
         if self.running_candidate() == Some(generation) {
             self.refuse(failure);
         } else if !self.serves_own() {
+            self.not_restored(generation, &failure);
             let blame = if failure.stage == Stage::Spawn { Blame::Machine } else { Blame::Set };
             self.crashed(generation, failure.to_string(), blame);
         }
@@ -661,7 +665,11 @@ impl State {
             return;
         }
         // Before the first commit there was nothing to crash: the set without plugins that a bad start is served with.
-        let cause = if self.switches > 0 { Cause::Crash { of: respawn.of } } else { Cause::Start };
+        let cause = match &self.stopped {
+            Some(stopped) => stopped.cause.clone(),
+            None if self.switches > 0 => Cause::Crash { of: respawn.of },
+            None => Cause::Start,
+        };
         self.respawn = None;
         self.spawn(set, cause);
     }
@@ -671,6 +679,7 @@ impl State {
         // While another program takes over, it is that one's business.
         self.leaving().is_none()
             && !self.is_falling_back()
+            && !self.is_replacing()
             && !self.serves_own()
             && self.candidate.is_none()
             && !self.is_stopping()

@@ -6,9 +6,10 @@
 //!
 //! Invariants, checked after every step in debug builds (`check`):
 //! at most one generation is committed; two accept only between GO of the new one and PAUSED of the old one; none accepts
-//! only at a cold start, between a crash and its respawn, or while stopping. And, by the tests' random histories: every
+//! only at a cold start, during a cold operation, between a crash and its respawn, or while stopping. And, by the tests' random histories: every
 //! spawn is reaped, every caller is answered exactly once.
 
+mod cold;
 mod cut;
 mod fallback;
 mod generations;
@@ -35,6 +36,7 @@ use crate::control::{Deadlines, Hook, ToChild, ToMaster};
 use crate::report::{Cause, Change, Failure, Generation, GenerationStatus, NotSaved, OpId, PluginStatus, Report, Verb};
 use crate::sys::process::ExitKind;
 
+use cold::Stopped;
 use cut::Cutting;
 use fallback::Fallback;
 use generations::Gen;
@@ -393,6 +395,8 @@ pub struct State {
     set: Option<Arc<SetInfo>>,
     respawn: Option<Respawn>,
     saving: Option<Saving>,
+    /// By a cold operation.
+    stopped: Option<Stopped>,
     past: PastSets,
     /// Deaths in a row.
     row: u32,
@@ -441,6 +445,7 @@ impl State {
             past: PastSets::recalled(memory),
             respawn: None,
             saving: None,
+            stopped: None,
             row: 0,
             deaths: VecDeque::new(),
             seed: 0,
@@ -631,7 +636,7 @@ impl State {
         self.ending.is_some() || self.finished
     }
 
-    /// The deadlines of a retiring generation: those of the configuration, or of the shutdown.
+    /// The deadlines of a retiring generation: those of the configuration, or of what stops it.
     fn drain_deadlines(&self) -> Deadlines {
         let drain = &self.settings.drain;
         let ms = |limit: Limit| limit.duration().map(|duration| duration.as_millis() as u64);
@@ -642,7 +647,9 @@ impl State {
             min_rate: drain.min_rate,
             max_ms: ms(drain.max),
         };
-        if let Some(cut) = self.stopping.as_ref().filter(|stopping| stopping.begun).and_then(|stopping| stopping.cut) {
+        let shutdown = self.stopping.as_ref().filter(|stopping| stopping.begun).and_then(|stopping| stopping.cut);
+        let stopped = self.stopped.as_ref().and_then(|stopped| stopped.cut);
+        if let Some(cut) = shutdown.into_iter().chain(stopped).min() {
             let left = cut.saturating_sub(self.now).as_millis() as u64;
             deadlines.max_ms = Some(deadlines.max_ms.map_or(left, |max| max.min(left)));
         }
@@ -755,6 +762,14 @@ impl State {
         }
         let coming =
             self.candidate.is_some() || self.respawn.is_some() || self.running.is_some() || self.fallback.is_some();
+        if self.stopped.is_some() {
+            if serving + resuming + pausing + phase(Phase::Standby) > 0 {
+                return Err("something serves beside what was stopped".into());
+            }
+            if self.candidate.is_some() && self.generations.len() > 1 {
+                return Err("two processes live in a cold operation".into());
+            }
+        }
         if self.committed.is_none() && !coming && self.stopping.is_none() && !self.is_ending() && self.set.is_some() {
             return Err("nothing serves and nothing is on its way".into());
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::cold::Stopped;
 use super::generations::ms;
 use super::past::PastSets;
 use super::rollback::{Reason, Rollback, refused};
@@ -36,7 +37,7 @@ pub(super) struct Running {
 pub(super) enum RunStage {
     /// The files are being read.
     Preparing { since: Time },
-    /// Waits for a respawn under way to end: there is one candidate at a time.
+    /// Waits for a respawn under way to end: there is one candidate at a time; or, if cold, for the end of all that ran.
     Prepared { set: Arc<SetInfo>, snapshot_ms: f64 },
     /// `generation` is the candidate.
     Starting { generation: Generation, snapshot_ms: f64 },
@@ -46,6 +47,8 @@ pub(super) enum RunStage {
     Tested,
     /// The loop was told to let it.
     Leaving,
+    /// It has failed with nothing left that serves: `generation` starts the set again that did.
+    Restoring { failure: Failure, generation: Option<Generation> },
     /// Committed; `old` is asked to pause. Answered when it accepts no more.
     Pausing { old: Generation },
 }
@@ -100,8 +103,7 @@ impl State {
         // Whoever waits has not begun, so its snapshot will be younger than this request: one reload covers both.
         if let Some(waiting) = &mut self.waiting {
             waiting.callers.extend(caller);
-            waiting.options.allow_empty |= options.allow_empty;
-            waiting.options.force |= options.force;
+            waiting.options.join(options);
             return;
         }
         let op = self.new_operation(Verb::Reload, cause, options, caller);
@@ -116,9 +118,11 @@ impl State {
         if let Some(Running { stage: RunStage::Prepared { .. }, .. }) = &self.running
             && self.candidate.is_none()
             && self.saving.is_none()
+            && self.makes_way()
         {
             self.start_prepared();
         }
+        self.advance_restoring();
         if self.running.is_some() {
             return self.explain_waiting("another operation is running");
         }
@@ -215,6 +219,9 @@ impl State {
 
     /// The running operation ends without a switch.
     pub(super) fn refuse(&mut self, failure: Failure) {
+        if self.must_restore() {
+            return self.restore(failure);
+        }
         let Some(Running { op, .. }) = self.running.take() else { return };
         let serving = self.serving();
         self.note(Note::Refused { op: op.id, failure: failure.clone(), serving });
@@ -228,7 +235,7 @@ impl State {
     }
 
     /// The running operation's generation serves.
-    pub(super) fn switched(&mut self, generation: Generation, from: Option<Generation>) {
+    pub(super) fn switched(&mut self, generation: Generation, from: Option<Generation>, stopped: Option<&Stopped>) {
         let Some(Running { op, stage: RunStage::Starting { snapshot_ms, .. } }) = self.running.take() else { return };
         let new = &self.generations[&generation];
         let timings = Timings {
@@ -238,20 +245,25 @@ impl State {
             switch: ms(self.now - new.ready_at),
             total: ms(self.now - op.asked),
         };
-        let before = from.and_then(|from| self.generations.get(&from)).map(|old| &old.set);
-        let plugins = changes(before.map_or(&[][..], |set| &set.plugins), &new.set.plugins);
+        let replaced = match stopped {
+            Some(stopped) => stopped.set.clone(),
+            None => from.and_then(|from| self.generations.get(&from)).map(|old| old.set.clone()),
+        };
+        let plugins = changes(replaced.as_ref().map_or(&[][..], |set| &set.plugins), &new.set.plugins);
+        let unserved = stopped.map(|stopped| stopped.unserved_ms(self.now));
+        let served = from.or(stopped.and_then(|stopped| stopped.from));
         let (pid, cause, held) = (new.pid, op.cause.clone(), new.set.held.clone());
         self.report_mut(op.id, |report| {
             report.result = OpResult::Switched;
             report.generation = Some(generation);
-            report.from = from;
+            report.from = served;
+            report.unserved_ms = unserved;
             report.pid = pid;
             report.ms = Some(timings);
             report.plugins = Some(plugins);
             report.held = held;
         });
-        self.note(Note::Committed { generation, from, total_ms: timings.total, cause });
-        let replaced = from.and_then(|from| self.generations.get(&from)).map(|old| old.set.clone());
+        self.note(Note::Committed { generation, from: served, total_ms: timings.total, cause });
         match &op.back {
             Some(back) => self.went_back(back, generation, replaced),
             None => self.took(generation),
@@ -284,8 +296,7 @@ impl State {
             Some(waiting) => {
                 let by = waiting.id;
                 waiting.callers.append(&mut op.callers);
-                waiting.options.allow_empty |= op.options.allow_empty;
-                waiting.options.force |= op.options.force;
+                waiting.options.join(op.options);
                 self.superseded(op, by);
             }
             None => {
@@ -303,7 +314,8 @@ impl State {
         let committing = self.candidate.is_some_and(|candidate| self.phase(candidate) == Some(Phase::Committing));
         let superseded = match &self.running {
             Some(Running { stage: RunStage::Starting { .. }, .. }) => !committing,
-            Some(Running { stage: RunStage::Pausing { .. }, .. }) | None => false,
+            // What was committed, or what is nearly over, is not undone.
+            Some(Running { stage: RunStage::Pausing { .. } | RunStage::Restoring { .. }, .. }) | None => false,
             Some(_) => true,
         };
         if superseded && let Some(Running { op, stage }) = self.running.take() {

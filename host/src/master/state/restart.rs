@@ -13,8 +13,7 @@ impl State {
         if let Some(waiting) = self.waiting.as_mut().filter(|waiting| waiting.verb == Verb::Restart)
             && self.stopping.is_none()
         {
-            waiting.options.allow_empty |= options.allow_empty;
-            waiting.options.force |= options.force;
+            waiting.options.join(options);
             return waiting.callers.extend(caller);
         }
         let op = self.new_operation(Verb::Restart, cause, options, caller);

@@ -61,6 +61,7 @@ impl State {
                 .is_some_and(|other| other.target.sha256 == back.target.sha256 && other.with_config == back.with_config)
         };
         if let Some(waiting) = self.waiting.as_mut().filter(same) {
+            waiting.options.join(options);
             return waiting.callers.extend(caller);
         }
         let mut op = self.new_operation(Verb::Rollback, cause, options, caller);

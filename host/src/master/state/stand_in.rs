@@ -46,6 +46,8 @@ impl State {
             && self.stopping.is_none()
             && !self.is_ending()
             && self.leaving().is_none()
+            // A cold operation is at it, and has its own deadlines.
+            && self.stopped.is_none()
             && self.stand_ins().is_empty()
             // It serves in a moment, or is given up in one.
             && self.candidate.is_none_or(|candidate| self.phase(candidate) != Some(Phase::Committing));

@@ -15,11 +15,15 @@ use crate::report::Change;
 enum Chance {
     Reload {
         force: bool,
+        cold: bool,
     },
     Rollback {
         to: Option<u64>,
+        cold: bool,
     },
-    Restart,
+    Restart {
+        cold: bool,
+    },
     /// What a restart waits for comes: the test's result, then another program, or none.
     TakeOver {
         how: usize,
@@ -64,9 +68,9 @@ enum Chance {
 
 fn chance() -> impl Strategy<Value = Chance> {
     prop_oneof![
-        4 => (0..5_usize).prop_map(|force| Chance::Reload { force: force == 0 }),
-        1 => proptest::option::of(1..10_u64).prop_map(|to| Chance::Rollback { to }),
-        1 => Just(Chance::Restart),
+        4 => (0..5_usize, 0..3_usize).prop_map(|(force, cold)| Chance::Reload { force: force == 0, cold: cold == 0 }),
+        1 => (proptest::option::of(1..10_u64), any::<bool>()).prop_map(|(to, cold)| Chance::Rollback { to, cold }),
+        1 => any::<bool>().prop_map(|cold| Chance::Restart { cold }),
         4 => (0..4_usize).prop_map(|how| Chance::TakeOver { how }),
         1 => any::<bool>().prop_map(|signal| Chance::Shutdown { signal }),
         4 => prop::option::weighted(0.3, 0..12_u64).prop_map(|one| Chance::Cut { one }),
@@ -164,7 +168,11 @@ impl World {
                 Action::Prepare { op, source, .. } => self.preparing.push((op, source)),
                 Action::Test { test, .. } => self.testing.push(test),
                 Action::Leave { op } => assert!(self.leaving.replace(op).is_none(), "told twice to leave"),
-                Action::Spawn { generation, .. } => self.spawning.push(generation),
+                Action::Spawn { generation, .. } => {
+                    let alone = self.children.is_empty() && self.spawning.is_empty();
+                    assert!(self.state.stopped.is_none() || alone, "not alone: {:#?}", self.state);
+                    self.spawning.push(generation);
+                }
                 Action::Load { generation, probes: Probes::Skip, .. } => self.will_say(generation, &[ToMaster::Ready]),
                 Action::Load { generation, .. } => self.will_say(generation, &[ToMaster::Proving, ToMaster::Ready]),
                 Action::Send { generation, message } => match message {
@@ -252,17 +260,17 @@ impl World {
 
     fn happen(&mut self, chance: Chance) {
         match chance {
-            Chance::Reload { force } => {
-                self.ask(Verb::Reload, admin(), OpOptions { force, ..OpOptions::default() });
+            Chance::Reload { force, cold } => {
+                self.ask(Verb::Reload, admin(), OpOptions { force, cold, ..OpOptions::default() });
             }
             Chance::Cut { one } => {
                 let options = OpOptions { generation: one.map(Generation), ..OpOptions::default() };
                 self.ask(Verb::Cut, admin(), options);
             }
-            Chance::Rollback { to } => {
-                self.ask(Verb::Rollback, admin(), OpOptions { to: to.map(Generation), ..OpOptions::default() });
+            Chance::Rollback { to, cold } => {
+                self.ask(Verb::Rollback, admin(), OpOptions { to: to.map(Generation), cold, ..OpOptions::default() });
             }
-            Chance::Restart => self.ask(Verb::Restart, admin(), OpOptions::default()),
+            Chance::Restart { cold } => self.ask(Verb::Restart, admin(), OpOptions { cold, ..OpOptions::default() }),
             Chance::TakeOver { how } => self.take_over(how),
             Chance::Shutdown { signal: true } => {
                 let cause = Cause::Signal { signal: "SIGTERM".into(), sender: 1 };

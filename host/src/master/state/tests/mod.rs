@@ -1,5 +1,6 @@
 //! Each promise of the supervisor with its failure twin, told step by step; random histories are in `histories`.
 
+mod cold;
 mod cut;
 mod fallback;
 mod histories;
