@@ -404,3 +404,23 @@ fn with_signers_only_what_one_of_them_has_signed_is_taken() {
     assert_eq!((code, report.stage.as_deref()), (409, Some("config")), "{report:#?}");
     assert!(report.error.as_deref().is_some_and(|error| error.contains("store.signers[0]")), "{report:#?}");
 }
+
+#[test]
+fn a_watcher_takes_an_unsigned_plugin_once_its_signature_comes() {
+    let key = KeyPair::generate_unencrypted_keypair().expect("failed to make a key");
+    let signers = [key.pk.to_base64()];
+    let setup = Setup::probe("v1").config(&format!(
+        "[[server]]\nlisten = [\"127.0.0.1:0\"]\n[store]\nsigners = {signers:?}\n[watch]\nenabled = true\nsettle = \"50ms\"\n"
+    ));
+    sign(setup.bench(), &key);
+    let server = setup.start();
+    server.bench.install("probe", &artifacts::probe("v2"));
+    let status = server.wait_for("the unsigned plugin to be refused", |status| {
+        status.operations.first().is_some_and(|report| report.cause.by == "watcher" && report.result == "refused")
+    });
+    assert_eq!(status.operations[0].plugin.as_deref(), Some("probe"), "{status:#?}");
+    sign(&server.bench, &key);
+    server.wait_for("the signed plugin to be taken", |status| status.serving == Some(2));
+    server.wait_settled();
+    assert_eq!(server.probe().0, "v2");
+}

@@ -22,6 +22,7 @@ use crate::config::{Config, Plugin, check_mount, same_plugin};
 use crate::report::{Failure, PluginStatus, Stage};
 use crate::sys::files::{self, Identity, Lease};
 
+pub use signature::{beside as signature_of, is_beside_a_plugin as is_signature};
 pub use trust::Trusted;
 
 /// A file that is still being written after this long is refused.

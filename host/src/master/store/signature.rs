@@ -15,11 +15,19 @@ use super::Refusal;
 /// Of a signature's file, at most.
 const LONGEST: u64 = 16 << 10;
 
+const EXTENSION: &str = "minisig";
+
 /// Where the signature of `plugin` lies.
 pub fn beside(plugin: &Path) -> PathBuf {
     let mut name = OsString::from(plugin);
-    name.push(".minisig");
+    name.push(".");
+    name.push(EXTENSION);
     name.into()
+}
+
+/// Whether a plugin's signature could lie there.
+pub fn is_beside_a_plugin(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == EXTENSION) && super::is_plugin_file(&path.with_extension(""))
 }
 
 /// Whether one of `signers` has signed what `copy`, the copy of `plugin`, holds.

@@ -17,6 +17,8 @@ const MOST_LINKS: usize = 40;
 pub struct Targets {
     pub files: BTreeSet<PathBuf>,
     pub folders: BTreeSet<PathBuf>,
+    /// Those of the folders in which the plugins' signatures count as well.
+    pub signed: BTreeSet<PathBuf>,
 }
 
 /// What is there, from outside: nothing for a file that cannot be reached. What is absent is not in it.
@@ -44,20 +46,29 @@ impl Sighting {
 
 impl Targets {
     pub fn of_files(files: &[PathBuf]) -> Targets {
-        Targets { files: files.iter().cloned().collect(), folders: BTreeSet::new() }
+        Targets { files: files.iter().cloned().collect(), ..Targets::default() }
     }
 
     /// All that a set with `config` is made of, but for the configuration itself.
     pub fn of_config(config: &Config) -> Targets {
         let certificates = config.server.iter().flat_map(|server| &server.tls);
         let certificates = certificates.flat_map(|certificate| [&certificate.cert, &certificate.key]);
-        let plugins = config.plugins.values().filter_map(|plugin| plugin.file.as_ref());
-        Targets { files: certificates.chain(plugins).cloned().collect(), folders: [config.plugin_dir.clone()].into() }
+        let plugins: Vec<PathBuf> = config.plugins.values().filter_map(|plugin| plugin.file.clone()).collect();
+        let folders = BTreeSet::from([config.plugin_dir.clone()]);
+        let must_sign = !config.store.signers.is_empty();
+        let signatures: Vec<PathBuf> =
+            plugins.iter().filter(|_| must_sign).map(|file| store::signature_of(file)).collect();
+        Targets {
+            files: certificates.cloned().chain(plugins).chain(signatures).collect(),
+            signed: if must_sign { folders.clone() } else { BTreeSet::new() },
+            folders,
+        }
     }
 
     pub fn with(mut self, other: Targets) -> Targets {
         self.files.extend(other.files);
         self.folders.extend(other.folders);
+        self.signed.extend(other.signed);
         self
     }
 
@@ -70,16 +81,22 @@ impl Targets {
     /// Each as it is now. A folder that cannot be read stands for what is in it.
     pub fn find(&self) -> Found {
         let mut found = Found::new();
+        let mut signatures = Vec::new();
         for folder in &self.folders {
             match store::list(folder) {
-                Ok(files) => found.extend(files.into_iter().map(|path| {
-                    let identity = identity(&path).ok();
-                    (path, identity)
-                })),
+                Ok(files) => {
+                    if self.signed.contains(folder) {
+                        signatures.extend(files.iter().map(|path| store::signature_of(path)));
+                    }
+                    found.extend(files.into_iter().map(|path| {
+                        let identity = identity(&path).ok();
+                        (path, identity)
+                    }));
+                }
                 Err(_) => drop(found.insert(folder.clone(), None)),
             }
         }
-        for path in &self.files {
+        for path in self.files.iter().chain(&signatures) {
             match identity(path) {
                 Ok(identity) => drop(found.insert(path.clone(), Some(identity))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -138,7 +155,7 @@ impl Ways {
     /// Whether a change of this entry may change what is found.
     pub fn lead_by(&self, entry: &Path) -> bool {
         let in_folder = entry.parent().is_some_and(|parent| self.folders.contains(parent));
-        self.entries.contains(entry) || (in_folder && store::is_plugin_file(entry))
+        self.entries.contains(entry) || (in_folder && (store::is_plugin_file(entry) || store::is_signature(entry)))
     }
 
     /// Goes as the kernel does, through every link, as far as it leads; where to, if it is there.
@@ -200,7 +217,7 @@ mod tests {
         fs::write(root.join("lib.real"), "x").unwrap();
         symlink("../../../lib.real", root.join("releases/2/plugins/liba.so")).unwrap();
         fs::write(root.join("releases/2/plugins/libb.so"), "x").unwrap();
-        let targets = Targets { files: [].into(), folders: [root.join("plugins")].into() };
+        let targets = Targets { folders: [root.join("plugins")].into(), ..Targets::default() };
         let ways = targets.ways();
         let expected = [
             "",
@@ -222,6 +239,7 @@ mod tests {
             ("current", true),
             ("releases/2/plugins/libb.so", true),
             ("releases/2/plugins/new.so", true),
+            ("releases/2/plugins/new.so.minisig", true),
             ("releases/2/plugins/.new.so", false),
             ("releases/2/plugins/new.so.partial", false),
             ("lib.real", true),
@@ -253,7 +271,7 @@ mod tests {
         fs::write(root.join("a"), "a").unwrap();
         fs::write(root.join("b"), "b").unwrap();
         symlink("a", root.join("lib.so")).unwrap();
-        let targets = Targets { files: [].into(), folders: [root.clone()].into() };
+        let targets = Targets { folders: [root.clone()].into(), ..Targets::default() };
         let before = targets.find();
         symlink("b", root.join("new")).unwrap();
         fs::rename(root.join("new"), root.join("lib.so")).unwrap();
@@ -279,6 +297,31 @@ mod tests {
         .unwrap();
         let targets = Targets::of_config(&config).with(Targets::of_files(&["/b.toml".into()]));
         let files = ["/b.toml", "/c", "/k", "/x/a.so"].map(PathBuf::from);
-        assert_eq!(targets, Targets { files: files.into(), folders: [PathBuf::from("/p")].into() });
+        let folders: BTreeSet<_> = [PathBuf::from("/p")].into();
+        assert_eq!(targets, Targets { files: files.into(), folders: folders.clone(), ..Targets::default() });
+
+        let key = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
+        let signed = Config::load(
+            None,
+            &["plugin_dir=/p".into(), "plugins.a.file=/x/a.so".into(), format!("store.signers=[\"{key}\"]")],
+        );
+        let files = ["/x/a.so", "/x/a.so.minisig"].map(PathBuf::from);
+        let expected = Targets { files: files.into(), folders: folders.clone(), signed: folders };
+        assert_eq!(Targets::of_config(&signed.unwrap()), expected);
+    }
+
+    #[test]
+    fn a_signature_counts_where_plugins_must_be_signed() {
+        let (_dir, root) = real();
+        let [plugin, signature] = ["a.so", "a.so.minisig"].map(|name| root.join(name));
+        fs::write(&plugin, "x").unwrap();
+        fs::write(&signature, "x").unwrap();
+        fs::write(root.join("b.so.minisig"), "of nothing").unwrap();
+        let mut targets = Targets { folders: [root.clone()].into(), ..Targets::default() };
+        assert!(targets.find().into_keys().eq([plugin.clone()]));
+        targets.signed = targets.folders.clone();
+        assert!(targets.find().into_keys().eq([plugin, signature.clone()]));
+        fs::remove_file(&signature).unwrap();
+        assert_eq!(targets.find().len(), 1, "it may come later");
     }
 }

@@ -41,7 +41,7 @@ impl World {
 
     fn sighting(&self) -> Sighting {
         let found = self.0.iter().map(|(name, (number, ..))| (World::path(name), Some(Identity::fake(*number))));
-        let covered = Targets { files: [].into(), folders: [PathBuf::from("/p")].into() };
+        let covered = Targets { folders: [PathBuf::from("/p")].into(), ..Targets::default() };
         Sighting { covered, found: found.collect(), ..Sighting::default() }
     }
 }
