@@ -1,4 +1,5 @@
-//! The life of a generation: from its spawn to its reaping.
+//! The life of a generation: from its spawn to its reaping. In one file, since it is one machine: what a generation may become
+//! next depends on what the others are.
 
 use std::sync::Arc;
 use std::time::Duration;
