@@ -53,6 +53,8 @@ pub struct Worker {
     told: (mpsc::UnboundedSender<Told>, mpsc::UnboundedReceiver<Told>),
     asked: (mpsc::Sender<Asked>, mpsc::Receiver<Asked>),
     set: Option<Set>,
+    /// Up, and not served yet.
+    loaded: Vec<&'static Plugin>,
     /// What is served, once the plugins are up.
     service: Option<Service>,
     listeners: Vec<Listener>,
@@ -138,6 +140,7 @@ impl Worker {
             told: mpsc::unbounded_channel(),
             asked: mpsc::channel(ASKED),
             set: None,
+            loaded: Vec::new(),
             service: None,
             listeners: Vec::new(),
             acceptors: None,
@@ -185,8 +188,7 @@ impl Worker {
                             return lost(&error);
                         }
                     }
-                    Told::Loaded(Ok(plugins)) => return Event::Loaded(self.open(plugins)),
-                    Told::Loaded(Err(failure)) => return Event::Loaded(Err(failure)),
+                    Told::Loaded(result) => return Event::Loaded(result.map(|plugins| self.loaded = plugins)),
                     Told::Proved(result) => return Event::Proved(result),
                     Told::Stopped(listeners) => {
                         self.listeners = listeners;
@@ -215,8 +217,10 @@ impl Worker {
         }
     }
 
-    /// Makes ready to serve with `plugins`.
-    fn open(&mut self, plugins: Vec<&'static Plugin>) -> Result<(), Failure> {
+    /// Makes ready to serve with the plugins, once all that LOAD announced has come: the secrets come before the listeners, but maybe
+    /// after the plugins are up.
+    fn open(&mut self) -> Result<(), Failure> {
+        let plugins = std::mem::take(&mut self.loaded);
         let Some(set) = &mut self.set else { return Err(Failure::new(Stage::Load, "failed to find what to serve")) };
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         builder.enable_all().thread_name("serve");
@@ -486,7 +490,10 @@ impl Worker {
         }
     }
 
-    async fn prove(&self, events: &mut VecDeque<Event>) {
+    async fn prove(&mut self, events: &mut VecDeque<Event>) {
+        if let Err(failure) = self.open() {
+            return events.push_back(Event::Proved(Err(failure)));
+        }
         let (Some(set), Some(service)) = (&self.set, &self.service) else { return };
         let Some(server) = service.rehearsal else { return events.push_back(Event::Proved(Ok(()))) };
         self.send(ToMaster::Proving, events).await;

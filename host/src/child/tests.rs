@@ -8,10 +8,13 @@ use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rcgen::generate_simple_self_signed;
 use tokio::signal::unix::{SignalKind, signal};
+use zeroize::Zeroizing;
 
 use super::life::{Orphan, Worker};
 use crate::config::{Config, Drain};
+use crate::control::secrets::{Certificate, ServerCertificates, seal_certificates};
 use crate::control::{
     Deadlines, ListenerInfo, LoadSet, MasterEnd, PROTOCOL, PluginFile, Protocols, ToChild, ToMaster, WorkerEnd,
 };
@@ -64,6 +67,12 @@ impl Master {
         self.runtime.block_on(recv).expect("the worker answers").unwrap().expect("the worker lives").0
     }
 
+    /// Whether the worker says nothing for that long.
+    fn is_silent_for(&self, time: Duration) -> bool {
+        let recv = async { tokio::time::timeout(time, self.control.as_ref().unwrap().recv()).await };
+        self.runtime.block_on(recv).is_err()
+    }
+
     fn hello(&self) {
         assert!(matches!(self.recv(), ToMaster::Hello { protocols: PROTOCOL, .. }));
         let hello = ToChild::Hello { protocols: PROTOCOL, version: "1".into(), generation: Generation(3) };
@@ -72,11 +81,19 @@ impl Master {
 
     fn load(&self, plugins: Vec<PluginFile>) {
         let drain = Drain { orphan: Duration::from_millis(300), ..Drain::default() };
+        self.load_only(Config { drain, workers: 2, ..Config::default() }, plugins);
+        self.listener();
+    }
+
+    /// LOAD without what follows it.
+    fn load_only(&self, config: Config, plugins: Vec<PluginFile>) {
         let info = ListenerInfo { id: 7, server: "web".into(), address: self.addr().to_string() };
-        let config = Config { drain, workers: 2, ..Config::default() };
         let set = LoadSet { config, plugins, listeners: vec![info], states: Vec::new() };
         let (memory, _slots) = Slots::<SLOTS>::create("metrics").unwrap();
         self.send(ToChild::Load(Box::new(set)), &[memory.as_fd()]);
+    }
+
+    fn listener(&self) {
         let socket = OwnedFd::from(self.listener.try_clone().unwrap());
         self.send(ToChild::Listener { id: 7 }, &[socket.as_fd()]);
     }
@@ -103,6 +120,38 @@ fn request(stream: &mut TcpStream) -> String {
     let mut bytes = [0; 4096];
     let len = stream.read(&mut bytes).unwrap();
     String::from_utf8_lossy(&bytes[..len]).into_owned()
+}
+
+#[test]
+fn secrets_may_come_after_the_plugins_are_up() {
+    let own = generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    let certificate = Certificate {
+        names: vec!["a.example".into()],
+        chain: vec![own.cert.der().to_vec()],
+        key: Zeroizing::new(own.signing_key.serialize_der()),
+    };
+    let certificates =
+        seal_certificates(&[ServerCertificates { server: "web".into(), certificates: vec![certificate] }]);
+    let text = "server=[{ name = \"web\", listen = [\"127.0.0.1:0\"], tls = [{ cert = \"/c\", key = \"/k\" }] }]";
+    let master = master();
+    master.hello();
+    master.load_only(Config::load(None, &[text.into()]).unwrap(), Vec::new());
+    // Without a plugin, loading takes no time: a worker that did not wait would refuse now.
+    assert!(master.is_silent_for(Duration::from_millis(200)));
+    master.send(ToChild::Certificates, &[certificates.unwrap().as_fd()]);
+    master.listener();
+    assert_eq!(master.recv(), ToMaster::Ready);
+}
+
+#[test]
+fn secrets_that_never_come_are_a_refusal() {
+    let text = "server=[{ name = \"web\", listen = [\"127.0.0.1:0\"], tls = [{ cert = \"/c\", key = \"/k\" }] }]";
+    let master = master();
+    master.hello();
+    master.load_only(Config::load(None, &[text.into()]).unwrap(), Vec::new());
+    master.listener();
+    let ToMaster::Failed(failure) = master.recv() else { panic!("not FAILED") };
+    assert!(failure.stage == Stage::Load && failure.error.contains("certificates"), "{failure:?}");
 }
 
 #[test]
