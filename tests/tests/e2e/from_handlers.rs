@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use baton_tests::http2;
 use baton_tests::server::{Server, Setup};
-use baton_tests::status::Status;
+use baton_tests::status::{Report, Status};
 use baton_tests::tls::{Authority, Client, Version};
 use baton_tests::{artifacts, wait};
 
@@ -161,6 +161,7 @@ fn many_handlers_and_others_that_ask_at_once_share_a_few_reloads() {
         let answer = asker.receive().expect("an answer");
         assert!(answer.status == 200 || answer.text().contains("does not serve"), "{answer:?}");
     }
+    stage.server.wait_for("the last of them to have ended", |status| status.operations.iter().all(Report::has_ended));
     let status = stage.server.wait_drained();
     assert!((2..20).contains(&status.switches), "30 wishes made {} switches", status.switches);
     assert!(status.operations.iter().all(|report| report.result == "switched"), "{:#?}", status.operations);
