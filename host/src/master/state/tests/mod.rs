@@ -11,8 +11,9 @@ mod saving;
 mod stand_in;
 
 use super::*;
-use crate::control::{ControlVerb, EXIT_TIMEOUT, Hook, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT};
+use crate::control::{ControlVerb, EXIT_TIMEOUT, Hook, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT, ToMaster};
 use crate::report::{DrainReport, OpResult, Stage};
+use crate::sys::process::ExitKind;
 
 fn settings() -> Settings {
     Settings::of(&Config::default())
