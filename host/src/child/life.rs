@@ -1,5 +1,5 @@
 //! The loop around a worker's pure life: whatever can happen becomes an [`Event`] for `state`, and each [`Action`] that
-//! comes out is done here. It decides nothing by itself.
+//! comes out is done here. It decides nothing by itself. In one file, since it is one list: what each message and action does.
 
 use std::collections::VecDeque;
 use std::io;

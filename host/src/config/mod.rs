@@ -2,7 +2,7 @@
 //!
 //! Owns the shape, the defaults and the rules between keys. It opens one file (the one it is told) and nothing else: whether
 //! an address can be bound or a directory written is found out by who needs it. `default.toml`, beside this file, is the
-//! commented reference; a test holds it equal to the defaults here.
+//! commented reference; a test holds it equal to the defaults here. In one file, since it is one list: all keys, in its order.
 
 mod limit;
 mod load;

@@ -159,8 +159,8 @@ fn environment(setup: Setup) -> Vec<String> {
         ("FDSTORE", "8"),
         ("WATCHDOG_PID", "1"),
         ("BATON_TOKEN", "secret"),
-        ("XDG_CACHE_HOME", "/root/.cache"),
-        ("SSH_AUTH_SOCK", "/root/agent"),
+        ("XDG_CACHE_HOME", "/home/a/.cache"),
+        ("SSH_AUTH_SOCK", "/home/a/agent"),
         ("DATABASE_URL", "postgres://db"),
     ];
     let server = foreign.into_iter().fold(setup, |setup, (key, value)| setup.env(key, value)).start();
