@@ -38,7 +38,7 @@ pub enum Event {
         exit: ExitKind,
         output: String,
     },
-    /// How the generation that [`State::watched`] names answers.
+    /// How the generation that [`State::watched`](super::State::watched) names answers.
     Counted {
         generation: Generation,
         requests: u64,
@@ -77,7 +77,7 @@ pub enum Action {
         op: OpId,
         test: TestId,
     },
-    /// Let it take over, if [`State::may_leave`] still; answered by `Stayed`, or never.
+    /// Let it take over, if [`State::may_leave`](super::State::may_leave) still; answered by `Stayed`, or never.
     Leave {
         op: OpId,
     },
