@@ -3,7 +3,7 @@
 //! [`Setup`] says how it starts, [`Server`] is the running process. All that a test learns of it comes from outside: its
 //! ports, its status, its exit code, the kernel. The whole process group is killed on drop, and by the kernel if the test
 //! process dies; a server must be started on a thread that outlives it (the kernel ties it to that thread). On a failed
-//! test its log is printed.
+//! test its log is printed. Long, since what a test may do to an instance is one list.
 
 use std::fs::{self, File, Permissions};
 use std::io;

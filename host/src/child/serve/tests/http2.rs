@@ -1,5 +1,5 @@
 //! HTTP/2 as clients see it: requests, bodies and trailers by the `h2` crate's client, and what has no place in a well-behaved
-//! one by frames made here.
+//! one by frames made here. In one file: every test needs both clients and the server that they meet.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;

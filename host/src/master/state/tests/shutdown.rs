@@ -1,0 +1,90 @@
+//! The end that was asked for: in time, late, and against what is under way.
+
+use super::*;
+
+#[test]
+fn a_shutdown_drains_and_a_second_signal_cuts() {
+    let mut story = Story::serving();
+    let retire = story.term();
+    assert_eq!(retire.iter().filter(|action| **action == Action::CloseListeners).count(), 1);
+    let [ToChild::Retire(deadlines)] = sends(&retire, 1)[..] else { panic!("{retire:?}") };
+    assert_eq!(deadlines.max_ms, Some(30_000), "shutdown.timeout");
+    assert_eq!(sends(&story.term(), 1), [&ToChild::Cut]);
+    assert!(sends(&story.term(), 1).is_empty(), "once");
+    let report = DrainReport { cut: crate::report::Cut { busy: 1, ..Default::default() }, ..Default::default() };
+    story.says(1, ToMaster::Done(report));
+    assert_eq!(story.finished(), None, "not before it is reaped");
+    story.dies(1, ExitKind::Code(0));
+    assert_eq!(story.finished(), Some(&Exit::Cut));
+}
+
+#[test]
+fn a_shutdown_without_loss_says_so_and_one_that_hangs_is_cut_then_killed() {
+    let mut story = Story::serving();
+    story.term();
+    story.leaves(1);
+    assert_eq!(story.finished(), Some(&Exit::Drained));
+
+    let mut story = Story::serving();
+    story.term();
+    assert_eq!(sends(&story.wait(Duration::from_secs(30)), 1), [&ToChild::Cut]);
+    assert!(kills(&story.wait(EXIT_TIMEOUT), 1));
+    story.dies(1, ExitKind::Signal(9));
+    assert_eq!(story.finished(), Some(&Exit::Cut));
+}
+
+#[test]
+fn an_old_cut_does_not_colour_a_clean_shutdown() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    story.dies(1, ExitKind::Signal(9));
+    story.term();
+    story.leaves(2);
+    assert_eq!(story.finished(), Some(&Exit::Drained));
+}
+
+#[test]
+fn a_shutdown_supersedes_whatever_is_not_committed() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.reload(2);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.spawned(2);
+    assert!(kills(&story.term(), 2));
+    assert_eq!((story.answer(1).result, story.answer(2).result), (OpResult::Superseded, OpResult::Superseded));
+    story.reload(3);
+    assert_eq!(story.answer(3).result, OpResult::Superseded);
+    story.dies(2, ExitKind::Signal(9));
+    story.leaves(1);
+    assert_eq!(story.finished(), Some(&Exit::Drained));
+}
+
+#[test]
+fn a_switch_that_is_committing_is_let_through_before_a_shutdown() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.ready(2);
+    assert!(!kills(&story.term(), 2), "it may have accepted already");
+    story.says(2, ToMaster::Serving);
+    story.says(1, ToMaster::Paused);
+    assert_eq!(story.answer(1).result, OpResult::Switched);
+    story.leaves(1);
+    story.leaves(2);
+    assert_eq!(story.finished(), Some(&Exit::Drained));
+}
+
+#[test]
+fn during_the_delay_of_a_shutdown_all_goes_on_but_nothing_is_ready() {
+    let mut story = Story::serving();
+    story.state.settings.shutdown.delay = Duration::from_secs(5);
+    assert!(story.state.is_ready());
+    assert!(sends(&story.term(), 1).is_empty());
+    assert!(!story.state.is_ready());
+    assert_eq!(spawns(&story.dies(1, ExitKind::Signal(9))), [(2, 1)]);
+    story.up(2);
+    assert!(matches!(sends(&story.wait(Duration::from_secs(5)), 2)[..], [ToChild::Retire(_)]));
+}
