@@ -1,5 +1,5 @@
 //! Which Baton this is. With the feature `next`, which only the tests of restarts build, it is a later one: it has another
-//! version, leaves a field and says messages that this one does not know, and fails where a file tells it to.
+//! version, has a key, leaves a field and says messages that this one does not know, and fails where a file tells it to.
 
 #[cfg(not(feature = "next"))]
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

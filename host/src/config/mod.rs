@@ -4,6 +4,7 @@
 //! an address can be bound or a directory written is found out by who needs it. `default.toml`, beside this file, is the
 //! commented reference; a test holds it equal to the defaults here. In one file, since it is one list: all keys, in its order.
 
+pub mod carried;
 mod limit;
 mod load;
 mod mode;
@@ -143,6 +144,8 @@ pub struct Config {
     pub plugin_dir: PathBuf,
     /// Threads that serve, per child; 0 for one per core.
     pub workers: usize,
+    #[cfg(feature = "next")]
+    pub novelty: u32,
     /// From the start of a child to its READY.
     #[serde(with = "finite")]
     pub start_timeout: Duration,
@@ -438,6 +441,8 @@ impl Default for Config {
             group: None,
             plugin_dir: "plugins".into(),
             workers: 0,
+            #[cfg(feature = "next")]
+            novelty: 7,
             start_timeout: seconds(30),
             max_draining: 8,
             drain: Drain::default(),

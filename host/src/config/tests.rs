@@ -386,10 +386,66 @@ fn a_plugin_is_found_whichever_dash_is_written() {
     assert!(config.plugin("axum").is_none());
 }
 
+/// As a child, the next program or the next start gets it.
+fn carried(config: &Config) -> (serde_json::Value, Config) {
+    #[derive(Serialize, Deserialize)]
+    struct Message {
+        #[serde(with = "super::carried")]
+        config: Config,
+    }
+    let json = serde_json::to_value(Message { config: config.clone() }).unwrap();
+    let Message { config } = serde_json::from_value(json.clone()).unwrap();
+    (json["config"].clone(), config)
+}
+
 #[test]
-fn the_effective_configuration_crosses_as_json() {
-    let config = Config::load(None, &["plugins.a.config.when=1979-05-27".into(), "drain.max=never".into()]).unwrap();
-    let json = serde_json::to_string(&config).unwrap();
-    let back: Config = serde_json::from_str(&json).unwrap();
-    assert_eq!(back.drain, config.drain);
+fn the_effective_configuration_arrives_as_it_was_and_brings_only_what_was_set() {
+    let (json, back) = carried(&Config::default());
+    assert_eq!(back, Config::default());
+    assert_eq!(json, serde_json::json!({ "server": [{ "listen": ["127.0.0.1:8080"] }], "plugins": {} }));
+    let text = r#"
+        workers = 3
+        drain.max = "never"
+        drain.timeout = "60s"
+        probation.max_failure_ratio = 0.25
+        [[server]]
+        listen = ["127.0.0.1:0", "unix:/x"]
+        socket_mode = "660"
+        tls = [{ cert = "/c", key = "/k" }]
+        [[server]]
+        name = "b"
+        listen = ["127.0.0.1:0"]
+        health = "/health"
+        http2 = false
+        route = [{ prefix = "/a", plugin = "a" }, { host = "b.example", plugin = "plain" }]
+        probe = [{ path = "/up", status = 204 }, { headers = { accept = "text/plain" } }]
+        [plugins.a]
+        allow_control = false
+        config = { when = 1979-05-27, workers = 0, none = {} }
+        [plugins.plain]
+    "#;
+    let config = parse(text).unwrap();
+    let (json, back) = carried(&config);
+    assert_eq!(back, config);
+    let expected = serde_json::json!({
+        "workers": 3,
+        "drain": { "max": "never" },
+        "probation": { "max_failure_ratio": 0.25 },
+        "server": [
+            { "listen": ["127.0.0.1:0", "unix:/x"], "socket_mode": "0660", "tls": [{ "cert": "/c", "key": "/k" }] },
+            {
+                "name": "b",
+                "listen": ["127.0.0.1:0"],
+                "health": "/health",
+                "http2": false,
+                "route": [{ "prefix": "/a", "plugin": "a" }, { "host": "b.example", "plugin": "plain" }],
+                "probe": [{ "path": "/up", "status": 204 }, { "headers": { "accept": "text/plain" } }],
+            },
+        ],
+        "plugins": {
+            "a": { "allow_control": false, "config": config.plugins["a"].config },
+            "plain": {},
+        },
+    });
+    assert_eq!(json, expected);
 }

@@ -49,7 +49,7 @@ pub use channel::{ChannelError, MasterEnd, WorkerEnd};
 
 use self::states::StateEntry;
 
-use crate::config::Config;
+use crate::config::{Config, carried};
 use crate::report::{DrainReport, Failure, Generation, NotSaved};
 
 /// Largest message in bytes.
@@ -207,6 +207,7 @@ impl fmt::Display for ControlVerb {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadSet {
     /// The effective configuration, validated by the master.
+    #[serde(with = "carried")]
     pub config: Config,
     pub plugins: Vec<PluginFile>,
     /// As many [`ToChild::Listener`] messages follow, in this order.

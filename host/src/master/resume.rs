@@ -24,7 +24,7 @@ use super::state::{Saved, SetId};
 use super::store::{Origin, Store};
 use super::tls::{SavedCertificates, SavedTickets};
 use super::watcher;
-use crate::config::Config;
+use crate::config::{Config, carried};
 use crate::control::states::{StateEntry, States, StatesError};
 use crate::control::{PROTOCOL, Protocols};
 use crate::dirs::Dirs;
@@ -111,6 +111,7 @@ pub struct Carried {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Remains {
     /// As it is in force: what only a new master can change must be the same.
+    #[serde(with = "carried")]
     pub config: Config,
     pub state: Saved,
     pub sets: Vec<SavedSet>,

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::state::{SetId, SetInfo, Settings};
 use super::store::{self, Mounted, Origin, Snapshot, Store};
-use crate::config::{Config, Plugin, same_plugin};
+use crate::config::{Config, carried, same_plugin};
 use crate::report::{Change, Failure};
 
 /// Plugins with their configuration.
@@ -27,6 +27,7 @@ pub struct Content {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     pub plugins: Vec<Part>,
+    #[serde(with = "carried")]
     pub config: Config,
 }
 
@@ -52,7 +53,7 @@ impl Content {
         let mut undone = Vec::new();
         let mut config = config;
         if let Some(instead) = instead {
-            let change = Change::Config { sha256: hash(&config) };
+            let change = Change::Config { sha256: known_as(&config) };
             if held.contains(&change) {
                 config = instead.config.with_fixed(&config);
                 undone.push(change);
@@ -85,7 +86,7 @@ impl Content {
                 snapshots.push(old);
                 continue;
             }
-            let change = Change::Settings { plugin: name.clone(), sha256: hash(&section(&config, &name)) };
+            let change = Change::Settings { plugin: name.clone(), sha256: section_known_as(&config, &name) };
             if held.contains(&change) && instead.is_some() {
                 restore_section(&mut config, instead, &name);
                 undone.push(change);
@@ -121,10 +122,10 @@ impl Content {
         let sections: BTreeMap<String, String> = self
             .plugins
             .iter()
-            .map(|plugin| (plugin.snapshot.name.clone(), hash(&section(&self.config, &plugin.snapshot.name))))
+            .map(|plugin| (plugin.snapshot.name.clone(), section_known_as(&self.config, &plugin.snapshot.name)))
             .collect();
         let plugins = self.plugins.iter().map(|plugin| (&plugin.snapshot.name, &plugin.snapshot.sha256, &plugin.mount));
-        let config = hash(&self.config);
+        let config = known_as(&self.config);
         SetInfo {
             id,
             sha256: hash(&(plugins.collect::<Vec<_>>(), &config)),
@@ -153,8 +154,14 @@ impl Content {
     }
 }
 
-fn section(config: &Config, name: &str) -> Plugin {
-    config.plugin(name).cloned().unwrap_or_default()
+/// Equal for equal configurations, in a version that has more keys too.
+fn known_as(config: &Config) -> String {
+    hash(&config.given().ok())
+}
+
+/// The same of a plugin's section; one that is not there is as good as an empty one.
+fn section_known_as(config: &Config, name: &str) -> String {
+    hash(&config.plugin(name).cloned().unwrap_or_default().given().ok())
 }
 
 /// Gives the plugin the section that it has in `from`.
@@ -220,7 +227,7 @@ mod tests {
         let before =
             content(config(&["plugins.a.config.x=1", "plugins.gone.workers=3"]), &[("a", "a1"), ("gone", "g1")]);
         let now = config(&["plugins.a.config.x=2"]);
-        let settings = Change::Settings { plugin: "a".into(), sha256: hash(&section(&now, "a")) };
+        let settings = Change::Settings { plugin: "a".into(), sha256: section_known_as(&now, "a") };
         let held = [settings, Change::Removal { plugin: "gone".into() }];
         let made = Content::undo(now.clone(), taken(&[("a", "a1")]), &held, Vec::new(), Some(&before)).unwrap();
         assert_eq!(shas(&made), [("a", "a1"), ("gone", "g1")]);
