@@ -38,9 +38,9 @@ mod unix_sockets;
 mod upgrade;
 mod watch;
 
-use baton_tests::artifacts;
-use baton_tests::http::Connection;
-use baton_tests::server::Server;
+use baton_tests::http::{Connection, Response};
+use baton_tests::server::{Server, answered_by};
+use baton_tests::{artifacts, wait};
 
 /// Starts a request that takes `ms`, and returns once the server has it in hand.
 #[track_caller]
@@ -62,4 +62,15 @@ fn switch_to(server: &Server, version: &str) -> i32 {
     let (answered, pid) = server.probe();
     assert_eq!(answered, version);
     pid
+}
+
+/// A connection that stays with its process is answered there, and told to close once that retires: a moment after the caller
+/// of the reload has heard.
+#[track_caller]
+fn answered_until_closed(connection: &mut Connection, version: &str) -> Response {
+    wait::until("the announced close", wait::LONG, || {
+        let answer = connection.request("GET", "/").expect("the connection was closed");
+        assert_eq!(answered_by(&answer).0, version);
+        answer.close.then_some(answer)
+    })
 }

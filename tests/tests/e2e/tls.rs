@@ -12,6 +12,8 @@ use baton_tests::status::Status;
 use baton_tests::tls::{Authority, Client, DAY, Version};
 use baton_tests::{artifacts, http, http2, wait};
 
+use crate::answered_until_closed;
+
 const SWITCHES: u64 = 50;
 
 /// One server with these certificates, out of files of that name in the workbench.
@@ -119,8 +121,7 @@ fn a_reload_serves_the_new_certificate_and_keeps_the_old_connection() {
     assert!(after.shown == renewed.der && after.shown != before.shown);
     assert!(!new.request("GET", "/").expect("no answer").close);
     // The old one is answered by the old process, told of the close, and closed with close_notify.
-    let last = old.request("GET", "/").expect("the connection was closed");
-    assert!(last.close, "{last:?}");
+    answered_until_closed(&mut old, "v1");
     assert_eq!(old.read_to_close().expect("the end of TLS was not said"), b"");
 }
 
@@ -333,15 +334,13 @@ fn an_address_that_becomes_secure_loses_no_clear_connection() {
     server.bench.configure(&one_server(&["a"]));
     switch_to(&server, "v2");
     // In clear, by the process that knows it so.
-    let last = idle.request("GET", "/").expect("the connection was closed");
-    assert_eq!((answered_by(&last).0.as_str(), last.close), ("v1", true));
+    answered_until_closed(&mut idle, "v1");
     let client = authority.client(Version::V13);
     let (mut secure, _) = client.connect(server.addr()).expect("failed to connect");
     secure.request("GET", "/").expect("no answer");
     server.bench.configure(clear);
     switch_to(&server, "v1");
-    let last = secure.request("GET", "/").expect("the connection was closed");
-    assert_eq!((answered_by(&last).0.as_str(), last.close), ("v2", true));
+    answered_until_closed(&mut secure, "v2");
     assert_eq!(server.probe().0, "v1");
 }
 
