@@ -5,12 +5,15 @@
 //! child has two tasks that only carry messages.
 
 pub mod admin;
+mod children;
 mod environment;
 pub mod handle;
 mod identity;
+mod inventory;
 mod listeners;
 mod memory;
 mod notes;
+mod pid_file;
 pub mod resume;
 mod run;
 mod sets;

@@ -16,19 +16,19 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::admin::SavedAdmin;
+use super::children::SavedChildren;
 use super::identity::Identity;
-use super::listeners::{Claim, SavedListeners};
-use super::sets::{Content, Record};
-use super::spawn::SavedChild;
-use super::state::{Saved, SetId};
-use super::store::{Origin, Store};
-use super::tls::{SavedCertificates, SavedTickets};
+use super::inventory::SavedSets;
+use super::listeners::SavedListeners;
+use super::state::Saved;
+use super::store::Store;
+use super::tls::SavedTickets;
 use super::watcher;
 use crate::config::{Config, carried};
 use crate::control::states::{StateEntry, States, StatesError};
 use crate::control::{PROTOCOL, Protocols};
 use crate::dirs::Dirs;
-use crate::report::{Change, Failure, Generation, Load, Stage};
+use crate::report::{Failure, Generation, Stage};
 use crate::sys::process::Image;
 use crate::sys::renew::{self, Nature, Program};
 use crate::sys::{sealed, worker};
@@ -114,31 +114,14 @@ pub struct Remains {
     #[serde(with = "carried")]
     pub config: Config,
     pub state: Saved,
-    pub sets: Vec<SavedSet>,
-    pub next_set: u64,
-    pub children: Vec<SavedChild>,
-    /// Those that are told of new ticket keys.
-    pub with_tickets: Vec<Generation>,
+    pub sets: SavedSets,
+    pub children: SavedChildren,
     pub tickets: SavedTickets,
-    pub ended: Vec<u64>,
-    pub past: Vec<(Generation, Load)>,
-    /// What plugins have handed on last.
-    #[serde(default)]
-    pub states: Option<SavedStates>,
     /// The program of the sets: what a crash of what serves is answered with.
     pub image: Fd,
     /// What the watcher does not try again as it is.
     #[serde(default)]
     pub tried: Option<watcher::Saved>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub struct SavedSet {
-    pub id: SetId,
-    pub record: Record,
-    pub held: Vec<Change>,
-    pub listeners: Vec<Claim>,
-    pub certificates: Option<SavedCertificates>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -292,9 +275,7 @@ pub fn check(memory: OwnedFd, config: &Config) -> Result<String, ResumeError> {
     let dirs = Dirs::of(config)?;
     let identity = Identity::of(config).map_err(|error| ResumeError::Broken(error.to_string()))?;
     let store = Store::open(&dirs.state, identity.trust()).map_err(|error| ResumeError::Broken(error.to_string()))?;
-    for set in carried.remains.sets {
-        Content::recall(&store, set.record, Origin::ThisProcess).map_err(ResumeError::Set)?;
-    }
+    carried.remains.sets.check(&store).map_err(ResumeError::Set)?;
     let answer = Answer { version: VERSION.into(), schema: SCHEMA, protocols: PROTOCOL };
     let json = serde_json::to_string(&answer).map_err(|error| ResumeError::Broken(error.to_string()))?;
     Ok(format!("{ANSWER}{json}\n"))

@@ -8,10 +8,8 @@ use std::os::fd::OwnedFd;
 
 use super::*;
 use crate::master::admin::Admin;
-use crate::master::resume::{self, Answer, Carried, Luggage, Remains, ResumeError, SCHEMA, SavedSet, SavedStates};
+use crate::master::resume::{self, Answer, Carried, Luggage, Remains, ResumeError, SCHEMA};
 use crate::master::state::BadStart;
-use crate::master::store::Origin;
-use crate::master::tls::SavedCertificates;
 use crate::master::watcher;
 use crate::sys::files::Lock;
 use crate::sys::process::Process;
@@ -32,17 +30,6 @@ impl Master {
     fn pack(&self, admin: &Admin, lock: &Lock) -> io::Result<Packed> {
         let mut luggage = Luggage::default();
         let tickets = self.tickets.seal().map_err(io::Error::other)?;
-        let set = |(id, set): (&SetId, &Set)| {
-            let certificates = set.certificates.as_ref().map(|certificates| certificates.save(&mut luggage));
-            Ok(SavedSet {
-                id: *id,
-                record: set.content.record(),
-                held: set.content.held.clone(),
-                listeners: set.listeners.clone(),
-                certificates: certificates.transpose()?,
-            })
-        };
-        let sets = self.sets.iter().map(set).collect::<io::Result<_>>()?;
         let image = self.before.as_ref().map_or(&self.image, |(image, _)| image);
         let carried = Carried {
             schema: SCHEMA,
@@ -50,14 +37,9 @@ impl Master {
             remains: Remains {
                 config: self.source.config.clone(),
                 state: self.state.save(self.started.elapsed()),
-                sets,
-                next_set: self.next_set,
-                children: self.children.values().map(|child| child.save(&mut luggage)).collect::<io::Result<_>>()?,
-                with_tickets: self.with_tickets.iter().copied().collect(),
+                sets: self.sets.save(&mut luggage)?,
+                children: self.children.save(&mut luggage)?,
                 tickets: self.tickets.save(&tickets, &mut luggage)?,
-                ended: self.ended.save(),
-                past: self.past.iter().map(|(generation, load)| (*generation, *load)).collect(),
-                states: self.states.as_ref().map(|states| SavedStates::of(states, &mut luggage)).transpose()?,
                 image: luggage.put(image)?,
                 tried: self.watcher.save(),
             },
@@ -120,8 +102,8 @@ impl Master {
                 }
             }
         }
-        self.finish_files().await;
-        let readers: Vec<_> = self.children.values_mut().map(Child::stop_reading).collect();
+        self.sets.settle().await;
+        let readers = self.children.stop_reading();
         let mut brought = Vec::new();
         {
             let mut stopped = std::pin::pin!(async {
@@ -159,21 +141,9 @@ impl Master {
         exit.or_else(|| self.reload_for(changed))
     }
 
-    /// Waits until the store is left alone and all notes are written.
-    async fn finish_files(&self) {
-        let (store, notebook) = (self.store.clone(), self.notebook.clone());
-        let written = tokio::task::spawn_blocking(move || {
-            let _store = store.lock().unwrap_or_else(PoisonError::into_inner);
-            notebook.write();
-        });
-        if let Err(error) = written.await {
-            tracing::error!("failed to write what the next start shall know: {error}");
-        }
-    }
-
     /// Empties the queues to the children.
     async fn flush(&mut self) -> Result<(), Failure> {
-        let writers: Vec<_> = self.children.values_mut().map(Child::stop_writing).collect();
+        let writers = self.children.stop_writing();
         let all = async {
             for writer in writers {
                 // As with the readers.
@@ -207,14 +177,7 @@ impl Master {
 
     /// All as before.
     fn go_on(&mut self, admin: &mut Admin) {
-        for (generation, child) in &mut self.children {
-            if let Err(error) = child.go_on(self.events.clone()) {
-                tracing::error!(generation = generation.0, "failed to go on with a child: {error}; killing it");
-                if let Err(error) = child.kill() {
-                    tracing::error!(generation = generation.0, "failed to kill: {error}");
-                }
-            }
-        }
+        self.children.go_on(&self.events);
         if let Err(error) = admin.go_on() {
             tracing::error!("{error}");
         }
@@ -271,34 +234,24 @@ fn last_line(printed: &str) -> String {
 
 /// What the program before has left, as this one's.
 pub(super) struct PickedUp {
-    pub sets: BTreeMap<SetId, Set>,
-    pub next_set: u64,
+    pub sets: Inventory,
     pub state: State,
-    pub children: HashMap<Generation, Child>,
-    pub with_tickets: BTreeSet<Generation>,
+    pub children: Children,
     pub tickets: Tickets,
-    pub ended: Counts,
-    pub past: BTreeMap<Generation, Load>,
     pub before: Option<(Image, BTreeSet<SetId>)>,
-    pub states: Option<States>,
     pub started: Instant,
     pub tried: Option<watcher::Saved>,
 }
 
 impl PickedUp {
     /// Nobody was here before.
-    pub fn nothing(state: State, sets: BTreeMap<SetId, Set>) -> PickedUp {
+    pub fn nothing(state: State, sets: Inventory) -> PickedUp {
         PickedUp {
-            next_set: sets.len() as u64 + 1,
             sets,
             state,
-            children: HashMap::new(),
-            with_tickets: BTreeSet::new(),
+            children: Children::default(),
             tickets: Tickets::new(),
-            ended: Counts::default(),
-            past: BTreeMap::new(),
             before: None,
-            states: None,
             started: Instant::now(),
             tried: None,
         }
@@ -309,39 +262,22 @@ impl PickedUp {
 pub(super) fn pick_up(
     carried: Remains,
     outcome: Result<(), Failure>,
-    store: &Store,
+    (store, notebook): (Store, Notebook),
     bad_start: BadStart,
     events: &mpsc::Sender<Event>,
 ) -> Result<PickedUp, ResumeError> {
-    let mut sets = BTreeMap::new();
-    for SavedSet { id, record, held, listeners, certificates } in carried.sets {
-        let content = Content::recall(store, record, Origin::ThisProcess).map_err(ResumeError::Set)?;
-        let content = Arc::new(Content { held, ..content });
-        let certificates = certificates.map(SavedCertificates::resume).transpose()?;
-        sets.insert(id, Set { content, listeners, certificates });
-    }
-    let infos: BTreeMap<_, _> = sets.iter().map(|(id, set)| (*id, Arc::new(set.content.info(*id)))).collect();
-    let mut children = HashMap::new();
-    for saved in &carried.children {
-        let (generation, child) = Child::resume(saved, events.clone())?;
-        children.insert(generation, child);
-    }
+    let sets = Inventory::resume(carried.sets, store, notebook)?;
     let elapsed = carried.state.now();
     let settings = Settings::of(&carried.config);
-    let state = State::resumed(settings, bad_start, carried.state, &infos, outcome)
+    let state = State::resumed(settings, bad_start, carried.state, &sets.infos(), outcome)
         .map_err(|error| ResumeError::Broken(error.to_string()))?;
     let now = Instant::now();
     Ok(PickedUp {
-        before: Some((Image::from(carried.image.copy()?), sets.keys().copied().collect())),
+        before: Some((Image::from(carried.image.copy()?), sets.ids().collect())),
         sets,
-        next_set: carried.next_set,
         state,
-        children,
-        with_tickets: carried.with_tickets.into_iter().collect(),
+        children: Children::resume(carried.children, events)?,
         tickets: carried.tickets.resume().map_err(io::Error::other)?,
-        ended: Counts::resume(&carried.ended),
-        past: carried.past.into_iter().collect(),
-        states: carried.states.and_then(SavedStates::resume),
         started: now.checked_sub(elapsed).unwrap_or(now),
         tried: carried.tried,
     })

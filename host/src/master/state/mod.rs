@@ -63,6 +63,11 @@ const HISTORY: usize = 8;
 #[serde(transparent)]
 pub struct SetId(pub u64);
 
+impl SetId {
+    /// The set without plugins, which answers 503 where nothing else is left.
+    pub const EMPTY: SetId = SetId(0);
+}
+
 /// Names one test of a binary: a restart that gives way is tested for again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TestId(pub u64);
@@ -118,7 +123,7 @@ impl SetInfo {
     /// The set without plugins: every request is answered 503.
     fn empty(settings: Settings) -> SetInfo {
         SetInfo {
-            id: SetId(0),
+            id: SetId::EMPTY,
             sha256: String::new(),
             config: String::new(),
             plugins: Vec::new(),
@@ -452,7 +457,7 @@ impl State {
 
     /// A generation serves what was asked for, and no shutdown was.
     pub fn is_ready(&self) -> bool {
-        let fed = self.set.as_ref().is_some_and(|set| set.id != SetId(0));
+        let fed = self.set.as_ref().is_some_and(|set| set.id != SetId::EMPTY);
         self.stopping.is_none() && self.serving().is_some() && self.serves_own() && fed
     }
 

@@ -33,9 +33,11 @@ impl Rollback {
     pub fn source(&self, serving: Option<&Arc<SetInfo>>) -> Source {
         let within = match serving {
             _ if self.with_config => Within::Own,
-            Some(set) if set.id != SetId(0) => Within::Set(set.id),
+            Some(set) if set.id != SetId::EMPTY => Within::Set(set.id),
             // The set without plugins has the configuration of the one that was given up.
-            _ => self.bad.as_ref().filter(|bad| bad.id != SetId(0)).map_or(Within::Start, |bad| Within::Set(bad.id)),
+            _ => {
+                self.bad.as_ref().filter(|bad| bad.id != SetId::EMPTY).map_or(Within::Start, |bad| Within::Set(bad.id))
+            }
         };
         Source::Again { set: self.target.id, within }
     }
@@ -130,7 +132,7 @@ impl State {
         }
         self.past.release(&set);
         // What only stood in, or served for want of anything, was not given up.
-        let real = |set: &&Arc<SetInfo>| set.id != SetId(0);
+        let real = |set: &&Arc<SetInfo>| set.id != SetId::EMPTY;
         for bad in [&back.bad, &replaced].into_iter().flatten().filter(real) {
             self.past.give_up(bad, Some(&set), Why::RolledBack);
             if back.with_config {

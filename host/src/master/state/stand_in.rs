@@ -8,13 +8,10 @@ use super::operations::{RunStage, Running};
 use super::{Note, Phase, SetId, SetInfo, State, Time};
 use crate::report::{Cause, Generation};
 
-/// Of the set without plugins.
-const EMPTY: SetId = SetId(0);
-
 impl State {
     /// Whether a generation with `set` only stands in for another.
     pub(super) fn is_stand_in(&self, set: SetId) -> bool {
-        set == EMPTY && self.set.as_ref().is_some_and(|own| own.id != EMPTY)
+        set == SetId::EMPTY && self.set.as_ref().is_some_and(|own| own.id != SetId::EMPTY)
     }
 
     /// Those that have not been told to go.
@@ -42,7 +39,7 @@ impl State {
 
     /// When one is due, should nothing serve until then.
     pub(super) fn stand_in_due(&self) -> Option<Time> {
-        let wanted = self.set.as_ref().is_some_and(|own| own.id != EMPTY)
+        let wanted = self.set.as_ref().is_some_and(|own| own.id != SetId::EMPTY)
             && self.stopping.is_none()
             && !self.is_ending()
             && self.leaving().is_none()

@@ -107,7 +107,7 @@ fn until_something_else_serves_the_addresses_of_the_bad_set_stay_open() {
     loops(&mut story, 1, 5);
     assert!(story.state.sets_accepting().any(|set| set == SetId(1)));
     story.wait(Duration::from_secs(10));
-    assert!(story.state.sets_accepting().any(|set| set == SetId(0)));
+    assert!(story.state.sets_accepting().any(|set| set == SetId::EMPTY));
 }
 
 #[test]

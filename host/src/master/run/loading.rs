@@ -1,0 +1,156 @@
+//! How a child comes to have its set: started with its program, then sent what it shall serve, and connected to the one whose
+//! connections it takes over.
+
+use std::io;
+use std::sync::Arc;
+
+use super::Master;
+use crate::config::Config;
+use crate::control::secrets::SecretError;
+use crate::control::{LoadSet, PluginFile, ToChild};
+use crate::master::inventory::Set;
+use crate::master::sets::Content;
+use crate::master::spawn::Child;
+use crate::master::state::{Event, Inherit, Probes, SetId};
+use crate::master::store::Mounted;
+use crate::master::tls::Certificates;
+use crate::report::{Failure, Generation, Stage};
+use crate::sys::process::Image;
+use crate::sys::seqpacket;
+
+impl Master {
+    pub(super) fn spawn(&mut self, generation: Generation, set: SetId) -> Event {
+        let result = self.set(set).and_then(|name| {
+            Child::start(self.program(set), &name, &self.identity, generation, self.events.clone()).map_err(|error| {
+                Failure::new(Stage::Spawn, format!("start a child: {error}"))
+                    .hint("too many processes or open files? see `ulimit -a`")
+            })
+        });
+        let result = result.map(|child| {
+            let pid = child.pid();
+            self.children.insert(generation, child);
+            pid
+        });
+        Event::Spawned { generation, result }
+    }
+
+    /// What a child with `set` runs.
+    fn program(&self, set: SetId) -> &Image {
+        match &self.before {
+            Some((image, sets)) if sets.contains(&set) => image,
+            _ => &self.image,
+        }
+    }
+
+    /// Makes sure of `set`, the set without plugins included, and answers the instance's name.
+    fn set(&mut self, set: SetId) -> Result<String, Failure> {
+        if set == SetId::EMPTY && self.sets.get(set).is_none() {
+            // Of the newest set: where clients come now, they shall get an answer.
+            let config = self.sets.newest().unwrap_or(&self.source.config).clone();
+            let certificates = Certificates::read(&config)?;
+            self.cover(certificates.as_ref())?;
+            let listeners = self.listeners.open(&config)?;
+            let content = Arc::new(Content::empty(config));
+            self.sets.add_empty(Set { content, listeners, certificates });
+        }
+        Ok(self.source.config.name.clone())
+    }
+
+    /// Makes ticket keys for servers that have none.
+    pub(super) fn cover(&mut self, certificates: Option<&Certificates>) -> Result<(), Failure> {
+        certificates
+            .map_or(Ok(()), |certificates| self.tickets.cover(certificates))
+            .map_err(|error| Failure::new(Stage::Tls, format!("make ticket keys: {error}")))
+    }
+
+    /// LOAD with the shared counters, the secrets, then the listeners, each in a message of its own.
+    pub(super) fn load(&mut self, generation: Generation, probes: Probes, inherit: Inherit) {
+        let Some(set) = self.state.set_of(generation).and_then(|id| self.sets.get(id)) else {
+            tracing::error!(generation = generation.0, "failed to find its set");
+            return self.children.kill(generation);
+        };
+        let lent = match self.listeners.lend(&set.listeners) {
+            Ok(lent) => lent,
+            Err(error) => {
+                // Too few descriptors: without listeners the child would wait; killed, its operation is refused.
+                tracing::error!(generation = generation.0, "failed to lend the listeners: {error}");
+                return self.children.kill(generation);
+            }
+        };
+        let (infos, sockets): (Vec<_>, Vec<_>) = lent.into_iter().unzip();
+        let secrets = set.certificates.as_ref().map(|certificates| Ok((certificates.lend()?, self.tickets.seal()?)));
+        let secrets = match secrets.transpose() {
+            Ok(secrets) => secrets,
+            Err::<_, SecretError>(error) => {
+                tracing::error!(generation = generation.0, "{error}");
+                return self.children.kill(generation);
+            }
+        };
+        let plugins =
+            match set.content.plugins.iter().map(|plugin| self.plugin_file(plugin, &set.content.config)).collect() {
+                Ok(plugins) => plugins,
+                Err(error) => {
+                    tracing::error!(generation = generation.0, "failed to make a plugin's data directory: {error}");
+                    return self.children.kill(generation);
+                }
+            };
+        let mut config = set.content.config.clone();
+        config.log = crate::telemetry::effective(&config.log);
+        if probes == Probes::Skip {
+            config.server.iter_mut().for_each(|server| server.probe.clear());
+        }
+        let ids: Vec<u32> = infos.iter().map(|info| info.id).collect();
+        let (states, memory) = match self.children.lend_states().filter(|_| inherit == Inherit::Latest) {
+            Some(Ok((states, memory))) => (states, Some(memory)),
+            Some(Err(error)) => {
+                tracing::warn!(generation = generation.0, "failed to lend what was saved: {error}; going without");
+                (Vec::new(), None)
+            }
+            None => (Vec::new(), None),
+        };
+        let message = ToChild::Load(Box::new(LoadSet { config, plugins, listeners: infos, states }));
+        let slots = match self.children.get(generation).map(Child::slots_fd).transpose() {
+            Ok(slots) => slots,
+            Err(error) => {
+                tracing::error!(generation = generation.0, "failed to lend the counters: {error}");
+                return self.children.kill(generation);
+            }
+        };
+        self.children.send(generation, message, slots.into_iter().chain(memory).collect());
+        if let Some((certificates, tickets)) = secrets {
+            self.children.entrust(generation, certificates, tickets);
+        }
+        for (id, socket) in ids.into_iter().zip(sockets) {
+            self.children.send(generation, ToChild::Listener { id }, vec![socket]);
+        }
+    }
+
+    /// Gives two children the ends of a pair. Without it the old one keeps its connections and announces their close.
+    pub(super) fn connect(&self, from: Generation, to: Generation) {
+        let (giver, taker) = match seqpacket::pair() {
+            Ok(pair) => pair,
+            Err(error) => return tracing::warn!("failed to connect generations {from} and {to}: {error}"),
+        };
+        let set = self.state.set_of(to).and_then(|id| self.sets.get(id));
+        let listeners = set.map(|set| self.listeners.clear_ids(&set.listeners)).unwrap_or_default();
+        self.children.send(to, ToChild::Adopt { from }, vec![taker]);
+        self.children.send(from, ToChild::Handover { to, listeners }, vec![giver]);
+    }
+
+    fn plugin_file(&self, plugin: &Mounted, config: &Config) -> io::Result<PluginFile> {
+        let name = plugin.snapshot.name.clone();
+        let data_dir = self.dirs.state.join("data").join(&name);
+        self.identity.make_dir(&data_dir)?;
+        let section = config.plugin(&name);
+        let settings = section.map(|section| &section.config);
+        Ok(PluginFile {
+            path: plugin.snapshot.path.clone(),
+            mount: plugin.mount.clone(),
+            config: serde_json::to_value(settings.unwrap_or(&toml::Table::new()))?,
+            data_dir,
+            workers: section.map_or(0, |section| section.workers),
+            allow_control: section.is_none_or(|section| section.allow_control),
+            name,
+        })
+    }
+}
