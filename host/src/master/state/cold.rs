@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::generations::{Gen, Phase, ms};
+use super::generation::{Gen, Phase};
 use super::operations::{RunStage, Running};
+use super::switch::ms;
 use super::{SetInfo, State, Time};
 use crate::control::EXIT_TIMEOUT;
 use crate::report::{Cause, Failure, Generation};

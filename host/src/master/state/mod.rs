@@ -12,15 +12,19 @@
 mod cold;
 mod cut;
 mod fallback;
+mod generation;
 mod generations;
 mod operations;
 mod outlook;
 mod past;
+mod respawn;
 mod restart;
 mod rollback;
 mod saved;
 mod saving;
+mod shutdown;
 mod stand_in;
+mod switch;
 #[cfg(test)]
 mod tests;
 mod vocabulary;
@@ -39,8 +43,8 @@ use crate::report::{Cause, Change, Failure, Generation, GenerationStatus, OpId, 
 use cold::Stopped;
 use cut::Cutting;
 use fallback::Fallback;
-use generations::Gen;
-pub use generations::Phase;
+use generation::Gen;
+pub use generation::Phase;
 use operations::{Operation, Running};
 pub use outlook::Latest;
 pub use past::Memory;
@@ -343,10 +347,6 @@ impl State {
         self.actions.push(Action::Note(note));
     }
 
-    fn is_stopping(&self) -> bool {
-        self.stopping.as_ref().is_some_and(|stopping| stopping.begun)
-    }
-
     /// One process hears it, once: what drains is on its way out, and what starts may never serve.
     fn hook(&mut self, hook: Hook, cause: Cause) {
         let to = self.serving();
@@ -354,74 +354,6 @@ impl State {
         if let Some(to) = to {
             self.send(to, ToChild::Hook(hook));
         }
-    }
-
-    // ---- shutdown ----
-
-    fn shutdown_asked(&mut self, cause: Cause, caller: Option<Caller>) {
-        let again = matches!(cause, Cause::Signal { .. });
-        if let Some(stopping) = &self.stopping {
-            let op = stopping.op;
-            if again {
-                self.cut_all();
-            }
-            self.answer_with(op, caller);
-            return;
-        }
-        let op = self.new_operation(Verb::Shutdown, cause.clone(), OpOptions::default(), caller);
-        self.note(Note::ShuttingDown { cause });
-        let id = op.id;
-        self.report_mut(id, |report| report.result = crate::report::OpResult::ShuttingDown);
-        self.answer_all(op);
-        self.supersede_all(id);
-        self.stopping = Some(Stopping {
-            op: id,
-            begins: self.now + self.settings.shutdown.delay,
-            cut: None,
-            begun: false,
-            cut_sent: false,
-        });
-    }
-
-    /// The operator's patience is over.
-    fn cut_all(&mut self) {
-        self.note(Note::Cutting);
-        if let Some(stopping) = &mut self.stopping {
-            stopping.begins = self.now;
-            stopping.cut = Some(self.now);
-        }
-    }
-
-    fn advance_shutdown(&mut self) {
-        let Some(stopping) = &mut self.stopping else { return };
-        if !stopping.begun {
-            if self.now < stopping.begins {
-                return;
-            }
-            stopping.begun = true;
-            self.actions.push(Action::CloseListeners);
-            self.any_cut = false;
-            let timeout = self.settings.shutdown.timeout.duration().map(|timeout| self.now + timeout);
-            stopping.cut = stopping.cut.or(timeout);
-            self.respawn = None;
-        }
-        let cut = stopping.cut.is_some_and(|at| self.now >= at);
-        let cut_now = cut && !stopping.cut_sent;
-        stopping.cut_sent |= cut;
-        self.stop_generations(cut, cut_now);
-        if self.generations.is_empty() && !self.is_ending() {
-            self.end(if self.any_cut { Exit::Cut } else { Exit::Drained });
-        }
-    }
-
-    /// Nothing is begun any more; the last action follows once every child is reaped.
-    fn end(&mut self, exit: Exit) {
-        self.refuse_everybody();
-        self.ending = Some(exit);
-    }
-
-    fn is_ending(&self) -> bool {
-        self.ending.is_some() || self.finished
     }
 
     /// The deadlines of a retiring generation: those of the configuration, or of what stops it.

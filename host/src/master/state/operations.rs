@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::cold::Stopped;
-use super::generations::ms;
 use super::past::PastSets;
 use super::rollback::{Reason, Rollback, refused};
+use super::switch::ms;
 use super::{Action, Caller, Note, Phase, REPORTS, SetInfo, Source, State, TestId, Time};
 use crate::master::handle::OpOptions;
 use crate::report::{

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::generations::Gen;
+use super::generation::Gen;
 use super::operations::{Operation, RunStage, Running};
 use super::past::SavedPast;
 use super::{BadStart, OpOptions, Respawn, SetId, SetInfo, Settings, State, Time};
 use crate::report::{Cause, Failure, Generation, GenerationStatus, OpId, Report, Verb};
 
-pub use super::generations::SavedGeneration;
+pub use super::generation::SavedGeneration;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Saved {

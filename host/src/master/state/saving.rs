@@ -1,7 +1,7 @@
 //! What the plugins that serve hand on to those that follow. They are asked when an operation begins, while its files are
 //! read, and are never in its way: what does not come in time is gone without. The bytes are the loop's; here is when.
 
-use super::generations::Phase;
+use super::generation::Phase;
 use super::operations::Running;
 use super::{Action, Note, State, Time};
 use crate::control::ToChild;
