@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::report::{CertificateStatus, GenerationState, Status};
+use crate::report::{Activity, CertificateStatus, GenerationState, Status};
 
 pub const KIND: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -64,6 +64,36 @@ pub fn text(status: &Status) -> String {
             "Number of the generation that serves; 0 for none.",
             one(status.serving.map_or(0, |generation| generation.0)),
         ),
+        (
+            "baton_alert",
+            Type::Gauge,
+            "1 while what serves is not what was asked for; the status says what is wrong.",
+            one(status.alert.is_some().into()),
+        ),
+        (
+            "baton_changes_held",
+            Type::Gauge,
+            "Changes that no reload takes: rolled back or quarantined.",
+            one(status.held.len() as u64),
+        ),
+        (
+            "baton_pinned",
+            Type::Gauge,
+            "1 while a rollback holds the set that serves.",
+            one(status.pinned.is_some().into()),
+        ),
+        (
+            "baton_watching",
+            Type::Gauge,
+            "1 while changes of files are taken by themselves.",
+            one((status.watcher.activity != Activity::Off).into()),
+        ),
+        (
+            "baton_watcher_holding",
+            Type::Gauge,
+            "1 while the watcher waits for another change, since what lies there was refused.",
+            one(status.watcher.holding.is_some().into()),
+        ),
         ("baton_generations", Type::Gauge, "Generations that live.", one(alive().count() as u64)),
         ("baton_connections", Type::Gauge, "Connections open.", one(sum(|load| load.connections))),
         (
@@ -107,7 +137,28 @@ fn certificate(one: &CertificateStatus) -> (String, u64) {
 mod tests {
     use super::*;
     use crate::master::admin::routes::tests::status;
-    use crate::report::{LimitHits, Totals, Validity};
+    use crate::report::{Change, Generation, Held, LimitHits, Pin, Totals, Validity, WatcherStatus, Why};
+
+    #[test]
+    fn what_an_operator_must_look_at_is_a_number_too() {
+        let told = |status: &Status, line: &str| assert!(text(status).lines().any(|found| found == line), "{line}");
+        let quiet = ["baton_alert", "baton_changes_held", "baton_pinned", "baton_watching", "baton_watcher_holding"];
+        quiet.iter().for_each(|name| told(&status(), &format!("{name} 0")));
+        let change = Change::Removal { plugin: "a".into() };
+        let held = Held { change, why: Why::Quarantined, since: String::new() };
+        let loud = Status {
+            alert: Some("x".into()),
+            held: vec![held.clone(), held],
+            pinned: Some(Pin { generation: Generation(3), since: String::new() }),
+            watcher: WatcherStatus { activity: Activity::Settling, holding: Some("x".into()), ..Default::default() },
+            ..status()
+        };
+        for line in
+            ["baton_alert 1", "baton_changes_held 2", "baton_pinned 1", "baton_watching 1", "baton_watcher_holding 1"]
+        {
+            told(&loud, line);
+        }
+    }
 
     #[test]
     fn every_metric_has_its_help_its_type_and_a_number() {

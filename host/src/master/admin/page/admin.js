@@ -337,6 +337,11 @@ function holdText(status) {
   return pin + (names ? `Not taken by a reload until changed: ${names}.` : "");
 }
 
+function watchText(watcher) {
+  const doing = { off: "not watched", watching: "watched", settling: "watched; a change settles", reloading: "watched; a change is taken" }[watcher.activity];
+  return watcher.why ? `${doing}, by looking now and then: ${watcher.why}` : doing;
+}
+
 function setState(kind, text) {
   const state = $("state");
   if (state.textContent !== text) state.textContent = text;
@@ -366,6 +371,7 @@ function show(status) {
   }
   notice("alert", status.alert ?? "");
   notice("held", holdText(status));
+  notice("holding", status.watcher.holding ? `The watcher waits for another change: ${status.watcher.holding}` : "");
   const numbers = figures(status);
   replace("figures", numbers, () => numbers.map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
   const ended = status.generations.filter((g) => g.state === "exited").slice(0, ENDED_SHOWN);
@@ -381,7 +387,7 @@ function show(status) {
   replace("certificates", certificates, () => certificates.map(certificateItem));
   const operations = status.operations.slice(0, 8);
   replace("operations", operations, () => operations.length ? operations.map(operationItem) : [el("li", { class: "quiet", text: "None yet." })]);
-  $("where").textContent = `Plugins from ${status.plugin_dir} · ${count(status.master_fds)} descriptors in the master`;
+  $("where").textContent = `Plugins from ${status.plugin_dir} · ${watchText(status.watcher)} · ${count(status.master_fds)} descriptors in the master`;
 }
 
 function showGone() {
