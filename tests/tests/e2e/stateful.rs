@@ -320,3 +320,22 @@ fn jobs_never_run_twice_through_reloads_refusals_take_back_and_crash() {
     assert!(!ran.contains(&new), "it served, but on probation: the one that stood by had the jobs");
     assert_eq!(ran, served);
 }
+
+#[test]
+fn as_root_jobs_and_cold_reloads_need_no_rights_of_the_master() {
+    let setup = stateful("cost_ms = 0\njob_ms = 15\npause_ms = 1").set("user", "nobody");
+    setup.bench().open_to_all();
+    let server = setup.start();
+    let watch = Watch::on(&server);
+    let mut served = BTreeSet::new();
+    for reload in [&[][..], &["reload"], &["reload", "--cold"], &["reload"]] {
+        if !reload.is_empty() {
+            server.cli(&[reload, &["--name", &server.name]].concat()).assert_code(0);
+        }
+        watch.jobs_go_on();
+        assert_ne!(process::status_field(server.worker(), "Uid:")[0], "0");
+        served.insert(server.worker());
+    }
+    assert_eq!(served.len(), 4);
+    assert_eq!(watch.end(&[]), served);
+}
