@@ -5,7 +5,10 @@ use baton_tests::status::{Report, Status};
 use baton_tests::{artifacts, wait};
 use nix::sys::signal::Signal;
 
+use crate::restart::restart;
 use crate::switch_to;
+
+const FIRST: &str = "[[server]]\nlisten = [\"127.0.0.1:0\"]\n";
 
 /// v1 has served, and v2 does.
 fn second() -> Server {
@@ -137,9 +140,8 @@ fn a_rollback_by_number_and_one_to_nowhere() {
 
 #[test]
 fn plugins_go_back_alone_or_with_all_of_their_configuration() {
-    const FIRST: &str = "[[server]]\nlisten = [\"127.0.0.1:0\"]\n";
     for whole in [false, true] {
-        let server = Setup::probe("v1").config(FIRST).start();
+        let server = Setup::probe("v1").own_program().config(FIRST).start();
         server.bench.configure(&format!("{FIRST}health = \"/up\"\n"));
         switch_to(&server, "v2");
         assert_eq!(server.get("/up").text(), "ok\n");
@@ -148,6 +150,9 @@ fn plugins_go_back_alone_or_with_all_of_their_configuration() {
         assert_eq!(server.probe().0, "v1");
         assert_eq!(server.get("/up").status, if whole { 404 } else { 200 });
         assert_held(&server);
+        // Another program is news enough, and takes nothing else.
+        restart(&server);
+        assert_eq!((server.probe().0.as_str(), server.get("/up").status), ("v1", if whole { 404 } else { 200 }));
         assert_eq!(server.get("/up").status, if whole { 404 } else { 200 });
     }
 }
@@ -168,4 +173,20 @@ fn a_rollback_under_way_takes_the_place_of_a_reload_that_loads() {
         assert_eq!((code, report.result.as_str()), (409, "superseded"), "{report:#?}");
     });
     assert_eq!(server.probe().0, "v1");
+}
+
+#[test]
+fn where_only_the_configuration_was_bad_the_rollback_must_name_it() {
+    let server = Setup::probe("v1").own_program().config(FIRST).start();
+    server.bench.configure(&format!("{FIRST}health = \"/up\"\n"));
+    server.switch();
+    let outcome = server.cli(&["rollback", "--name", &server.name]);
+    outcome.assert_code(1);
+    assert!(outcome.stderr.contains("--with-config"), "{outcome:?}");
+    assert_eq!(server.get("/up").status, 200);
+    rollback(&server, &["--with-config"]);
+    let (code, report) = server.reload();
+    assert_eq!((code, report.result.as_str()), (409, "refused"), "{report:#?}");
+    let report = restart(&server);
+    assert_eq!((report.held.len(), server.get("/up").status), (1, 404), "{report:#?}");
 }

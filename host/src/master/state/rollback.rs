@@ -1,6 +1,7 @@
 //! Going back to a set that has served before, because somebody asks for it. What is given up is held back from then on, and
 //! the rest of what lies in the plugin folder is not touched until the next reload.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::operations::Operation;
@@ -40,6 +41,16 @@ impl Rollback {
             }
         };
         Source::Again { set: self.target.id, within }
+    }
+}
+
+impl SetInfo {
+    /// Whether both have the same plugins with the same sections.
+    fn has_plugins_of(&self, other: &SetInfo) -> bool {
+        let files = |set: &SetInfo| -> BTreeSet<(String, String)> {
+            set.plugins.iter().map(|plugin| (plugin.name.clone(), plugin.sha256.clone())).collect()
+        };
+        self.sections == other.sections && files(self) == files(other)
     }
 }
 
@@ -97,6 +108,13 @@ impl State {
         };
         if target.sha256 == serving.sha256 {
             return Err(fail("roll back: this very set serves".into(), "see `baton status`"));
+        }
+        if !options.with_config && serving.has_plugins_of(target) {
+            return Err(fail(
+                "roll back: the plugins and their sections are the same, only the rest of the configuration differs"
+                    .into(),
+                "ask again with --with-config, or put the configuration right and reload",
+            ));
         }
         let number = options.to.or_else(|| self.past.number(target));
         let with_config = options.with_config;

@@ -99,6 +99,29 @@ fn a_rollback_that_cannot_begin_says_why() {
 }
 
 #[test]
+fn where_only_the_configuration_differs_a_rollback_without_it_would_change_nothing() {
+    let mut story = Story::serving();
+    story.reload(1);
+    let set =
+        SetInfo { id: SetId(2), sha256: "other".into(), config: "other".into(), ..(*info(1, &["hello"])).clone() };
+    story.prepared(2, Ok(Arc::new(set)));
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    story.rollback(2, None);
+    let report = story.answer(2);
+    assert_eq!((report.result, story.serving_generation()), (OpResult::Refused, Some(2)));
+    assert!(report.hint.as_ref().unwrap().contains("--with-config"), "{report:?}");
+    let whole = OpOptions { with_config: true, ..OpOptions::default() };
+    let actions = story.event(Event::Asked {
+        verb: Verb::Rollback,
+        cause: Cause::Admin { peer: String::new() },
+        options: whole,
+        caller: None,
+    });
+    assert!(matches!(source(&actions), Some(Source::Again { set: SetId(1), within: Within::Own })), "{actions:?}");
+}
+
+#[test]
 fn a_generation_is_gone_back_to_by_its_number_while_its_set_is_kept() {
     let mut story = Story::second();
     story.reload(3);
