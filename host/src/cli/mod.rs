@@ -183,7 +183,7 @@ The server's process goes on with the binary at the path that it was started by:
 The binary is tested first; one that cannot take over is refused, and one that fails to gives the process back.
 
 Exit codes: 0 switched, 1 refused or rolled back (the old code serves on), 2 usage, 69 no master runs.")]
-    Restart(RestartArgs),
+    Restart(ReloadArgs),
     /// Drain and end the server
     #[command(
         alias = "stop",
@@ -275,11 +275,12 @@ pub struct Which {
     pub socket: Option<PathBuf>,
 }
 
+/// Also of a restart, which ends with a reload.
 #[derive(Debug, Args)]
 pub struct ReloadArgs {
     #[command(flatten)]
     which: Which,
-    /// Reload even if no plugin is left: every request is answered 503 then
+    /// Go on even if no plugin is left: every request is answered 503 then
     #[arg(long)]
     allow_empty: bool,
     /// Take what was rolled back or quarantined, too
@@ -302,23 +303,6 @@ pub struct RollbackArgs {
     /// Restore all of its configuration, not only its plugins'
     #[arg(long)]
     with_config: bool,
-    /// End what serves before its successor starts: for plugins that have what only one process can have
-    #[arg(long)]
-    cold: bool,
-    #[command(flatten)]
-    waiting: Waiting,
-}
-
-#[derive(Debug, Args)]
-pub struct RestartArgs {
-    #[command(flatten)]
-    which: Which,
-    /// Go on even if no plugin is left: every request is answered 503 then
-    #[arg(long)]
-    allow_empty: bool,
-    /// Take what was rolled back or quarantined, too
-    #[arg(long)]
-    force: bool,
     /// End what serves before its successor starts: for plugins that have what only one process can have
     #[arg(long)]
     cold: bool,

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::render::{self, Paint};
 use super::{
-    AdminArgs, CliError, CutArgs, ReloadArgs, RestartArgs, RollbackArgs, ShutdownArgs, StatusArgs, Wait, WaitEnd,
-    Waiting, Which, exit, progress, say,
+    AdminArgs, CliError, CutArgs, ReloadArgs, RollbackArgs, ShutdownArgs, StatusArgs, Wait, WaitEnd, Waiting, Which,
+    exit, progress, say,
 };
 use crate::client::{Ask, Client, ClientError};
 use crate::report::{Generation, GenerationState, OpResult, PluginStatus, Report, Status, Verb};
@@ -20,18 +20,21 @@ const SWITCH_PATIENCE: Duration = Duration::from_secs(120);
 const DRAIN_PATIENCE: Duration = Duration::from_secs(900);
 
 pub fn reload(args: &ReloadArgs) -> Result<u8, CliError> {
+    take(args, Verb::Reload)
+}
+
+pub fn restart(args: &ReloadArgs) -> Result<u8, CliError> {
+    take(args, Verb::Restart)
+}
+
+fn take(args: &ReloadArgs, verb: Verb) -> Result<u8, CliError> {
     let ask = Ask { allow_empty: args.allow_empty, force: args.force, cold: args.cold, ..Ask::default() };
-    switch(&args.which, &args.waiting, Verb::Reload, ask)
+    switch(&args.which, &args.waiting, verb, ask)
 }
 
 pub fn rollback(args: &RollbackArgs) -> Result<u8, CliError> {
     let ask = Ask { to: args.to.map(Generation), with_config: args.with_config, cold: args.cold, ..Ask::default() };
     switch(&args.which, &args.waiting, Verb::Rollback, ask)
-}
-
-pub fn restart(args: &RestartArgs) -> Result<u8, CliError> {
-    let ask = Ask { allow_empty: args.allow_empty, force: args.force, cold: args.cold, ..Ask::default() };
-    switch(&args.which, &args.waiting, Verb::Restart, ask)
 }
 
 /// Waits until the operation has ended. Its master may be changing its program meanwhile: then asking fails, and succeeds
