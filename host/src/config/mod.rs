@@ -286,6 +286,8 @@ pub struct Crash {
 pub struct Store {
     /// Snapshots kept beside those in use.
     pub keep: usize,
+    /// Who may own plugin files and their folder besides root and the user of the server, by name or number.
+    pub owners: Vec<String>,
     /// Public keys of minisign; if there are any, a plugin must be signed by one of them.
     pub signers: Vec<String>,
 }
@@ -530,7 +532,7 @@ impl Default for Crash {
 
 impl Default for Store {
     fn default() -> Store {
-        Store { keep: 4, signers: Vec::new() }
+        Store { keep: 4, owners: Vec::new(), signers: Vec::new() }
     }
 }
 

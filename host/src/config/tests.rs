@@ -120,7 +120,7 @@ fn an_unknown_key_is_refused_with_its_line_and_what_was_meant() {
         ),
         ("[drian]\ntimeout = \"5s\"\n", "line 1: drian: there is no such key; did you mean `drain`?"),
         ("drain.timout = \"5s\"\n", "line 1: drain.timout: there is no such key; did you mean `timeout`?"),
-        ("[store]\nsize = 3\n", "line 2: store.size: there is no such key; there are `keep`, `signers`"),
+        ("[store]\nsize = 3\n", "line 2: store.size: there is no such key; there are `keep`, `owners`, `signers`"),
         (
             "[[server]]\nlisten = [\"127.0.0.1:1\"]\nnane = \"x\"\n",
             "line 3: server[0].nane: there is no such key; did you mean `name`?",

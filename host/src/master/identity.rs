@@ -122,12 +122,13 @@ impl Identity {
     /// Who may write plugin files: members of root's and of this process's groups too, unless plugins are among them.
     pub fn trust(&self) -> Trusted {
         let own = getgroups().unwrap_or_default().into_iter().chain([getegid(), Gid::from_raw(0)]).map(Gid::as_raw);
-        Trusted::with_groups(match &self.credentials {
+        match &self.credentials {
             Some(theirs) if theirs.uid != geteuid().as_raw() => {
-                own.filter(|gid| *gid != theirs.gid && !theirs.groups.contains(gid)).collect()
+                let others = own.filter(|gid| *gid != theirs.gid && !theirs.groups.contains(gid));
+                Trusted::with_groups(others.collect()).but_never(theirs.uid)
             }
-            _ => own.collect(),
-        })
+            _ => Trusted::with_groups(own.collect()),
+        }
     }
 
     /// Makes sure that a child can execute `image` and reach `dirs`, which this process has made.

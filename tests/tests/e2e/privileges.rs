@@ -328,6 +328,16 @@ fn as_root_a_plugin_of_a_third_user_or_a_strange_group_is_refused() {
     // Of all users, the one that plugins run as must not write them.
     give(nobody().0, 0);
     refused(&server, "it belongs to uid", "chown 0");
+    server.bench.configure("[store]\nowners = [\"nobody\"]\n");
+    let (code, report) = server.reload();
+    assert_eq!((code, report.stage.as_deref()), (409, Some("config")), "{report:#?}");
+    assert!(report.error.as_deref().is_some_and(|error| error.contains("could change themselves")), "{report:#?}");
+    // Another may deploy, once he is named.
+    give(65_533, 0);
+    server.bench.configure("");
+    refused(&server, "it belongs to uid 65533", "store.owners");
+    server.bench.configure("[store]\nowners = [\"65533\"]\n");
+    server.switch();
     give(0, nobody().1);
     mode(&file, 0o775);
     refused(&server, "the group", "chmod g-w");

@@ -175,10 +175,14 @@ impl Store {
                 files.push((path, name));
             }
         }
+        let trusted = self.trusted.and(&config.store.owners).map_err(|Refusal { why, hint }| {
+            let hint = hint.unwrap_or_else(|| "name users of this machine, or their numbers".into());
+            Failure::new(Stage::Config, format!("accept store.owners: {why}")).hint(hint)
+        })?;
         let mut snapshots: Vec<Arc<Snapshot>> = Vec::new();
         self.being_written = None;
         for (path, name) in &files {
-            let snapshot = self.snapshot(path, name, config)?;
+            let snapshot = self.snapshot(path, name, config, &trusted)?;
             if let Some(twin) = snapshots.iter().find(|other| same_plugin(&other.name, &snapshot.name)) {
                 let text = format!("accept {}: {} has the same plugin name", snapshot.file, twin.file);
                 return Err(Failure::new(Stage::Snapshot, text).of_plugin(&snapshot.name).hint("rename one of them"));
@@ -218,7 +222,13 @@ impl Store {
         Ok(Arc::new(Snapshot { name: name.into(), file: file.into(), path, sha256: sha256.into(), descriptor }))
     }
 
-    fn snapshot(&mut self, path: &Path, name: &str, config: &Config) -> Result<Arc<Snapshot>, Failure> {
+    fn snapshot(
+        &mut self,
+        path: &Path,
+        name: &str,
+        config: &Config,
+        trusted: &Trusted,
+    ) -> Result<Arc<Snapshot>, Failure> {
         let (file, _) = names(path);
         let fail = |Refusal { why, hint }: Refusal| {
             let failure = Failure::new(Stage::Snapshot, format!("accept {file}: {why}")).of_plugin(name);
@@ -232,7 +242,7 @@ impl Store {
         if !metadata.is_file() {
             return Err(fail(Refusal::new("it is no regular file")));
         }
-        self.trusted.check(path).map_err(fail)?;
+        trusted.check(path).map_err(fail)?;
         let signed = Signed::now(path, &config.store.signers);
         if let Some(Known { identity, signed: before, snapshot }) = self.known.get(path)
             && *identity == Identity::of(&metadata)

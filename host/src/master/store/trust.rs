@@ -1,10 +1,12 @@
-//! Who may write a plugin: root and the user of the server, and members of groups that are theirs. Anyone else who could
-//! replace a file or change it would decide what runs. Looks at the file, the folder it lies in, and, for a symbolic link,
+//! Who may write a plugin: root, the user of the server and those of `store.owners`, and members of groups that are the server's.
+//! Anyone else who could replace a file or change it would decide what runs. Looks at the file, the folder it lies in, and, for a symbolic link,
 //! those that it leads to; not at folders above.
 
 use std::fs::{Metadata, metadata, symlink_metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+use nix::unistd::User;
 
 use super::Refusal;
 
@@ -16,12 +18,38 @@ const STICKY: u32 = 0o1000;
 pub struct Trusted {
     owners: Vec<u32>,
     groups: Vec<u32>,
+    /// As whom plugins run, if not as the server: what it could write it could change.
+    never: Option<u32>,
 }
 
 impl Trusted {
     /// Root, the user of this process, and those groups.
     pub fn with_groups(groups: Vec<u32>) -> Trusted {
-        Trusted { owners: vec![0, nix::unistd::geteuid().as_raw()], groups }
+        Trusted { owners: vec![0, nix::unistd::geteuid().as_raw()], groups, never: None }
+    }
+
+    /// Plugins run as `uid`.
+    pub fn but_never(self, uid: u32) -> Trusted {
+        Trusted { never: Some(uid), ..self }
+    }
+
+    /// The users of `store.owners` as well, by name or number.
+    pub fn and(&self, users: &[String]) -> Result<Trusted, Refusal> {
+        let mut all = self.clone();
+        for name in users {
+            let uid = match (name.parse(), User::from_name(name)) {
+                (Ok(number), _) => number,
+                (_, Ok(Some(user))) => user.uid.as_raw(),
+                (_, Ok(None)) => return Err(Refusal::new(format!("there is no user `{name}`"))),
+                (_, Err(error)) => return Err(Refusal::new(format!("the user `{name}` cannot be looked up: {error}"))),
+            };
+            if self.never == Some(uid) {
+                let hint = "name another owner, or run plugins as another `user`".to_owned();
+                return Err(Refusal::new(format!("plugins run as `{name}`, and could change themselves")).hint(hint));
+            }
+            all.owners.push(uid);
+        }
+        Ok(all)
     }
 
     /// Whether nobody else can write `file`, or put another in its place.
@@ -60,7 +88,8 @@ impl Trusted {
         }
         let own = nix::unistd::geteuid();
         let why = format!("{what} belongs to uid {}, who is neither root nor the user of the server", found.uid());
-        Err(Refusal::new(why).hint(format!("chown {own} {}", path.display())))
+        let trust = if self.never == Some(found.uid()) { "" } else { ", or trust its owner: store.owners" };
+        Err(Refusal::new(why).hint(format!("chown {own} {}{trust}", path.display())))
     }
 
     fn check_mode(&self, what: &str, path: &Path, mode: u32, gid: u32) -> Result<(), Refusal> {
@@ -173,8 +202,12 @@ mod tests {
         give(&place.file, 65_533);
         let text = why(&ours(), &place.file);
         assert!(text.contains("it belongs to uid 65533") && text.contains("chown 0"), "{text}");
+        let deployer = ours().and(&["65533".into()]).unwrap();
+        deployer.check(&place.file).unwrap();
+        assert!(deployer.and(&["root".into()]).unwrap().check(&place.file).is_ok());
         give(&place.file, 0);
         give(&place.folder, 65_533);
+        deployer.check(&place.file).unwrap();
         assert!(why(&ours(), &place.file).contains("the folder"));
         give(&place.folder, 0);
         let link = place.folder.join("libb.so");
@@ -182,5 +215,12 @@ mod tests {
         ours().check(&link).unwrap();
         std::os::unix::fs::lchown(&link, Some(65_533), None).unwrap();
         assert!(why(&ours(), &link).contains("the link"));
+    }
+
+    #[test]
+    fn who_is_not_there_or_runs_the_plugins_is_no_owner() {
+        let refused = |trusted: Trusted, name: &str| trusted.and(&[name.into()]).unwrap_err().why;
+        assert!(refused(ours(), "no such user").contains("no user `no such user`"));
+        assert!(refused(ours().but_never(65_533), "65533").contains("could change themselves"));
     }
 }
