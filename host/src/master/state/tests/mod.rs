@@ -2,16 +2,20 @@
 //! tells the stories stands here too, for all files to use.
 
 mod cold;
+mod crashes;
 mod cut;
 mod fallback;
 mod histories;
 mod outlook;
 mod probation;
+mod refusals;
 mod restart;
 mod rollback;
 mod saving;
+mod shown;
 mod shutdown;
 mod stand_in;
+mod switch;
 
 use super::*;
 use crate::control::{ControlVerb, EXIT_TIMEOUT, Hook, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT, ToMaster};

@@ -121,3 +121,32 @@ fn a_shutdown_does_not_wait_for_a_probation() {
         assert!(matches!(sends(&actions, generation)[..], [ToChild::Retire(_)]), "{actions:?}");
     }
 }
+
+#[test]
+fn one_that_was_rolled_back_for_its_failures_does_not_stand_by_in_turn() {
+    let mut story = Story::serving();
+    for (turn, generation) in [(1, 2), (2, 3)] {
+        story.reload(turn);
+        story.prepared(generation, Ok(info_on_probation(generation, &["hello"])));
+        story.up(generation);
+        story.says(generation - 1, ToMaster::Paused);
+        if generation == 2 {
+            story.wait(Duration::from_secs(60));
+        }
+    }
+    story.counted(3, 20, 20);
+    story.says(2, ToMaster::Serving);
+    assert!(matches!(sends(&story.says(3, ToMaster::Paused), 3)[..], [ToChild::Retire(_)]));
+}
+
+#[test]
+fn what_was_counted_of_one_that_serves_no_more_changes_nothing() {
+    let mut story = Story::on_probation();
+    story.reload(2);
+    story.prepared(3, Ok(info_on_probation(3, &["hello"])));
+    story.up(3);
+    story.says(2, ToMaster::Paused);
+    assert_eq!(story.counted(2, 20, 20), [], "it was counted before the switch");
+    assert_eq!(story.serving_generation(), Some(3));
+    assert_eq!(sends(&story.counted(3, 20, 20), 2), [&ToChild::Resume]);
+}

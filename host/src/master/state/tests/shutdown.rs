@@ -88,3 +88,51 @@ fn during_the_delay_of_a_shutdown_all_goes_on_but_nothing_is_ready() {
     story.up(2);
     assert!(matches!(sends(&story.wait(Duration::from_secs(5)), 2)[..], [ToChild::Retire(_)]));
 }
+
+#[test]
+fn a_respawn_under_way_is_killed_and_its_end_is_the_servers() {
+    let steps = [vec![], vec![hello()], vec![hello(), ToMaster::Proving]];
+    for says in steps {
+        let mut story = Story::serving();
+        story.dies(1, ExitKind::Signal(9));
+        story.spawned(2);
+        for message in says {
+            story.says(2, message);
+        }
+        assert!(kills(&story.term(), 2));
+        assert_eq!(story.finished(), None, "not before it is reaped");
+        assert_eq!(spawns(&story.dies(2, ExitKind::Signal(9))), []);
+        assert_eq!(story.finished(), Some(&Exit::Drained));
+    }
+}
+
+#[test]
+fn one_that_was_asked_to_pause_is_waited_for_until_patience_ends() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    let actions = story.term();
+    assert_eq!(sends(&actions, 1), [] as [&ToChild; 0], "it retires when it has paused");
+    assert!(matches!(sends(&actions, 2)[..], [ToChild::Retire(_)]), "{actions:?}");
+    let actions = story.term();
+    let [ToChild::Retire(deadlines)] = sends(&actions, 1)[..] else { panic!("{actions:?}") };
+    assert_eq!((deadlines.max_ms, sends(&actions, 2)), (Some(0), vec![&ToChild::Cut]));
+}
+
+#[test]
+fn a_switch_that_is_let_through_pauses_whoever_was_about_to_take_service_back() {
+    let mut story = Story::on_probation();
+    story.reload(2);
+    story.prepared(3, Ok(info(3, &["hello"])));
+    story.ready(3);
+    assert_eq!(sends(&story.dies(2, ExitKind::Signal(11)), 1), [&ToChild::Resume]);
+    story.term();
+    assert_eq!(sends(&story.says(3, ToMaster::Serving), 1), [&ToChild::Pause], "two would accept");
+    story.says(1, ToMaster::Serving);
+    assert!(matches!(sends(&story.says(1, ToMaster::Paused), 1)[..], [ToChild::Retire(_)]));
+    assert_eq!((story.answer(2).result, story.answer(2).from), (OpResult::Switched, Some(Generation(1))));
+    story.leaves(1);
+    story.leaves(3);
+    assert_eq!(story.finished(), Some(&Exit::Drained));
+}
