@@ -117,7 +117,9 @@ impl State {
         if self.serves_own() || self.is_stopping() || self.is_ending() {
             self.fallback = None;
         }
-        let free = self.running.is_none() && self.candidate.is_none();
+        // Somebody has said what is to serve, and it can begin now.
+        let asked = !self.is_full() && self.waiting.as_ref().is_some_and(|waiting| waiting.back.is_some());
+        let free = self.running.is_none() && self.candidate.is_none() && !asked;
         let Some(fallback) = self.fallback.take_if(|fallback| free && fallback.at() <= self.now) else { return };
         match fallback {
             Fallback::Empty { .. } => {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::cold::Stopped;
+use super::fallback::Fallback;
 use super::past::PastSets;
 use super::rollback::{Reason, Rollback, refused};
 use super::switch::ms;
@@ -321,6 +322,10 @@ impl State {
         if superseded && let Some(Running { op, stage }) = self.running.take() {
             if let RunStage::Starting { generation, .. } = stage {
                 self.kill(generation, format!("superseded by operation {by}"));
+            }
+            // Nothing serves: should what takes its place not do so either, it is wanted again.
+            if let Some(back) = op.back.clone().filter(|back| back.reason != Reason::Asked) {
+                self.fallback = Some(Fallback::Good { back, cause: op.cause.clone(), at: self.now });
             }
             self.superseded(op, by);
         }

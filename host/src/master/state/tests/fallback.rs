@@ -122,6 +122,79 @@ fn a_reload_during_the_hold_comes_first() {
     assert_eq!(spawns(&story.wait(Duration::from_secs(60))), []);
 }
 
+/// Set 2 was given up, and the files of set 1 are being read again.
+fn falling_back() -> Story {
+    let mut story = second();
+    loops(&mut story, 2, 5);
+    story
+}
+
+fn rolls_back(story: &mut Story) -> Vec<Action> {
+    let cause = Cause::Admin { peer: "test".into() };
+    let caller = Some(Caller(7));
+    story.event(Event::Asked { verb: Verb::Rollback, cause, options: OpOptions::default(), caller })
+}
+
+#[test]
+fn a_rollback_that_is_asked_for_meanwhile_comes_first_and_does_not_wait_for_what_was_given_up() {
+    for started in [false, true] {
+        let mut story = falling_back();
+        if started {
+            story.prepared(3, Ok(again(1, 10)));
+            story.spawned(7);
+        }
+        let asked = rolls_back(&mut story);
+        assert!(asked.iter().any(|action| matches!(action, Action::Prepare { op: OpId(4), .. })), "{asked:?}");
+        assert_eq!((spawns(&asked), kills(&asked, 7)), (vec![], started), "of set 2 enough have died");
+        let next = 7 + u64::from(started);
+        assert_eq!(spawns(&story.prepared(4, Ok(again(1, 11)))), [(next, 11)]);
+        story.up(next);
+        assert_eq!((story.answer(7).result, story.serving_generation()), (OpResult::Switched, Some(next)));
+        assert_eq!(spawns(&story.wait(Duration::from_secs(60))), [], "nothing else is left to do");
+    }
+}
+
+#[test]
+fn if_the_rollback_that_came_first_fails_the_last_good_set_takes_over_after_all() {
+    let mut story = falling_back();
+    rolls_back(&mut story);
+    let refused = story.prepared(4, Err(Failure::new(Stage::Snapshot, "x")));
+    assert_eq!(story.answer(7).result, OpResult::Refused);
+    assert!(refused.iter().any(|action| matches!(action, Action::Prepare { op: OpId(5), .. })), "{refused:?}");
+    story.prepared(5, Ok(again(1, 12)));
+    story.up(7);
+    assert_eq!((story.serving_generation(), story.state.quarantines()), (Some(7), 1));
+}
+
+#[test]
+fn a_rollback_that_has_to_wait_for_room_does_not_keep_the_last_good_set_from_serving() {
+    let mut story = Story::serving();
+    story.reload(1);
+    let mut set = (*info(2, &["hello"])).clone();
+    set.settings.max_draining = 1;
+    story.prepared(2, Ok(Arc::new(set)));
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    loops(&mut story, 2, 5);
+    let asked = rolls_back(&mut story);
+    assert!(asked.iter().any(|action| matches!(action, Action::Prepare { op: OpId(5), .. })), "{asked:?}");
+    assert_eq!(spawns(&story.prepared(5, Ok(again(1, 10)))), [(7, 10)]);
+    story.up(7);
+    assert_eq!(story.serving_generation(), Some(7));
+}
+
+#[test]
+fn during_the_delay_of_a_shutdown_the_last_good_set_takes_over_all_the_same() {
+    let mut story = falling_back();
+    story.state.settings.shutdown.delay = Duration::from_secs(5);
+    let asked = story.term();
+    assert_eq!(spawns(&asked), [], "of set 2 enough have died");
+    assert!(asked.iter().any(|action| matches!(action, Action::Prepare { op: OpId(5), .. })), "{asked:?}");
+    story.prepared(5, Ok(again(1, 10)));
+    story.up(7);
+    assert_eq!(story.serving_generation(), Some(7));
+}
+
 fn next_master(bad_start: BadStart, good: Vec<Arc<SetInfo>>) -> Story {
     let memory = Memory { good, pin: None, held: vec![] };
     let mut story = Story { state: State::new(settings(), bad_start, memory), ..Story::new() };
