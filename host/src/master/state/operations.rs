@@ -119,6 +119,8 @@ impl State {
         if let Some(Running { stage: RunStage::Prepared { .. }, .. }) = &self.running
             && self.candidate.is_none()
             && self.saving.is_none()
+            // One may have begun by itself in the delay of a shutdown.
+            && !self.is_stopping()
             && self.makes_way()
         {
             self.start_prepared();

@@ -195,6 +195,26 @@ fn during_the_delay_of_a_shutdown_the_last_good_set_takes_over_all_the_same() {
     assert_eq!(story.serving_generation(), Some(7));
 }
 
+#[test]
+fn a_last_good_set_that_is_found_after_the_shutdown_has_begun_is_not_started() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    loops(&mut story, 2, 4);
+    story.wait(Duration::from_secs(2));
+    story.up(6);
+    story.state.settings.shutdown.delay = Duration::from_secs(5);
+    story.term();
+    let died = story.dies(6, ExitKind::Signal(11));
+    assert!(died.iter().any(|action| matches!(action, Action::Prepare { op: OpId(4), .. })), "{died:?}");
+    story.wait(Duration::from_secs(5));
+    assert_eq!(spawns(&story.prepared(4, Ok(again(1, 10)))), [], "the sockets are closed");
+    story.leaves(1);
+    assert_eq!(story.finished(), Some(&Exit::Drained));
+}
+
 fn next_master(bad_start: BadStart, good: Vec<Arc<SetInfo>>) -> Story {
     let memory = Memory { good, pin: None, held: vec![] };
     let mut story = Story { state: State::new(settings(), bad_start, memory), ..Story::new() };
