@@ -272,8 +272,8 @@ impl State {
                     self.retire(old);
                 }
                 match self.standing_by() {
-                    Some(old) if !self.is_stopping() => self.take_back(old, &entry),
-                    _ => self.crashed(generation, exit.to_string(), Blame::Set),
+                    Some(old) => self.take_back(old, &entry),
+                    None => self.crashed(generation, exit.to_string(), Blame::Set),
                 }
             }
             Phase::Pausing | Phase::Standby | Phase::Retiring => {

@@ -53,18 +53,15 @@ impl State {
             return;
         }
         let Some(set) = self.set.clone() else { return };
-        let at_once = Respawn { at: self.now, of: Generation(self.next_generation - 1) };
-        let respawn = self.respawn.get_or_insert(at_once);
-        if self.now < respawn.at {
+        if self.respawn.as_ref().is_some_and(|respawn| self.now < respawn.at) {
             return;
         }
-        // Before the first commit there was nothing to crash: the set without plugins that a bad start is served with.
-        let cause = match &self.stopped {
-            Some(stopped) => stopped.cause.clone(),
-            None if self.switches > 0 => Cause::Crash { of: respawn.of },
-            None => Cause::Start,
+        let cause = match (&self.stopped, self.respawn.take()) {
+            (Some(stopped), _) => stopped.cause.clone(),
+            (None, Some(respawn)) => Cause::Crash { of: respawn.of },
+            // Nothing has died: it is the set without plugins that a bad start is served with.
+            (None, None) => Cause::Start,
         };
-        self.respawn = None;
         self.spawn(set, cause);
     }
 

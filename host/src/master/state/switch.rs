@@ -163,7 +163,7 @@ impl State {
         let Probation { min_requests, max_failure_ratio, .. } = self.settings.probation;
         let (Some(ratio), Some(old)) = (max_failure_ratio, self.find(Phase::Standby)) else { return };
         let too_many = requests >= min_requests.max(1) && failures as f64 > ratio * requests as f64;
-        if !too_many || self.serving() != Some(generation) || self.is_stopping() {
+        if !too_many || self.serving() != Some(generation) {
             return;
         }
         if let Some(candidate) = self.candidate {
