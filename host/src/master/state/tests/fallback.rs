@@ -196,6 +196,20 @@ fn during_the_delay_of_a_shutdown_the_last_good_set_takes_over_all_the_same() {
 }
 
 #[test]
+fn a_shutdown_that_begins_forgets_what_was_to_serve_next() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    loops(&mut story, 2, 5);
+    let begun = story.term();
+    assert!(!begun.iter().any(|action| matches!(action, Action::Prepare { .. })), "{begun:?}");
+    story.leaves(1);
+    assert_eq!(story.finished(), Some(&Exit::Drained));
+}
+
+#[test]
 fn a_last_good_set_that_is_found_after_the_shutdown_has_begun_is_not_started() {
     let mut story = Story::serving();
     story.reload(1);
