@@ -291,7 +291,7 @@ impl State {
         }
         self.deadlines();
         self.advance();
-        if cfg!(debug_assertions)
+        if cfg!(any(test, debug_assertions))
             && let Err(broken) = self.check()
         {
             panic!("broken invariant: {broken}: {self:#?}");
