@@ -97,8 +97,9 @@ impl State {
                 }
             }
             Err(failure) => {
-                // There is no process, so none will be reaped.
-                if let Some(entry) = self.generations.remove(&generation) {
+                // There is no process, so none will be reaped. One that was given up before has failed already.
+                let entry = self.generations.remove(&generation);
+                if let Some(entry) = entry.filter(|entry| entry.phase != Phase::Killed) {
                     self.candidate_failed(&entry, failure);
                 }
             }

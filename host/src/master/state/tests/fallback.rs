@@ -275,3 +275,15 @@ fn waits_are_spread_by_up_to_a_quarter() {
     }
     assert!(waits.len() > 30, "{waits:?}");
 }
+
+#[test]
+fn a_start_that_was_given_up_counts_once_though_its_process_fails_later() {
+    let mut story = Story::serving();
+    story.dies(1, ExitKind::Signal(11));
+    story.wait(Duration::from_secs(30));
+    assert!(
+        story.log.iter().any(|action| matches!(action, Action::Note(Note::Killed { generation: Generation(2), .. })))
+    );
+    let result = Err(Failure::new(Stage::Spawn, "start a child: EAGAIN"));
+    assert_eq!(story.event(Event::Spawned { generation: Generation(2), result }), []);
+}
