@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::generation::{Gen, Phase};
+use super::generation::Phase;
 use super::operations::{RunStage, Running};
 use super::switch::ms;
 use super::{SetInfo, State, Time};
@@ -58,17 +58,20 @@ impl State {
     fn stop_all(&mut self) {
         let most = self.drain_deadlines().max_ms.map(|max| self.now + Duration::from_millis(max) + EXIT_TIMEOUT);
         let longer = |deadline: Option<Time>| most.is_some_and(|most| deadline.is_none_or(|deadline| deadline > most));
-        let stop = |entry: &&Gen| match entry.phase {
-            Phase::Serving | Phase::Standby => true,
-            Phase::Retiring => longer(entry.deadline),
-            _ => false,
-        };
-        let stopped: Vec<Generation> = self.generations.values().filter(stop).map(|entry| entry.number).collect();
-        stopped.into_iter().for_each(|generation| self.retire(generation));
-        // There is no candidate: it is what would only have stood in.
-        let coming = self.generations.values().filter(|entry| entry.phase < Phase::Committing);
-        let coming: Vec<Generation> = coming.map(|entry| entry.number).collect();
-        coming.into_iter().for_each(|generation| self.kill(generation, "a cold operation begins".into()));
+        let all: Vec<(Generation, Phase, Option<Time>)> =
+            self.generations.values().map(|entry| (entry.number, entry.phase, entry.deadline)).collect();
+        for (generation, phase, deadline) in all {
+            match phase {
+                // There is no candidate: it is what would only have stood in.
+                Phase::Starting | Phase::Loading | Phase::Proving => {
+                    self.kill(generation, "a cold operation begins".into());
+                }
+                Phase::Serving | Phase::Standby => self.retire(generation),
+                Phase::Retiring if longer(deadline) => self.retire(generation),
+                // On their way out; what may be about to accept was waited for.
+                _ => {}
+            }
+        }
         self.committed = None;
     }
 
@@ -87,43 +90,43 @@ impl State {
     /// What served shall serve again; the failure is told then.
     pub(super) fn restore(&mut self, failure: Failure) {
         if let Some(running) = &mut self.running {
-            running.stage = RunStage::Restoring { failure, generation: None };
+            running.stage = RunStage::Restoring { failure, started: false };
         }
     }
 
     pub(super) fn advance_restoring(&mut self) {
-        let Some(Running { op, stage: RunStage::Restoring { generation: None, .. } }) = &self.running else { return };
+        let Some(Running { op, stage: RunStage::Restoring { started: false, .. } }) = &self.running else { return };
         let (Some(set), cause) = (self.set.clone(), op.cause.clone()) else { return };
         if !self.generations.is_empty() || self.is_stopping() {
             return;
         }
-        let number = self.spawn(set, cause);
-        if let Some(Running { stage: RunStage::Restoring { generation, .. }, .. }) = &mut self.running {
-            *generation = Some(number);
+        self.spawn(set, cause);
+        if let Some(Running { stage: RunStage::Restoring { started, .. }, .. }) = &mut self.running {
+            *started = true;
         }
     }
 
-    /// `generation` serves: if it was to replace what should have followed it, that is told now.
-    pub(super) fn restored(&mut self, generation: Generation, stopped: &Stopped) {
-        if let Some(failure) = self.restoring(generation) {
+    /// Something serves: if it was to replace what should have followed it, that is told now.
+    pub(super) fn restored(&mut self, stopped: &Stopped) {
+        if let Some(failure) = self.restoring() {
             self.tell_unserved(stopped);
             self.refuse(failure);
         }
     }
 
     /// Nor does what served start again. From here on it is as after any death: it is tried again.
-    pub(super) fn not_restored(&mut self, generation: Generation, why: &Failure) {
-        let Some(mut failure) = self.restoring(generation) else { return };
+    pub(super) fn not_restored(&mut self, why: &Failure) {
+        let Some(mut failure) = self.restoring() else { return };
         let Some(stopped) = self.stopped.take() else { return };
         self.tell_unserved(&stopped);
         failure.error = format!("{}; and what served does not start again: failed to {}", failure.error, why.error);
         self.refuse(failure);
     }
 
-    /// Why the operation failed for which `generation` starts the set that served.
-    fn restoring(&self, generation: Generation) -> Option<Failure> {
+    /// Why the operation failed for which the set that served is being started, alone.
+    fn restoring(&self) -> Option<Failure> {
         match &self.running.as_ref()?.stage {
-            RunStage::Restoring { failure, generation: Some(one) } if *one == generation => Some(failure.clone()),
+            RunStage::Restoring { failure, started: true } => Some(failure.clone()),
             _ => None,
         }
     }

@@ -234,7 +234,7 @@ impl State {
         if self.running_candidate() == Some(generation) {
             self.refuse(failure);
         } else if !self.serves_own() {
-            self.not_restored(generation, &failure);
+            self.not_restored(&failure);
             let blame = if failure.stage == Stage::Spawn { Blame::Machine } else { Blame::Set };
             self.crashed(generation, failure.to_string(), blame);
         }

@@ -48,8 +48,8 @@ pub(super) enum RunStage {
     Tested,
     /// The loop was told to let it.
     Leaving,
-    /// It has failed with nothing left that serves: `generation` starts the set again that did.
-    Restoring { failure: Failure, generation: Option<Generation> },
+    /// It has failed with nothing left that serves: the set that did starts again, once all else has ended.
+    Restoring { failure: Failure, started: bool },
     /// Committed; `old` is asked to pause. Answered when it accepts no more.
     Pausing { old: Generation },
 }

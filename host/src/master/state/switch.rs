@@ -59,7 +59,7 @@ impl State {
             let total_ms = ms(self.now - self.generations[&generation].spawned_at);
             self.note(Note::Committed { generation, from, total_ms, cause });
             if let Some(stopped) = stopped {
-                self.restored(generation, &stopped);
+                self.restored(&stopped);
             }
         }
         self.dismiss_stand_ins(stand_ins, generation);

@@ -14,7 +14,7 @@ impl Story {
     }
 
     /// Generation 1 was stopped for set 2, and has ended; generation 2 is being started.
-    fn stopped() -> Story {
+    pub(super) fn stopped() -> Story {
         let mut story = Story::serving();
         story.reload_cold(7);
         story.prepared(2, Ok(info(2, &["hello"])));
@@ -34,6 +34,7 @@ fn fails(story: &mut Story, generation: u64) {
 #[test]
 fn a_cold_reload_starts_the_new_one_once_the_old_one_has_ended() {
     let mut story = Story::serving();
+    story.wait(Duration::from_secs(5));
     story.reload_cold(7);
     let stopped = story.prepared(2, Ok(info(2, &["hello", "new"])));
     let [ToChild::Retire(deadlines)] = sends(&stopped, 1)[..] else { panic!("{stopped:?}") };
@@ -133,8 +134,8 @@ fn older_ones_end_too_and_no_later_than_they_would_have() {
     story.leaves(1);
     story.up(3);
     assert_eq!((story.answer(7).result, story.answer(7).from), (OpResult::Switched, Some(Generation(2))));
-    // One that drains already for longer than a stop may take is told so; one that has less is left alone.
-    for (waited, told) in [(0, true), (590, false)] {
+    // One that would drain for longer than a stop may take is told so; one that has as much left, or less, is left alone.
+    for (waited, told) in [(0, true), (569, true), (570, false), (590, false)] {
         let mut story = Story::serving();
         story.reload(1);
         story.prepared(2, Ok(info(2, &["hello"])));
