@@ -145,7 +145,7 @@ impl State {
 
     /// When the next step towards room is due, if a switch waits for it.
     pub(super) fn room_deadline(&self) -> Option<Time> {
-        self.waiting.as_ref().filter(|_| self.stopping.is_none() && self.running.is_none())?;
+        self.waiting.as_ref().filter(|_| self.running.is_none())?;
         let oldest = self.generations.values().find(|entry| entry.phase == Phase::Retiring)?;
         match oldest.haste {
             Haste::Idle { since } if self.is_full() => Some(since + ROOM_TIME),

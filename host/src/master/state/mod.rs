@@ -498,6 +498,9 @@ impl State {
         {
             return Err("the candidate is none".into());
         }
+        if self.stopping.is_some() && self.waiting.is_some() {
+            return Err("an operation waits for its turn, and none will come".into());
+        }
         Ok(())
     }
 }

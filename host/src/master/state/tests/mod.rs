@@ -6,6 +6,7 @@ mod crashes;
 mod cut;
 mod fallback;
 mod histories;
+mod invariants;
 mod outlook;
 mod probation;
 mod refusals;
