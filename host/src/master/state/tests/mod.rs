@@ -13,6 +13,7 @@ mod refusals;
 mod restart;
 mod rollback;
 mod saving;
+mod seen;
 mod shown;
 mod shutdown;
 mod stand_in;
