@@ -18,6 +18,10 @@ fn switch(story: &mut Story, op: u64, generation: u64) {
     story.says(generation - 1, ToMaster::Paused);
 }
 
+fn is_logged(actions: &[Action]) -> bool {
+    actions.contains(&Action::Note(Note::Cutting))
+}
+
 fn cut(story: &mut Story, caller: u64, generation: Option<u64>) -> Vec<Action> {
     let options = OpOptions { generation: generation.map(Generation), ..OpOptions::default() };
     let cause = Cause::Admin { peer: "test".into() };
@@ -36,7 +40,7 @@ fn a_cut_ends_all_that_drains_and_is_answered_once_it_has_ended() {
     switch(&mut story, 3, 3);
     let actions = cut(&mut story, 7, None);
     assert_eq!((sends(&actions, 1), sends(&actions, 2)), (vec![&ToChild::Cut], vec![&ToChild::Cut]));
-    assert!(sends(&actions, 3).is_empty(), "what serves is not touched");
+    assert!(is_logged(&actions) && sends(&actions, 3).is_empty(), "what serves is not touched");
     done(&mut story, 1, 2);
     assert!(story.answers.iter().all(|(caller, _)| *caller != Caller(7)), "one is still there");
     done(&mut story, 2, 3);
@@ -69,7 +73,7 @@ fn one_generation_may_be_cut_alone_and_only_if_it_drains() {
 #[test]
 fn a_cut_of_nothing_is_done_at_once_and_equal_ones_share_their_end() {
     let mut story = Story::serving();
-    cut(&mut story, 7, None);
+    assert!(!is_logged(&cut(&mut story, 7, None)), "that nothing was cut is no news");
     assert_eq!((story.answer(7).result, story.answer(7).cut.as_deref()), (OpResult::Done, Some(&[][..])));
 
     let mut story = draining();
@@ -113,12 +117,18 @@ fn a_cut_during_a_shutdown_ends_it_early_and_it_says_so() {
     assert_eq!(story.finished(), Some(&Exit::Cut));
 }
 
+/// Set `id`, beside which `max` generations may drain, and which is given up at the death number `deaths`.
+fn limited(id: u64, max: usize, deaths: usize) -> Arc<SetInfo> {
+    let mut set = (*info(id, &["hello"])).clone();
+    set.settings.max_draining = max;
+    set.settings.crash.limit = deaths;
+    Arc::new(set)
+}
+
 fn capped(story: &mut Story) {
     story.state.settings.max_draining = 1;
-    let mut set = (*info(2, &["hello"])).clone();
-    set.settings.max_draining = 1;
     story.reload(1);
-    story.prepared(2, Ok(Arc::new(set)));
+    story.prepared(2, Ok(limited(2, 1, 1)));
     story.up(2);
     story.says(1, ToMaster::Paused);
 }
@@ -157,4 +167,40 @@ fn without_a_switch_that_waits_nothing_is_hurried_and_a_cut_makes_room_for_one()
     assert!(sends(&asked, 1).is_empty(), "it ends already");
     done(&mut story, 1, 1);
     assert!(story.log.iter().any(|action| matches!(action, Action::Prepare { op: OpId(4), .. })));
+}
+
+#[test]
+fn what_is_to_serve_instead_of_a_bad_set_comes_before_a_switch_that_waits_for_room() {
+    let mut story = Story::serving();
+    capped(&mut story);
+    story.reload(2);
+    story.dies(2, ExitKind::Signal(11));
+    assert!(matches!(story.log.last(), Some(Action::Prepare { op: OpId(4), .. })), "{:?}", story.log.last());
+    assert!(sends(&story.wait(Duration::from_secs(3)), 1).is_empty(), "room would help nobody now");
+    story.prepared(4, Ok(limited(1, 1, 1)));
+    let serves = story.up(3);
+    assert!(matches!(sends(&serves, 1)[..], [ToChild::Retire(Deadlines { upgraded_ms: Some(0), .. })]), "{serves:?}");
+    story.leaves(1);
+    assert!(matches!(story.log.last(), Some(Action::Prepare { op: OpId(3), .. })));
+}
+
+#[test]
+fn once_there_is_room_nothing_is_hurried_though_a_restart_waits_for_something_else() {
+    let mut story = Story::serving();
+    for generation in [2, 3] {
+        story.reload(generation);
+        story.prepared(generation, Ok(limited(generation, 2, 5)));
+        story.up(generation);
+        story.says(generation - 1, ToMaster::Paused);
+    }
+    let cause = Cause::Admin { peer: "test".into() };
+    let options = OpOptions::default();
+    let asked = story.event(Event::Asked { verb: Verb::Restart, cause, options, caller: Some(Caller(7)) });
+    assert!(matches!(sends(&asked, 1)[..], [ToChild::Retire(_)]), "two drain, which is as many as may");
+    story.dies(3, ExitKind::Signal(11));
+    story.leaves(2);
+    assert_eq!(story.state.report(OpId(4)).unwrap().queued.as_deref(), Some("another generation is on its way"));
+    assert!(sends(&story.wait(Duration::from_secs(3)), 1).is_empty());
+    let serves = story.up(4);
+    assert!(serves.contains(&Action::Test { op: OpId(4), test: TestId(1) }), "{serves:?}");
 }

@@ -120,6 +120,7 @@ fn a_reload_during_the_hold_comes_first() {
     story.up(6);
     assert_eq!((story.answer(1).result, story.serving_generation()), (OpResult::Switched, Some(6)));
     assert_eq!(spawns(&story.wait(Duration::from_secs(60))), []);
+    assert!(story.state.is_ready() && story.state.alert().is_none(), "nothing is left to fall back to");
 }
 
 /// Set 2 was given up, and the files of set 1 are being read again.
@@ -274,6 +275,45 @@ fn waits_are_spread_by_up_to_a_quarter() {
         waits.insert(wait);
     }
     assert!(waits.len() > 30, "{waits:?}");
+}
+
+#[test]
+fn a_machine_that_cannot_start_processes_does_not_condemn_the_last_good_set_either() {
+    let mut story = second();
+    loops(&mut story, 2, 5);
+    assert_eq!(spawns(&story.prepared(3, Ok(again(1, 10)))), [(7, 10)]);
+    let result = Err(Failure::new(Stage::Spawn, "start a child: EAGAIN"));
+    story.event(Event::Spawned { generation: Generation(7), result });
+    let is_tried = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::Prepare { .. }));
+    let wait = settings().crash.backoff_max;
+    assert!(!is_tried(&story.wait(wait - Duration::from_millis(1))));
+    assert!(is_tried(&story.wait(Duration::from_millis(1))));
+    story.prepared(4, Ok(again(1, 11)));
+    story.up(8);
+    assert_eq!((story.serving_generation(), story.state.quarantines()), (Some(8), 1));
+}
+
+#[test]
+fn a_reload_under_way_at_the_last_death_comes_first_and_the_last_good_set_after_it_if_it_fails() {
+    let of_reload = || {
+        let mut story = second();
+        loops(&mut story, 2, 4);
+        story.wait(Duration::from_secs(2));
+        story.up(6);
+        story.reload(9);
+        let last = story.dies(6, ExitKind::Signal(11));
+        assert!(story.state.quarantines() == 1 && !last.iter().any(|action| matches!(action, Action::Prepare { .. })));
+        story
+    };
+    let mut story = of_reload();
+    let refused = story.prepared(3, Err(Failure::new(Stage::Snapshot, "x")));
+    let source = Source::Again { set: SetId(1), within: Within::Set(SetId(2)) };
+    let cause = Cause::Crash { of: Generation(6) };
+    assert!(refused.contains(&Action::Prepare { op: OpId(4), cause, source }), "{refused:?}");
+    let mut story = of_reload();
+    assert_eq!(spawns(&story.prepared(3, Ok(info(3, &["hello"])))), [(7, 3)]);
+    assert_eq!(spawns(&story.up(7)), []);
+    assert!(story.state.is_ready() && story.state.changing().is_none());
 }
 
 #[test]

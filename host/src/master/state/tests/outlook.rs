@@ -55,3 +55,21 @@ fn a_shutdown_ends_when_the_rest_is_cut_or_never() {
     story.term();
     assert_eq!(story.state.outlook(), Some(Latest::Never));
 }
+
+#[test]
+fn a_reload_that_waits_for_room_has_its_time_once_the_first_that_drains_has_ended() {
+    let mut story = Story::serving();
+    let mut set = (*info(2, &["hello"])).clone();
+    set.settings.max_draining = 1;
+    story.reload(1);
+    story.prepared(2, Ok(Arc::new(set)));
+    story.up(2);
+    story.wait(SECOND);
+    story.says(1, ToMaster::Paused);
+    story.wait(SECOND);
+    story.reload(2);
+    let drained = SECOND + Duration::from_secs(600) + EXIT_TIMEOUT;
+    assert_eq!(story.state.outlook(), Some(Latest::At(drained + SECOND * 30)));
+    story.leaves(1);
+    assert_eq!(story.state.outlook(), at(32), "it reads its files");
+}

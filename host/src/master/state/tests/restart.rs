@@ -205,3 +205,31 @@ fn what_a_first_test_says_late_is_not_taken_for_the_second() {
     assert!(story.told(1).is_none());
     assert!(leaves_with(&story.tested(2, Ok(())), 2));
 }
+
+#[test]
+fn the_next_program_goes_on_with_the_clock_and_with_nothing_less_than_all_sets() {
+    let mut story = Story::serving();
+    story.wait(Duration::from_secs(9));
+    story.restart(1);
+    story.tested(1, Ok(()));
+    let saved = || story.state.save(story.now + Duration::from_secs(1));
+    assert_eq!(saved().now(), Duration::from_secs(10));
+    let resumed = |sets| State::resumed(settings(), BadStart::Exit, saved(), &sets, Ok(()));
+    let missing = resumed([(SetId(2), info(2, &["hello"]))].into()).unwrap_err();
+    assert_eq!(missing.to_string(), "failed to find set 1 among those that were handed on");
+    let state = resumed([(SetId(1), info(1, &["hello"]))].into()).unwrap();
+    assert_eq!(state.set_of(Generation(1)), Some(SetId(1)));
+}
+
+#[test]
+fn the_set_without_plugins_is_nothing_that_must_be_handed_on() {
+    let mut story = Story { state: State::new(settings(), BadStart::ServeEmpty, Memory::default()), ..Story::new() };
+    story.ask(Cause::Start, None);
+    story.prepared(1, Err(Failure::new(Stage::Snapshot, "x")));
+    story.up(1);
+    story.restart(1);
+    story.tested(1, Ok(()));
+    let saved = story.state.save(story.now);
+    let state = State::resumed(settings(), BadStart::Exit, saved, &Default::default(), Ok(())).unwrap();
+    assert_eq!((state.serving(), state.set_of(Generation(1))), (Some(Generation(1)), Some(SetId::EMPTY)));
+}

@@ -115,4 +115,17 @@ fn with_no_good_set_left_what_stands_in_serves_on() {
     assert_eq!(spawns(&story.wait(Duration::from_secs(60))), [], "the one that is there will do");
     assert_eq!((story.serving_generation(), story.state.is_ready()), (Some(3), false));
     assert!(story.state.alert().is_some_and(|alert| alert.contains("quarantined")));
+    assert_eq!(story.state.outlook(), None, "nothing else is on its way");
+}
+
+#[test]
+fn with_no_good_set_left_what_was_about_to_stand_in_is_what_serves() {
+    let mut story = hanging();
+    story.state.settings.crash.limit = 2;
+    story.dies(2, ExitKind::Signal(11));
+    assert_eq!(story.state.quarantines(), 1);
+    assert_eq!(spawns(&story.wait(Duration::from_secs(10))), [], "it is on its way already");
+    story.up(3);
+    assert_eq!((story.serving_generation(), story.state.is_ready()), (Some(3), false));
+    assert_eq!(spawns(&story.wait(Duration::from_secs(60))), []);
 }
