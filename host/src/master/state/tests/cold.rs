@@ -324,4 +324,17 @@ fn nobody_stands_in_during_a_cold_operation_and_whoever_does_before_is_stopped()
     assert_eq!(spawns(&story.dies(2, ExitKind::Signal(9))), [(4, 2)]);
     story.up(4);
     assert_eq!(story.answer(7).result, OpResult::Switched);
+    // The same, but 3 is still being started.
+    let mut story = Story::serving();
+    story.dies(1, ExitKind::Signal(11));
+    story.spawned(2);
+    story.says(2, hello());
+    story.wait(Duration::from_secs(10));
+    story.spawned(3);
+    story.reload_cold(7);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    let failed = story.says(2, ToMaster::Failed(Failure::new(Stage::Load, "x")));
+    assert!(kills(&failed, 3), "{failed:?}");
+    story.dies(3, ExitKind::Signal(9));
+    assert_eq!(spawns(&story.dies(2, ExitKind::Signal(9))), [(4, 2)]);
 }
