@@ -129,3 +129,19 @@ fn with_no_good_set_left_what_was_about_to_stand_in_is_what_serves() {
     assert_eq!((story.serving_generation(), story.state.is_ready()), (Some(3), false));
     assert_eq!(spawns(&story.wait(Duration::from_secs(60))), []);
 }
+
+#[test]
+fn one_that_has_seen_its_successor_goes_though_that_one_dies_at_once() {
+    let mut story = hanging();
+    story.up(3);
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.dies(2, ExitKind::Signal(9));
+    assert!(pauses(&story.up(4), 3));
+    let actions = story.dies(4, ExitKind::Signal(11));
+    assert!(retires(&actions, 3), "whether it still accepts is not known: {actions:?}");
+    assert_eq!(story.answer(1).result, OpResult::Switched);
+    story.wait(Duration::from_secs(5));
+    story.up(5);
+    assert_eq!((story.serving_generation(), story.state.is_ready()), (Some(5), true));
+}
