@@ -232,7 +232,8 @@ impl State {
         let op = self.answer_all(op);
         match op.back.filter(|back| back.reason != Reason::Asked) {
             Some(back) => self.fallback_failed(back, op.cause, &failure),
-            None if op.cause == Cause::Start && self.set.is_none() => self.bad_start(failure),
+            // Nothing has ever served: it was the start.
+            None if self.set.is_none() => self.bad_start(failure),
             None => {}
         }
     }

@@ -46,12 +46,9 @@ impl State {
     }
 
     /// Why another program cannot take over at the moment, if so: it takes over what serves and what drains, and nothing
-    /// that is on its way.
+    /// that is on its way. A shutdown needs no mention: no restart is left once one was asked for.
     pub(super) fn unrest(&self) -> Option<&'static str> {
         let settled = |phase| matches!(phase, Phase::Serving | Phase::Retiring | Phase::Leaving | Phase::Killed);
-        if self.stopping.is_some() || self.is_ending() {
-            return Some("the server shuts down");
-        }
         if self.is_falling_back() || self.start_failure.is_some() {
             return Some("the last good set is on its way");
         }
