@@ -10,6 +10,7 @@ mod invariants;
 mod outlook;
 mod probation;
 mod refusals;
+mod reports;
 mod restart;
 mod rollback;
 mod saving;
