@@ -8,6 +8,7 @@ mod fallback;
 mod histories;
 mod invariants;
 mod outlook;
+mod past;
 mod probation;
 mod refusals;
 mod reports;

@@ -4,18 +4,18 @@ use super::*;
 use crate::report::Change;
 
 impl Story {
-    fn restart(&mut self, caller: u64) -> Vec<Action> {
+    pub(super) fn restart(&mut self, caller: u64) -> Vec<Action> {
         let cause = Cause::Admin { peer: "test".into() };
         let options = OpOptions::default();
         self.event(Event::Asked { verb: Verb::Restart, cause, options, caller: Some(Caller(caller)) })
     }
 
-    fn tested(&mut self, test: u64, result: Result<(), Failure>) -> Vec<Action> {
+    pub(super) fn tested(&mut self, test: u64, result: Result<(), Failure>) -> Vec<Action> {
         self.event(Event::Tested { test: TestId(test), result })
     }
 
     /// Another program goes on, with what it can read of this one's.
-    fn taken_over(self, outcome: Result<(), Failure>) -> Story {
+    pub(super) fn taken_over(self, outcome: Result<(), Failure>) -> Story {
         let json = serde_json::to_string(&self.state.save(self.now)).unwrap();
         let sets = (1..9).map(|id| (SetId(id), info(id, &["hello"]))).collect();
         let saved = serde_json::from_str(&json).unwrap();

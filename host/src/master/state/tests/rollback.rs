@@ -15,7 +15,7 @@ impl Story {
         story
     }
 
-    fn rollback(&mut self, caller: u64, to: Option<u64>) -> Vec<Action> {
+    pub(super) fn rollback(&mut self, caller: u64, to: Option<u64>) -> Vec<Action> {
         let options = OpOptions { to: to.map(Generation), ..OpOptions::default() };
         let cause = Cause::Admin { peer: "test".into() };
         self.event(Event::Asked { verb: Verb::Rollback, cause, options, caller: Some(Caller(caller)) })
@@ -34,19 +34,19 @@ impl Story {
 }
 
 /// The content of set `of` as set `id`.
-fn again(of: u64, id: u64) -> Arc<SetInfo> {
+pub(super) fn again(of: u64, id: u64) -> Arc<SetInfo> {
     Arc::new(SetInfo { id: SetId(id), ..(*info(of, &["hello"])).clone() })
 }
 
-fn file(set: u64) -> Change {
+pub(super) fn file(set: u64) -> Change {
     Change::Plugin { plugin: "hello".into(), sha256: set.to_string() }
 }
 
-fn whole(set: u64) -> Change {
+pub(super) fn whole(set: u64) -> Change {
     Change::Set { sha256: info(set, &["hello"]).sha256.clone() }
 }
 
-fn source(actions: &[Action]) -> Option<&Source> {
+pub(super) fn source(actions: &[Action]) -> Option<&Source> {
     actions.iter().find_map(|action| match action {
         Action::Prepare { source, .. } => Some(source),
         _ => None,
