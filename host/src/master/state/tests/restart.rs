@@ -153,6 +153,27 @@ fn a_shutdown_and_a_rollback_come_first() {
 }
 
 #[test]
+fn a_program_may_take_over_only_when_it_is_told_to_and_while_nothing_is_on_its_way() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    assert!(!story.state.may_leave(OpId(2)), "nobody has asked for it");
+    story.restart(2);
+    assert!(!story.state.may_leave(OpId(3)), "it is being tested");
+    assert!(leaves_with(&story.tested(1, Ok(())), 3));
+    assert!(story.state.may_leave(OpId(3)) && !story.state.may_leave(OpId(2)));
+    let cause = Cause::Admin { peer: "test".into() };
+    let asked = Event::Asked { verb: Verb::Cut, cause, options: OpOptions::default(), caller: Some(Caller(3)) };
+    assert_eq!(sends(&story.event(asked), 1), [&ToChild::Cut]);
+    assert!(!story.state.may_leave(OpId(3)), "whoever asked for the cut would never be answered");
+    story.event(Event::Stayed { op: OpId(3), failure: None });
+    story.leaves(1);
+    assert!(story.told(3).is_some() && story.state.may_leave(OpId(3)), "it is over");
+}
+
+#[test]
 fn a_restart_waits_for_the_end_of_a_probation() {
     let mut story = Story::serving();
     story.reload(1);
