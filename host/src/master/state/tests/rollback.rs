@@ -311,3 +311,19 @@ fn a_removal_and_a_section_are_changes_too() {
     let settings = Change::Settings { plugin: "hello".into(), sha256: "another".into() };
     assert_eq!(held[1..], [settings, Change::Removal { plugin: "gone".into() }]);
 }
+
+#[test]
+fn a_rollback_that_waits_gives_way_to_one_that_wants_the_configuration_too() {
+    let mut story = Story::second();
+    story.reload(2);
+    story.prepared(3, Ok(info(3, &["hello"])));
+    story.ready(3);
+    story.rollback(4, None);
+    let options = OpOptions { with_config: true, ..OpOptions::default() };
+    let cause = Cause::Admin { peer: "test".into() };
+    story.event(Event::Asked { verb: Verb::Rollback, cause, options, caller: Some(Caller(5)) });
+    assert_eq!((story.answer(4).result, story.answer(4).superseded_by), (OpResult::Superseded, Some(OpId(5))));
+    story.says(3, ToMaster::Serving);
+    let begins = story.says(2, ToMaster::Paused);
+    assert_eq!(source(&begins), Some(&Source::Again { set: SetId(1), within: Within::Own }));
+}
