@@ -102,6 +102,7 @@ pub fn run(options: Options) -> Result<Exit, StartError> {
     // Before any thread exists, so that all inherit the mask.
     let watched = signals::watched(options.config.signals.preset);
     let signals = process::watch_signals(&watched).map_err(system("take over signals"))?;
+    process::share_one_heap();
     process::outlive_full_files().map_err(system("take over signals"))?;
     process::raise_open_files().map_err(system("raise the limit of open files"))?;
     let resumption = resume::find()?;
