@@ -145,3 +145,21 @@ fn one_that_has_seen_its_successor_goes_though_that_one_dies_at_once() {
     story.up(5);
     assert_eq!((story.serving_generation(), story.state.is_ready()), (Some(5), true));
 }
+
+#[test]
+fn one_that_still_drains_stands_in_for_nobody_and_is_told_to_go_once() {
+    let mut story = hanging();
+    story.up(3);
+    story.says(2, ToMaster::Ready);
+    assert!(retires(&story.says(2, ToMaster::Serving), 3));
+    // What serves dies as well, and its respawn hangs in turn.
+    story.dies(2, ExitKind::Signal(11));
+    assert_eq!(spawns(&story.wait(Duration::from_secs(1))), [(4, 1)]);
+    story.spawned(4);
+    story.says(4, hello());
+    assert_eq!(spawns(&story.wait(Duration::from_secs(9))), [(5, 0)]);
+    story.up(5);
+    story.says(4, ToMaster::Ready);
+    let actions = story.says(4, ToMaster::Serving);
+    assert!(retires(&actions, 5) && !retires(&actions, 3), "{actions:?}");
+}
