@@ -121,6 +121,8 @@ impl State {
             && self.saving.is_none()
             // One may have begun by itself in the delay of a shutdown.
             && !self.is_stopping()
+            // Rolled back by what was counted, which no operation waits for: with a third, three would accept.
+            && self.find(Phase::Pausing).is_none()
             && self.makes_way()
         {
             self.start_prepared();

@@ -437,7 +437,13 @@ fn cases() -> u32 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: cases(),
+        max_shrink_iters: 20_000,
+        // Of shutdowns where none is wanted.
+        max_local_rejects: u32::MAX,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn no_history_breaks_an_invariant_or_forgets_a_caller_or_a_child(

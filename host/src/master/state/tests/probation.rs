@@ -150,3 +150,20 @@ fn what_was_counted_of_one_that_serves_no_more_changes_nothing() {
     assert_eq!(story.serving_generation(), Some(3));
     assert_eq!(sends(&story.counted(3, 20, 20), 2), [&ToChild::Resume]);
 }
+
+#[test]
+fn a_reload_that_follows_a_roll_back_begins_when_the_bad_one_accepts_no_more() {
+    let mut story = Story::on_probation();
+    story.counted(2, 20, 20);
+    story.says(1, ToMaster::Serving);
+    story.reload(2);
+    assert_eq!(spawns(&story.prepared(3, Ok(info(3, &["hello"])))), [], "three would accept");
+    assert_eq!(spawns(&story.says(2, ToMaster::Paused)), [(3, 3)]);
+    // Nor is one waited for that does not answer.
+    let mut story = Story::on_probation();
+    story.counted(2, 20, 20);
+    story.says(1, ToMaster::Serving);
+    story.reload(2);
+    story.prepared(3, Ok(info(3, &["hello"])));
+    assert_eq!(spawns(&story.wait(PAUSE_TIMEOUT)), [(3, 3)]);
+}
