@@ -1,19 +1,50 @@
 //! cargo run --release -- dev examples/hello
 //!
 //! One function that answers every request. `HELLO_VERSION=2 cargo build` makes another version of it, to swap in.
+//!
+//! `POST /reload`, `/restart` and `/shutdown` do what an operator can do, for clients that send the token of the configuration:
+//!
+//! ```toml
+//! [plugins.hello.config]
+//! control_token = "${HELLO_TOKEN}"
+//! ```
+//!
+//! The address of a client is no protection. Every page in a browser on this machine can send a POST to `localhost`, and with
+//! a DNS name of its own that points here (DNS rebinding) it is even of the same origin. No page knows the token.
 
 use std::time::Duration;
 
 use baton_plugin_api::tokio::time::sleep;
-use baton_plugin_api::{Body, IntoResponse, Request, Response, StatusCode, handler};
+use baton_plugin_api::{
+    Body, BoxError, Init, IntoApp, IntoResponse, Request, Response, StatusCode, handler_with, plugin,
+};
+use serde::Deserialize;
 
 const VERSION: &str = match option_env!("HELLO_VERSION") {
     Some(version) => version,
     None => env!("CARGO_PKG_VERSION"),
 };
+/// A shorter token could be guessed.
+const SHORTEST_TOKEN: usize = 16;
 
-#[handler]
-async fn hello(request: Request) -> Response {
+/// `[plugins.hello.config]`
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Config {
+    /// Allows the control verbs to clients that send `Authorization: Bearer TOKEN`. Absent for nobody.
+    control_token: Option<String>,
+}
+
+#[plugin]
+fn hello(cx: Init) -> Result<impl IntoApp, BoxError> {
+    let config: &Config = Box::leak(Box::new(cx.config()?));
+    if config.control_token.as_ref().is_some_and(|token| token.len() < SHORTEST_TOKEN) {
+        return Err(format!("control_token has fewer than {SHORTEST_TOKEN} characters").into());
+    }
+    Ok(handler_with(config, answer))
+}
+
+async fn answer(config: &'static Config, request: Request) -> Response {
     match (request.method().as_str(), request.path()) {
         ("GET", "/") => match seconds(&request, "sleep") {
             None => format!("hello from hello {VERSION}\n").into_response(),
@@ -25,16 +56,20 @@ async fn hello(request: Request) -> Response {
         ("GET", "/pid") => std::process::id().to_string().into_response(),
         ("GET", "/sleep") => pid_twice(seconds(&request, "secs").or(milliseconds(&request)).unwrap_or_default()),
         ("POST", "/echo") => request.into_body().into_response(),
-        ("POST", verb @ ("/reload" | "/restart" | "/shutdown")) => control(&request, verb),
+        ("POST", verb @ ("/reload" | "/restart" | "/shutdown")) => control(config, &request, verb),
         _ => (StatusCode::NOT_FOUND, "not found\n").into_response(),
     }
 }
 
-/// What an operator can do, a handler can: for clients of this machine.
-fn control(request: &Request, verb: &str) -> Response {
-    // A socket file's client has no address, and is of this machine.
-    if request.peer_addr().is_some_and(|peer| !peer.ip().is_loopback()) {
-        return (StatusCode::FORBIDDEN, "not from there\n").into_response();
+/// Reloads, restarts or shuts down the server, if the request has the token.
+fn control(config: &Config, request: &Request, verb: &str) -> Response {
+    let Some(token) = &config.control_token else {
+        return (StatusCode::FORBIDDEN, "set control_token in [plugins.hello.config] to allow this\n").into_response();
+    };
+    let sent = request.header("authorization").and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    if !is_equal(sent.as_bytes(), token.as_bytes()) {
+        let refusal = (StatusCode::UNAUTHORIZED, "send `Authorization: Bearer TOKEN` with the control_token\n");
+        return ([("www-authenticate", "Bearer")], refusal).into_response();
     }
     let host = request.host();
     let asked = match verb {
@@ -42,8 +77,13 @@ fn control(request: &Request, verb: &str) -> Response {
         "/restart" => host.restart(),
         _ => host.shutdown(),
     };
-    // This answer is on its way before anything comes of it.
+    // The response is sent before the operation ends this generation.
     asked.map(|()| (StatusCode::ACCEPTED, format!("asked by ospid:{}\n", std::process::id()))).into_response()
+}
+
+/// Compares in a time that does not depend on where the difference is.
+fn is_equal(left: &[u8], right: &[u8]) -> bool {
+    left.len() == right.len() && left.iter().zip(right).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
 }
 
 /// The pid at once, and again after `time`: the second is that of the first, however often the code is swapped meanwhile.
@@ -75,7 +115,7 @@ fn parameter<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
 mod tests {
     use std::time::Instant;
 
-    use baton_plugin_api::testing::{Plugin, block_on, request};
+    use baton_plugin_api::testing::{Answer, Builder, Plugin, block_on, request};
 
     use super::*;
 
@@ -111,24 +151,77 @@ mod tests {
         });
     }
 
+    const TOKEN: &str = "0123456789abcdef";
+    const VERBS: [&str; 3] = ["reload", "restart", "shutdown"];
+
+    fn with_token() -> Builder {
+        Plugin::with(hello).config(format!(r#"{{"control_token":"{TOKEN}"}}"#))
+    }
+
+    fn control(plugin: &Plugin, verb: &str, headers: &[(&'static str, &str)]) -> Answer {
+        let mut request = request("POST", &format!("/{verb}"), "");
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        plugin.send(request)
+    }
+
     #[test]
-    fn it_asks_the_server_for_what_an_operator_could() {
-        let plugin = Plugin::start(hello);
-        for verb in ["reload", "restart", "shutdown"] {
-            let answer = plugin.post(&format!("/{verb}"), "");
+    fn control_verbs_reach_the_server_with_the_token() {
+        let plugin = with_token().start().unwrap();
+        let bearer = format!("Bearer {TOKEN}");
+        for verb in VERBS {
+            let answer = control(&plugin, verb, &[("authorization", &bearer)]);
             assert_eq!(
                 (answer.status(), answer.text()),
                 (StatusCode::ACCEPTED, &*format!("asked by ospid:{}\n", pid()))
             );
             assert_eq!(plugin.get(&format!("/{verb}")).status(), StatusCode::NOT_FOUND, "a link does nothing");
         }
-        assert_eq!(plugin.host_requests(), ["reload", "restart", "shutdown"]);
+        assert_eq!(plugin.host_requests(), VERBS);
     }
 
     #[test]
-    fn it_says_that_it_may_not() {
-        let plugin = Plugin::with(hello).deny_control().start().unwrap();
-        let answer = plugin.post("/shutdown", "");
+    fn control_verbs_are_denied_without_the_token() {
+        let plugin = with_token().start().unwrap();
+        let shorter = format!("Bearer {}", &TOKEN[1..]);
+        for verb in VERBS {
+            for headers in [
+                // What a page of another origin can send without a preflight, and what one with a rebound name can.
+                &[("origin", "http://evil.example"), ("content-type", "text/plain")][..],
+                &[("host", "evil.example:8080"), ("origin", "http://evil.example:8080")],
+                &[("authorization", "Bearer ")],
+                &[("authorization", TOKEN)],
+                &[("authorization", &shorter)],
+            ] {
+                assert_eq!(control(&plugin, verb, headers).status(), StatusCode::UNAUTHORIZED, "{verb} {headers:?}");
+            }
+        }
+        assert!(plugin.host_requests().is_empty());
+    }
+
+    #[test]
+    fn control_verbs_are_denied_if_no_token_is_configured() {
+        let plugin = Plugin::start(hello);
+        for verb in VERBS {
+            let answer = control(&plugin, verb, &[("authorization", "Bearer ")]);
+            assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+            assert!(answer.text().contains("control_token"), "{}", answer.text());
+        }
+        assert!(plugin.host_requests().is_empty());
+    }
+
+    #[test]
+    fn a_token_that_can_be_guessed_is_refused() {
+        let error = Plugin::with(hello).config(r#"{"control_token":"secret"}"#).start().unwrap_err();
+        assert!(error.contains("control_token"), "{error}");
+    }
+
+    #[test]
+    fn a_server_that_allows_no_control_is_reported() {
+        let plugin = with_token().deny_control().start().unwrap();
+        let bearer = format!("Bearer {TOKEN}");
+        let answer = control(&plugin, "shutdown", &[("authorization", &bearer)]);
         assert_eq!(answer.status(), StatusCode::FORBIDDEN);
         assert!(answer.text().contains("allow_control"), "{}", answer.text());
     }

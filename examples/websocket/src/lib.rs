@@ -2,11 +2,15 @@
 //!
 //! A chat room over WebSockets, by axum. When a newer version takes over, those who are here are told by Close 1012, "service
 //! restart", and the page connects again: to that version. Whoever has the page open sees it happen.
+//!
+//! Browsers let every page open a WebSocket to every server. So the room refuses pages of another origin.
 
 use axum::Router;
 use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
-use axum::response::{Html, Response};
+use axum::http::header::{HOST, ORIGIN};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{any, get};
 use baton_plugin_api::{Shutdown, plugin};
 use tokio::sync::broadcast;
@@ -22,14 +26,29 @@ fn app() -> Router {
 }
 
 async fn chat(
+    headers: HeaderMap,
     upgrade: WebSocketUpgrade,
     State(room): State<broadcast::Sender<Utf8Bytes>>,
     shutdown: Shutdown,
 ) -> Response {
+    if !is_same_origin(&headers) {
+        return (StatusCode::FORBIDDEN, "this room is for its own page\n").into_response();
+    }
     upgrade.max_message_size(LONGEST_LINE).on_upgrade(async move |mut socket| {
         // An error is the client's end: there is nobody left to tell.
         let _ = talk(&mut socket, room, shutdown).await;
     })
+}
+
+/// Whether the page that connects came from this server. A client that is no browser sends no Origin.
+fn is_same_origin(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    match headers.get(ORIGIN) {
+        None => true,
+        Some(_) => text(ORIGIN)
+            .and_then(|origin| origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")))
+            .is_some_and(|origin| text(HOST).is_some_and(|host| origin.eq_ignore_ascii_case(host))),
+    }
 }
 
 async fn talk(
@@ -71,15 +90,20 @@ mod tests {
 
     use super::*;
 
-    async fn join(plugin: &Plugin) -> WebSocketStream<Client> {
-        let request = Request::get("/chat")
+    fn handshake(headers: &[(&str, &str)]) -> Request<Body> {
+        let mut request = Request::get("/chat")
             .header("connection", "upgrade")
             .header("upgrade", "websocket")
             .header("sec-websocket-version", "13")
-            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
-            .body(Body::empty())
-            .unwrap();
-        let (response, client) = plugin.upgrade(request).await.unwrap();
+            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(Body::empty()).unwrap()
+    }
+
+    async fn join(plugin: &Plugin) -> WebSocketStream<Client> {
+        let (response, client) = plugin.upgrade(handshake(&[])).await.unwrap();
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
         let mut socket = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
         assert!(socket.next().await.unwrap().unwrap().to_text().unwrap().starts_with("welcome to process "));
@@ -96,6 +120,27 @@ mod tests {
                 assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("hello"));
             }
         });
+    }
+
+    #[test]
+    fn a_page_of_another_origin_is_refused() {
+        let host = ("host", "chat.example:8080");
+        for (origin, expected) in [
+            ("http://chat.example:8080", StatusCode::SWITCHING_PROTOCOLS),
+            ("https://chat.example:8080", StatusCode::SWITCHING_PROTOCOLS),
+            ("http://evil.example", StatusCode::FORBIDDEN),
+            ("http://chat.example:8081", StatusCode::FORBIDDEN),
+            ("null", StatusCode::FORBIDDEN),
+        ] {
+            let plugin = Plugin::start(app);
+            let status = block_on(async {
+                match plugin.upgrade(handshake(&[host, ("origin", origin)])).await {
+                    Ok((response, _)) => response.status(),
+                    Err(response) => response.status(),
+                }
+            });
+            assert_eq!(status, expected, "{origin}");
+        }
     }
 
     #[test]

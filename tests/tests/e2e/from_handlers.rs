@@ -217,17 +217,52 @@ fn a_handler_s_reload_that_is_refused_leaves_it_serving_and_says_why_in_the_stat
     assert_eq!(connection.request("GET", "/pid").expect("an answer").text(), old.to_string());
 }
 
+const TOKEN: &str = "0123456789abcdef";
+
 #[test]
-fn the_example_s_handlers_reload_restart_and_shut_down() {
-    let mut server = Setup::new().plugin("hello", &artifacts::plugin("hello")).start();
+fn hello_reloads_restarts_and_shuts_down_with_its_token() {
+    let setup = Setup::new().plugin("hello", &artifacts::plugin("hello"));
+    let mut server = setup.set("plugins.hello.config.control_token", &format!("\"{TOKEN}\"")).start();
     let mut connection = server.connect();
+    let bearer = format!("Bearer {TOKEN}");
+    let mut ask = |verb: &str| {
+        connection.send("POST", &format!("/{verb}"), &[("authorization", &bearer)], b"").expect("failed to send");
+        connection.receive().expect("an answer")
+    };
     for (verb, switches) in [("reload", 2), ("restart", 3)] {
         let by = server.worker();
-        let answer = connection.request("POST", &format!("/{verb}")).expect("an answer");
+        let answer = ask(verb);
         assert_eq!((answer.status, answer.text()), (202, format!("asked by ospid:{by}\n")));
         server.wait_for(verb, |status| status.switches == switches);
         server.wait_drained();
     }
-    assert_eq!(connection.request("POST", "/shutdown").expect("an answer").status, 202);
+    assert_eq!(ask("shutdown").status, 202);
     assert_eq!(server.wait_end(wait::LONG).code(), Some(0));
+}
+
+#[test]
+fn no_page_in_a_browser_can_stop_hello() {
+    for token in [None, Some(TOKEN)] {
+        let mut setup = Setup::new().plugin("hello", &artifacts::plugin("hello"));
+        if let Some(token) = token {
+            setup = setup.set("plugins.hello.config.control_token", &format!("\"{token}\""));
+        }
+        let server = setup.start();
+        let before = server.status();
+        for verb in ["reload", "restart", "shutdown"] {
+            for headers in [
+                &[][..],
+                // A form or fetch of any page, which needs no preflight, and a page whose name was rebound to this address.
+                &[("origin", "http://evil.example"), ("content-type", "text/plain")],
+                &[("host", "evil.example"), ("origin", "http://evil.example"), ("sec-fetch-site", "same-origin")],
+            ] {
+                let mut connection = server.connect();
+                connection.send("POST", &format!("/{verb}"), headers, b"").expect("failed to send");
+                let answer = connection.receive().expect("an answer");
+                assert!(matches!(answer.status, 401 | 403), "{verb} {headers:?}: {answer:?}");
+            }
+        }
+        let after = server.status();
+        assert_eq!((after.last_op(), after.shutting_down), (before.last_op(), false));
+    }
 }
