@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 
 use baton_plugin_api::abi::{
     FACT_AUTHORITY, FACT_LOCAL, FACT_ORIGINAL_TARGET, FACT_PEER, FACT_PREFIX, FACT_SCHEME, FACT_SERVER, FACT_TLS_ALPN,
-    FACT_TLS_CIPHER, FACT_TLS_SNI, FACT_TLS_VERSION, FfiBody, FfiContext, FfiFuture, HeaderRef, PANICKED, PENDING,
-    READY, RequestHead, RequestHeadVtable, ResponseHead, ResponseSink, SENSITIVE, Slice,
+    FACT_TLS_CIPHER, FACT_TLS_SNI, FACT_TLS_VERSION, FfiBody, FfiFuture, HeaderRef, PANICKED, PENDING, READY,
+    RequestHead, RequestHeadVtable, RequestLine, ResponseHead, ResponseSink, SENSITIVE, Slice,
 };
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, request};
@@ -75,15 +75,16 @@ impl Head {
             Version::HTTP_3 => 30,
             _ => 11,
         };
-        RequestHead {
-            data: data.cast(),
-            vtable: &HEAD,
+        let line = RequestLine {
             method: Slice::new(head.parts.method.as_str().as_bytes()),
             target: Slice::new(target.as_bytes()),
             request_id: request_id(),
             header_count: u32::try_from(head.parts.headers.len()).unwrap_or(u32::MAX),
             version,
-        }
+        };
+        // SAFETY: the functions of `HEAD` are made for this box, which does not change until it is dropped; what they and the
+        // line lend is part of it, or of the connection that it holds.
+        unsafe { RequestHead::new(data, &HEAD, line) }
     }
 
     fn fact(&self, fact: u32) -> Option<Slice> {
@@ -253,10 +254,8 @@ impl Call {
         let wish = self.wish.as_ref();
         let mut sink = Sink { response: None, plugin: self.plugin, is_head: self.is_head, wish };
         let ffi_sink = ResponseSink { context: (&raw mut sink).cast(), send: take_response };
-        let ffi_cx = FfiContext::lend(cx.waker());
-        // SAFETY: the future is the plugin's, not ended yet (hyper drops it after `Ready`), and polled from one thread at a
-        // time; context and sink are lent for this call only.
-        let polled = unsafe { ((*self.future.vtable).poll)(self.future.data, &raw const ffi_cx, &raw const ffi_sink) };
+        // SAFETY: the future has not ended yet (hyper drops it after `Ready`); the sink is lent for this call only.
+        let polled = unsafe { self.future.poll(cx.waker(), &raw const ffi_sink) };
         match (polled, sink.response) {
             (PENDING, _) => Poll::Pending,
             (READY, Some(Ok(_))) if wish.is_some_and(|wish| wish.is_connect() && !wish.is_claimed()) => {

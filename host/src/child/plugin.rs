@@ -44,10 +44,10 @@ pub struct Plugin {
     mount: String,
     handle: PluginHandle,
     // The functions of the root module, read once: its accessors check at each use that the field exists.
-    call: extern "C" fn(PluginHandle, RequestHead, FfiBody) -> FfiFuture,
-    notify: extern "C" fn(PluginHandle, u32),
-    shutdown: extern "C" fn(PluginHandle) -> FfiFuture,
-    destroy: extern "C" fn(PluginHandle),
+    call: unsafe extern "C" fn(PluginHandle, RequestHead, FfiBody) -> FfiFuture,
+    notify: unsafe extern "C" fn(PluginHandle, u32),
+    shutdown: unsafe extern "C" fn(PluginHandle) -> FfiFuture,
+    destroy: unsafe extern "C" fn(PluginHandle),
     /// Nothing, if it was built before there were signals for plugins.
     signals: Option<&'static PluginSignals>,
     save: Option<unsafe extern "C" fn(PluginHandle, *mut StateBlob) -> u32>,
@@ -68,15 +68,18 @@ impl Plugin {
 
     #[inline]
     pub fn call(&self, head: RequestHead, body: FfiBody) -> FfiFuture {
-        (self.call)(self.handle, head, body)
+        // SAFETY: the function is that of the module that gave the handle.
+        unsafe { (self.call)(self.handle, head, body) }
     }
 
     pub fn tell_serving(&self) {
-        (self.notify)(self.handle, EVENT_SERVING);
+        // SAFETY: as in `call`.
+        unsafe { (self.notify)(self.handle, EVENT_SERVING) };
     }
 
     pub fn tell_shutdown(&self) {
-        (self.notify)(self.handle, EVENT_SHUTDOWN);
+        // SAFETY: as in `call`.
+        unsafe { (self.notify)(self.handle, EVENT_SHUTDOWN) };
     }
 
     /// Answers whether anybody listens.
@@ -109,7 +112,8 @@ impl Plugin {
 
     /// Drives what the author registered for the end.
     pub async fn shutdown(&self) {
-        let mut future = (self.shutdown)(self.handle);
+        // SAFETY: as in `call`.
+        let mut future = unsafe { (self.shutdown)(self.handle) };
         let ended = std::future::poll_fn(move |cx| poll_without_sink(&mut future, cx)).await;
         if ended == abi::PANICKED {
             tracing::warn!(plugin = self.name, "its shutdown panicked");
@@ -120,7 +124,8 @@ impl Plugin {
     pub fn destroy(&'static self) {
         let (done, ended) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new().name("destroy".into()).spawn(move || {
-            (self.destroy)(self.handle);
+            // SAFETY: as in `call`; the process calls nothing of the plugin any more.
+            unsafe { (self.destroy)(self.handle) };
             // Nobody may listen any more.
             let _ = done.send(());
         });
@@ -136,7 +141,7 @@ impl Plugin {
     pub fn fake(
         name: &'static str,
         handle: PluginHandle,
-        call: extern "C" fn(PluginHandle, RequestHead, FfiBody) -> FfiFuture,
+        call: unsafe extern "C" fn(PluginHandle, RequestHead, FfiBody) -> FfiFuture,
     ) -> &'static Plugin {
         extern "C" fn notify(_: PluginHandle, _: u32) {}
         extern "C" fn destroy(_: PluginHandle) {}
@@ -146,7 +151,8 @@ impl Plugin {
                 abi::READY
             }
             unsafe extern "C" fn drop(_: *mut c_void) {}
-            FfiFuture { data: std::ptr::null_mut(), vtable: &TABLE }
+            // SAFETY: the functions of the table ignore what they are called with.
+            unsafe { FfiFuture::new(std::ptr::null_mut::<()>(), &TABLE) }
         }
         Box::leak(Box::new(Plugin {
             name,
@@ -163,10 +169,8 @@ impl Plugin {
 }
 
 fn poll_without_sink(future: &mut FfiFuture, cx: &mut Context<'_>) -> Poll<u32> {
-    let ffi_cx = FfiContext::lend(cx.waker());
-    // SAFETY: the future is the plugin's and has not ended (the caller stops at `Ready`); the context is lent for the call;
-    // futures without a response get a null sink.
-    match unsafe { ((*future.vtable).poll)(future.data, &raw const ffi_cx, std::ptr::null()) } {
+    // SAFETY: the future has not ended (the caller stops at `Ready`); it has no response, hence the null sink.
+    match unsafe { future.poll(cx.waker(), std::ptr::null()) } {
         abi::PENDING => Poll::Pending,
         ended => Poll::Ready(ended),
     }
@@ -224,7 +228,8 @@ fn load(
         previous_version: state.map_or(0, |state| state.version),
         has_previous: state.is_some().into(),
     };
-    let created = module.create()(host.offer(name, file.allow_control), &raw const args);
+    // SAFETY: the arguments, and what they point to, are lent for the call.
+    let created = unsafe { module.create()(host.offer(name, file.allow_control), &raw const args) };
     let handle = match created {
         RResult::ROk(handle) => handle,
         RResult::RErr(text) => return Err(init_failed(&text)),
@@ -250,7 +255,8 @@ fn load(
 }
 
 fn signals_of(module: PluginModule_Ref, handle: PluginHandle) -> Option<&'static PluginSignals> {
-    let table = module.extension()(handle, extension::PLUGIN_SIGNALS, 1);
+    // SAFETY: the handle is the one that this module gave.
+    let table = unsafe { module.extension()(handle, extension::PLUGIN_SIGNALS, 1) };
     // SAFETY: a table that is not null lives as long as the process, is the one of this number and has at least revision 1.
     unsafe { table.cast::<PluginSignals>().as_ref() }
 }
@@ -259,7 +265,8 @@ fn find_save(
     module: PluginModule_Ref,
     handle: PluginHandle,
 ) -> Option<unsafe extern "C" fn(PluginHandle, *mut StateBlob) -> u32> {
-    let table = module.extension()(handle, PLUGIN_STATE, 1).cast::<StateTable>();
+    // SAFETY: as in `signals_of`.
+    let table = unsafe { module.extension()(handle, PLUGIN_STATE, 1) }.cast::<StateTable>();
     // SAFETY: a table that is not null lives as long as the process, and is of this kind and of revision 1 at least.
     unsafe { table.as_ref() }.map(|table| table.save)
 }

@@ -15,3 +15,6 @@ pub mod shared;
 pub mod socket;
 pub mod terminal;
 pub mod worker;
+
+/// Fails to compile for a type that is not `Send` and `Sync`: what an `unsafe impl` of these relies on.
+const fn assert_send_sync<T: Send + Sync>() {}

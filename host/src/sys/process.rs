@@ -17,6 +17,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signa
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
+use super::assert_send_sync;
 use super::credentials::Credentials;
 
 /// An executable, open: what is started later is what was there when it was opened, whatever happens to the file.
@@ -166,6 +167,8 @@ pub(super) struct Exec {
     /// Keeps the strings alive.
     _strings: (Vec<CString>, Vec<CString>),
 }
+
+const _: () = assert_send_sync::<(RawFd, Vec<CString>)>();
 
 // SAFETY: the pointers lead into the strings kept beside them, which never change.
 unsafe impl Send for Exec {}

@@ -12,11 +12,15 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::assert_send_sync;
+
 /// `N` atomics in a mapping of a memfd, unmapped on drop.
 #[derive(Debug)]
 pub struct Slots<const N: usize> {
     start: NonNull<c_void>,
 }
+
+const _: () = assert_send_sync::<AtomicU64>();
 
 // SAFETY: the mapping is of atomics and lives until the drop.
 unsafe impl<const N: usize> Send for Slots<N> {}

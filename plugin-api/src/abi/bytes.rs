@@ -5,6 +5,8 @@ use std::mem::MaybeUninit;
 use abi_stable::StableAbi;
 use bytes::Bytes;
 
+use super::assert_send_sync;
+
 /// Borrowed bytes. Never null with a length above zero; `ptr` may dangle when `len` is zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
@@ -49,15 +51,21 @@ pub type Owner = [MaybeUninit<usize>; 4];
 
 /// Owned bytes: a pointer, a length, and the owner that keeps them alive.
 ///
-/// The owner's four words hold a `Bytes` of the exporting side inline, so that exporting allocates nothing.
+/// The owner's four words hold a `Bytes` of the exporting side inline, so that exporting allocates nothing. The fields are
+/// private, since reading and dropping trust them:
+///
+/// ```compile_fail,E0451
+/// use baton_plugin_api::abi::FfiBytes;
+/// let forged = FfiBytes { len: 1 << 20, ..FfiBytes::EMPTY };
+/// ```
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct FfiBytes {
-    pub ptr: *const u8,
-    pub len: usize,
-    pub owner: Owner,
+    ptr: *const u8,
+    len: usize,
+    owner: Owner,
     /// Null for bytes that live as long as the process.
-    pub vtable: *const FfiBytesVtable,
+    vtable: *const FfiBytesVtable,
 }
 
 #[repr(C)]
@@ -72,6 +80,7 @@ unsafe impl Send for FfiBytes {}
 // SAFETY: as above.
 unsafe impl Sync for FfiBytes {}
 
+const _: () = assert_send_sync::<Bytes>();
 const _: () = assert!(size_of::<Bytes>() == size_of::<Owner>() && align_of::<Bytes>() <= align_of::<usize>());
 
 static BYTES_VTABLE: FfiBytesVtable = FfiBytesVtable { drop: drop_bytes };

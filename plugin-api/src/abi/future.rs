@@ -1,19 +1,28 @@
 //! Futures and wakers. `std::task::Waker` has no stable layout, so a waker crosses as a data pointer and a table.
 
 use std::ffi::c_void;
+use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::task::{RawWaker, RawWakerVTable, Waker};
 
 use abi_stable::StableAbi;
 
-use super::{FfiBody, ResponseHead};
+use super::{FfiBody, ResponseHead, assert_send_sync};
 
 /// A future of the plugin that ends by giving one response to a [`ResponseSink`].
+///
+/// The fields are private, since the drop trusts them:
+///
+/// ```compile_fail,E0451
+/// use baton_plugin_api::abi::FfiFuture;
+/// let forged = FfiFuture { data: std::ptr::null_mut(), vtable: std::ptr::null() };
+/// ```
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct FfiFuture {
-    pub data: *mut c_void,
-    pub vtable: *const FfiFutureVtable,
+    data: *mut c_void,
+    vtable: *const FfiFutureVtable,
 }
 
 #[repr(C)]
@@ -26,8 +35,32 @@ pub struct FfiFutureVtable {
     pub drop: unsafe extern "C" fn(data: *mut c_void),
 }
 
-// SAFETY: the exporting side puts only `Send` futures behind this; they are polled by one thread at a time.
+// SAFETY: `FfiFuture::new` takes only `Send` futures; they are polled by one thread at a time.
 unsafe impl Send for FfiFuture {}
+
+impl FfiFuture {
+    /// Lets `future` cross.
+    ///
+    /// # Safety
+    /// The functions of `vtable` may be called with `future` as its documentation says, until its `drop`.
+    #[inline]
+    pub unsafe fn new<F: Send>(future: *mut F, vtable: &'static FfiFutureVtable) -> FfiFuture {
+        FfiFuture { data: future.cast(), vtable }
+    }
+
+    /// Polls it and returns what the table does.
+    ///
+    /// # Safety
+    /// It has answered neither [`READY`](super::READY) nor [`PANICKED`](super::PANICKED). `sink` is alive for this call, and
+    /// its `send` may be called with its context; null for a future without a response.
+    #[inline]
+    pub unsafe fn poll(&mut self, waker: &Waker, sink: *const ResponseSink) -> u32 {
+        let lent = FfiContext::lend(waker);
+        // SAFETY: `new` vouched for table and data, the caller for the rest; `&mut self` makes this the only poll, and the
+        // context outlives it.
+        unsafe { ((*self.vtable).poll)(self.data, lent.as_ptr(), sink) }
+    }
+}
 
 impl Drop for FfiFuture {
     fn drop(&mut self) {
@@ -49,17 +82,37 @@ pub struct ResponseSink {
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct FfiContext {
-    pub waker: *const c_void,
-    pub clone: unsafe extern "C" fn(waker: *const c_void) -> FfiWaker,
-    pub wake_by_ref: unsafe extern "C" fn(waker: *const c_void),
+    waker: *const c_void,
+    clone: unsafe extern "C" fn(waker: *const c_void) -> FfiWaker,
+    wake_by_ref: unsafe extern "C" fn(waker: *const c_void),
+}
+
+/// The context of one poll, made by [`FfiContext::lend`]. It cannot outlive the waker:
+///
+/// ```compile_fail,E0597
+/// use std::task::{Wake, Waker};
+/// use std::sync::Arc;
+/// struct Quiet;
+/// impl Wake for Quiet {
+///     fn wake(self: Arc<Self>) {}
+/// }
+/// let context = {
+///     let waker = Waker::from(Arc::new(Quiet));
+///     baton_plugin_api::abi::FfiContext::lend(&waker)
+/// };
+/// context.with_waker(|waker| waker.wake_by_ref());
+/// ```
+pub struct LentContext<'a> {
+    context: FfiContext,
+    waker: PhantomData<&'a Waker>,
 }
 
 /// A waker that its holder owns; may be woken and dropped on any thread.
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct FfiWaker {
-    pub data: *const c_void,
-    pub vtable: *const FfiWakerVtable,
+    data: *const c_void,
+    vtable: *const FfiWakerVtable,
 }
 
 #[repr(C)]
@@ -70,6 +123,8 @@ pub struct FfiWakerVtable {
     /// OWNERSHIP: called exactly once.
     pub drop: unsafe extern "C" fn(data: *const c_void),
 }
+
+const _: () = assert_send_sync::<Waker>();
 
 // SAFETY: behind it is a `Waker` of the exporting side, which is Send and Sync.
 unsafe impl Send for FfiWaker {}
@@ -88,9 +143,28 @@ impl Drop for FfiWaker {
 static OWN_WAKER: FfiWakerVtable = FfiWakerVtable { clone: own_clone, wake_by_ref: own_wake_by_ref, drop: own_drop };
 
 impl FfiContext {
-    /// Lends `waker` to the other side for one poll; the result must not outlive the borrow.
-    pub fn lend(waker: &Waker) -> FfiContext {
-        FfiContext { waker: std::ptr::from_ref(waker).cast(), clone: lent_clone, wake_by_ref: own_wake_by_ref }
+    /// Lends `waker` to the other side for one poll.
+    #[inline]
+    pub fn lend(waker: &Waker) -> LentContext<'_> {
+        let context =
+            FfiContext { waker: std::ptr::from_ref(waker).cast(), clone: lent_clone, wake_by_ref: own_wake_by_ref };
+        LentContext { context, waker: PhantomData }
+    }
+}
+
+impl LentContext<'_> {
+    /// What is passed to the other side's functions.
+    #[inline]
+    pub fn as_ptr(&self) -> *const FfiContext {
+        &raw const self.context
+    }
+}
+
+impl Deref for LentContext<'_> {
+    type Target = FfiContext;
+
+    fn deref(&self) -> &FfiContext {
+        &self.context
     }
 }
 

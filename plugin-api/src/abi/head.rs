@@ -1,6 +1,7 @@
 //! Heads: what a request says before its body, lent lazily, and what a response says before its body.
 
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 
 use abi_stable::StableAbi;
 
@@ -23,15 +24,28 @@ pub struct HeaderRef {
 /// A request's head. The host keeps it; the plugin holds this handle and asks for what it needs, when it needs it.
 ///
 /// OWNERSHIP: the plugin's, until `drop`. The slices in it, and all that its functions lend, live until then. So a handler
-/// that looks at no header pays for none.
+/// that looks at no header pays for none. The fields are private, since every function trusts them:
+///
+/// ```compile_fail,E0616
+/// fn retarget(mut head: baton_plugin_api::abi::RequestHead) {
+///     head.line.target.len = usize::MAX;
+/// }
+/// ```
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct RequestHead {
-    pub data: *mut c_void,
-    pub vtable: *const RequestHeadVtable,
+    data: *mut c_void,
+    vtable: *const RequestHeadVtable,
+    line: RequestLine,
+}
+
+/// What a [`RequestHead`] says without being asked.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct RequestLine {
     /// The method, as sent.
     pub method: Slice,
-    /// Path and query as the plugin shall see them (mount prefix stripped); always begins with `/`, or is `*`.
+    /// Path and query as the plugin sees them (mount prefix stripped), in UTF-8; always begins with `/`, or is `*`.
     pub target: Slice,
     /// Unique in the generation, never zero; goes with log records of this request.
     pub request_id: u64,
@@ -98,10 +112,94 @@ pub struct FfiAddr {
     pub scope_id: u32,
 }
 
-// SAFETY: the host keeps an immutable, thread-safe head behind it.
+// SAFETY: `RequestHead::new` takes only heads that are `Send` and `Sync`.
 unsafe impl Send for RequestHead {}
-// SAFETY: its functions only read.
+// SAFETY: as above; its functions only read.
 unsafe impl Sync for RequestHead {}
+
+impl RequestHead {
+    /// Lends `head`.
+    ///
+    /// # Safety
+    /// The functions of `vtable` may be called with `head` as its documentation says, until its `drop`; until then the head
+    /// does not change, and what its functions and `line` lend stays alive. `line` is as its documentation says.
+    #[inline]
+    pub unsafe fn new<H: Send + Sync>(
+        head: *mut H,
+        vtable: &'static RequestHeadVtable,
+        line: RequestLine,
+    ) -> RequestHead {
+        RequestHead { data: head.cast(), vtable, line }
+    }
+
+    /// What the host knows it by. Alive as long as this is.
+    #[inline]
+    pub fn data(&self) -> *const c_void {
+        self.data
+    }
+
+    #[inline]
+    pub fn method(&self) -> &[u8] {
+        // SAFETY: `new` vouched for the slice, for as long as the head is alive.
+        unsafe { self.line.method.as_bytes() }
+    }
+
+    #[inline]
+    pub fn target(&self) -> &str {
+        // SAFETY: as in `method`.
+        let target = unsafe { self.line.target.as_bytes() };
+        debug_assert!(std::str::from_utf8(target).is_ok());
+        // SAFETY: `new` vouched for UTF-8.
+        unsafe { std::str::from_utf8_unchecked(target) }
+    }
+
+    #[inline]
+    pub fn request_id(&self) -> u64 {
+        self.line.request_id
+    }
+
+    #[inline]
+    pub fn header_count(&self) -> usize {
+        self.line.header_count as usize
+    }
+
+    /// As in [`RequestLine::version`].
+    #[inline]
+    pub fn version(&self) -> u32 {
+        self.line.version
+    }
+
+    /// The first value of a field; `name` in lower case.
+    #[inline]
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        let mut value = Slice::EMPTY;
+        // SAFETY: `new` vouched for table and data; `name` and `value` are lent for the call; what is lent back lives as long
+        // as the head.
+        unsafe {
+            let found = ((*self.vtable).header)(self.data, Slice::new(name.as_bytes()), &raw mut value);
+            (found != 0).then(|| value.as_bytes())
+        }
+    }
+
+    /// A fact by its number (`FACT_*`).
+    #[inline]
+    pub fn fact(&self, fact: u32) -> Option<&[u8]> {
+        let mut value = Slice::EMPTY;
+        // SAFETY: as in `header`.
+        unsafe { (((*self.vtable).fact)(self.data, fact, &raw mut value) != 0).then(|| value.as_bytes()) }
+    }
+
+    /// The fields that fit into `room`, in order of arrival. What they point to lives as long as the head.
+    #[inline]
+    pub fn headers<'a>(&'a self, room: &'a mut [MaybeUninit<HeaderRef>]) -> &'a [HeaderRef] {
+        let capacity = u32::try_from(room.len()).unwrap_or(u32::MAX);
+        // SAFETY: `new` vouched for table and data; there is room for `capacity` fields.
+        let count = unsafe { ((*self.vtable).headers)(self.data, room.as_mut_ptr().cast(), capacity) };
+        let count = (count as usize).min(room.len());
+        // SAFETY: the host wrote the first `count` fields.
+        unsafe { std::slice::from_raw_parts(room.as_ptr().cast(), count) }
+    }
+}
 
 impl Drop for RequestHead {
     fn drop(&mut self) {

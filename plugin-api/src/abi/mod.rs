@@ -18,6 +18,17 @@
 //! * A [`Slice`] is borrowed for the duration of the call that received it, unless its field says otherwise.
 //! * Owned handles ([`FfiBytes`], [`FfiBody`], [`FfiFuture`], [`FfiWaker`], [`FfiStream`], [`RequestHead`]) carry their own drop function
 //!   and are freed by the side that made them. Each may be used and dropped on any thread.
+//!
+//! Safe code cannot break a type of this module:
+//!
+//! * A type that has safe functions, or a `Drop`, which follow a pointer ([`FfiBytes`], [`FfiBody`], [`FfiFuture`],
+//!   [`FfiContext`], [`FfiWaker`], [`FfiStream`], [`RequestHead`]) has private fields. It is made from safe types, or by an
+//!   `unsafe` constructor that names what the caller vouches for.
+//! * A type with public fields ([`Slice`], [`HeaderRef`], [`ResponseHead`], [`ResponseSink`], [`LogRecord`], [`CreateArgs`], the
+//!   vtables and extension tables) is plain data: nothing follows its pointers but functions that are `unsafe`.
+//! * A function of a table is `unsafe`, unless any argument is right for it ([`PluginModule::set_log_level`]).
+//! * What a handle stands for is given with its type, and the constructor demands of that type what `unsafe impl Send` and
+//!   `Sync` promise of the handle.
 #![allow(unsafe_code, non_camel_case_types, missing_docs)]
 
 mod body;
@@ -36,6 +47,9 @@ pub use future::*;
 pub use head::*;
 pub use module::*;
 pub use stream::*;
+
+/// Fails to compile for a type that is not `Send` and `Sync`: what an `unsafe impl` below relies on.
+pub(crate) const fn assert_send_sync<T: Send + Sync>() {}
 
 /// Revision of everything in this module. A plugin of another revision is refused before it is opened.
 pub const ABI_REVISION: u32 = 1;

@@ -18,20 +18,20 @@ use super::{FfiBody, FfiFuture, RequestHead, Slice};
 pub struct PluginModule {
     /// Starts the plugin: its runtime, log bridge and the author's init, to its end. Called once per process, on a thread
     /// that may block. The error is the author's text, one line first.
-    pub create: extern "C" fn(host: HostApi_Ref, args: *const CreateArgs) -> RResult<PluginHandle, RString>,
+    pub create: unsafe extern "C" fn(host: HostApi_Ref, args: *const CreateArgs) -> RResult<PluginHandle, RString>,
     /// Takes a request. OWNERSHIP: head and body pass to the plugin, the future to the host.
-    pub call: extern "C" fn(plugin: PluginHandle, head: RequestHead, body: FfiBody) -> FfiFuture,
+    pub call: unsafe extern "C" fn(plugin: PluginHandle, head: RequestHead, body: FfiBody) -> FfiFuture,
     /// Tells of a change of life (`EVENT_*`); answers at once. Unknown numbers are ignored.
-    pub notify: extern "C" fn(plugin: PluginHandle, event: u32),
+    pub notify: unsafe extern "C" fn(plugin: PluginHandle, event: u32),
     /// Drives what the author registered for the end (`on_shutdown`, tracked tasks). Polled with a null sink.
-    pub shutdown: extern "C" fn(plugin: PluginHandle) -> FfiFuture,
+    pub shutdown: unsafe extern "C" fn(plugin: PluginHandle) -> FfiFuture,
     /// Ends the runtime without waiting for what still runs in it. The last call.
-    pub destroy: extern "C" fn(plugin: PluginHandle),
+    pub destroy: unsafe extern "C" fn(plugin: PluginHandle),
     /// How much to log from now on: 0 off, 1 error, 2 warn, 3 info, 4 debug, 5 trace.
     pub set_log_level: extern "C" fn(level: u32),
     /// See [`extension`](super::extension).
     #[sabi(last_prefix_field)]
-    pub extension: extern "C" fn(plugin: PluginHandle, id: u32, min_rev: u32) -> *const c_void,
+    pub extension: unsafe extern "C" fn(plugin: PluginHandle, id: u32, min_rev: u32) -> *const c_void,
 }
 
 /// The generation begins to serve: it is committed.
@@ -42,12 +42,24 @@ pub const EVENT_SHUTDOWN: u32 = 2;
 /// A plugin's own state, as the plugin gave it.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, StableAbi)]
-pub struct PluginHandle(pub *mut c_void);
+pub struct PluginHandle(*mut c_void);
 
-// SAFETY: the plugin's functions may be called from any thread; the handle is only passed back to them.
+// SAFETY: `PluginHandle::new` takes only what may be shared by threads.
 unsafe impl Send for PluginHandle {}
 // SAFETY: as above.
 unsafe impl Sync for PluginHandle {}
+
+impl PluginHandle {
+    /// Stands for `plugin`, which is never freed.
+    pub fn new<P: Send + Sync>(plugin: &'static P) -> PluginHandle {
+        PluginHandle(std::ptr::from_ref(plugin).cast_mut().cast())
+    }
+
+    /// What [`new`](PluginHandle::new) was given; only the plugin knows its type.
+    pub fn as_ptr(self) -> *const c_void {
+        self.0
+    }
+}
 
 /// What a plugin is given at its start; borrowed for the call.
 #[repr(C)]
@@ -80,16 +92,27 @@ pub struct HostApi {
     /// Passed back as the first argument of every function here.
     pub context: *const c_void,
     /// Takes a log record (borrowed).
-    pub log: extern "C" fn(context: *const c_void, record: *const LogRecord),
+    pub log: unsafe extern "C" fn(context: *const c_void, record: *const LogRecord),
     /// See [`extension`](super::extension).
     #[sabi(last_prefix_field)]
-    pub extension: extern "C" fn(context: *const c_void, id: u32, min_rev: u32) -> *const c_void,
+    pub extension: unsafe extern "C" fn(context: *const c_void, id: u32, min_rev: u32) -> *const c_void,
 }
 
-// SAFETY: `context` is the host's, made for use from any thread.
+// SAFETY: `HostApi::new` takes only a context that may be shared by threads.
 unsafe impl Send for HostApi {}
 // SAFETY: as above.
 unsafe impl Sync for HostApi {}
+
+impl HostApi {
+    /// A table whose functions get `context`, which is never freed.
+    pub fn new<C: Send + Sync>(
+        context: &'static C,
+        log: unsafe extern "C" fn(context: *const c_void, record: *const LogRecord),
+        extension: unsafe extern "C" fn(context: *const c_void, id: u32, min_rev: u32) -> *const c_void,
+    ) -> HostApi {
+        HostApi { context: std::ptr::from_ref(context).cast(), log, extension }
+    }
+}
 
 /// One event of `tracing` or `log`, or a panic. All borrowed for the call.
 #[repr(C)]

@@ -12,11 +12,18 @@ use abi_stable::StableAbi;
 use super::{FAILED, FfiContext, PANICKED, PENDING, READY, Slice};
 
 /// A stream of bytes in both directions. OWNERSHIP: the receiver's; freed through its table.
+///
+/// The fields are private, since its functions trust them:
+///
+/// ```compile_fail,E0451
+/// use baton_plugin_api::abi::FfiStream;
+/// let forged = FfiStream { data: std::ptr::null_mut(), vtable: std::ptr::null() };
+/// ```
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct FfiStream {
-    pub data: *mut c_void,
-    pub vtable: *const FfiStreamVtable,
+    data: *mut c_void,
+    vtable: *const FfiStreamVtable,
 }
 
 /// All polls answer [`PENDING`], [`READY`], [`FAILED`] (`out` is the system's number of the error) or [`PANICKED`]. They may be
@@ -49,7 +56,7 @@ pub struct FfiStreamVtable {
     pub drop: unsafe extern "C" fn(data: *mut c_void),
 }
 
-// SAFETY: the exporting side puts only `Send` streams behind this, polled by one thread at a time.
+// SAFETY: `FfiStream::export` takes only `Send` streams (`ByteStream` demands it), polled by one thread at a time.
 unsafe impl Send for FfiStream {}
 // SAFETY: every function takes `&mut self`: a shared reference gives access to nothing.
 unsafe impl Sync for FfiStream {}
@@ -202,7 +209,7 @@ impl FfiStream {
         let mut out = 0;
         // SAFETY: the table is a static of the side that made the stream.
         let vtable = unsafe { &*self.vtable };
-        match call(vtable, self.data, &raw const context, &raw mut out) {
+        match call(vtable, self.data, context.as_ptr(), &raw mut out) {
             PENDING => Poll::Pending,
             READY => Poll::Ready(Ok(out)),
             FAILED => Poll::Ready(Err(io::Error::from_raw_os_error(i32::try_from(out).unwrap_or(NO_NUMBER)))),

@@ -2,7 +2,6 @@
 
 use std::ffi::c_void;
 use std::fmt;
-use std::mem::{ManuallyDrop, MaybeUninit};
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 
@@ -12,7 +11,9 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::context::{Context, guard};
 use super::{BoxError, error_text};
-use crate::abi::{self, FfiBody, FfiBodyVtable, FfiBytes, FfiContext, FfiFrame, FfiSizeHint};
+use crate::abi::{
+    self, BodyContent, BodyPanicked, FfiBody, FfiBodyStream, FfiBodyVtable, FfiBytes, FfiContext, FfiFrame, FfiSizeHint,
+};
 
 type DynBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
 
@@ -46,32 +47,9 @@ unsafe impl<T> Sync for Exclusive<T> {}
 
 /// A streamed body of the host.
 pub struct Incoming {
-    stream: Exclusive<HostStream>,
+    stream: Exclusive<FfiBodyStream>,
     hint: SizeHint,
     ended: bool,
-}
-
-/// The part of an [`FfiBody`] that a stream needs: bodies are moved often.
-struct HostStream {
-    data: *mut c_void,
-    vtable: *const FfiBodyVtable,
-}
-
-// SAFETY: as for `FfiBody`: the host puts only `Send` bodies behind it.
-unsafe impl Send for HostStream {}
-
-impl HostStream {
-    fn into_ffi(self) -> FfiBody {
-        let stream = ManuallyDrop::new(self);
-        FfiBody { kind: abi::BODY_STREAM, bytes: FfiBytes::EMPTY, data: stream.data, vtable: stream.vtable }
-    }
-}
-
-impl Drop for HostStream {
-    fn drop(&mut self) {
-        // SAFETY: a stream's table is a static of the host; this is the one call, since `into_ffi` forgets the value.
-        unsafe { ((*self.vtable).drop)(self.data) }
-    }
 }
 
 /// A body of this side. What `Body` answers through a shared reference is kept beside it.
@@ -82,21 +60,14 @@ pub struct Local {
 }
 
 impl From<FfiBody> for Payload {
-    fn from(mut body: FfiBody) -> Payload {
-        match body.kind {
-            abi::BODY_FULL => {
-                let bytes = Bytes::from(std::mem::replace(&mut body.bytes, FfiBytes::EMPTY));
-                if bytes.is_empty() { Payload::Empty } else { Payload::Full(bytes) }
+    fn from(body: FfiBody) -> Payload {
+        match body.into_content() {
+            BodyContent::Full(bytes) => Payload::from(Bytes::from(bytes)),
+            BodyContent::Stream(stream) => {
+                let hint = import_hint(stream.size_hint());
+                Payload::Incoming(Incoming { stream: Exclusive(stream), hint, ended: false })
             }
-            abi::BODY_STREAM => {
-                // SAFETY: a stream has a table, and its data is alive until it is dropped.
-                let hint = unsafe { ((*body.vtable).size_hint)(body.data) };
-                let stream = HostStream { data: body.data, vtable: body.vtable };
-                // What is left of it owns nothing.
-                body.kind = abi::BODY_EMPTY;
-                Payload::Incoming(Incoming { stream: Exclusive(stream), hint: import_hint(hint), ended: false })
-            }
-            _ => Payload::Empty,
+            BodyContent::Empty | BodyContent::Unknown(_) => Payload::Empty,
         }
     }
 }
@@ -188,17 +159,12 @@ impl Incoming {
         if self.ended {
             return Poll::Ready(None);
         }
-        let context = FfiContext::lend(cx.waker());
-        let mut out = MaybeUninit::<FfiFrame>::uninit();
-        let stream = &self.stream.0;
-        // SAFETY: a stream's table and data are alive until the body is dropped; `&mut self` makes this the only poll; the
-        // context outlives the call.
-        let code = unsafe { ((*stream.vtable).poll_frame)(stream.data, &context, out.as_mut_ptr()) };
-        let frame = match code {
-            abi::PENDING => return Poll::Pending,
-            // SAFETY: `READY` says that the frame was written.
-            abi::READY => unsafe { out.assume_init() },
-            _ => FfiFrame { kind: abi::FRAME_ERROR, bytes: FfiBytes::from_static(b"the source of the body panicked") },
+        let frame = match self.stream.0.poll_frame(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(frame)) => frame,
+            Poll::Ready(Err(BodyPanicked)) => {
+                FfiFrame { kind: abi::FRAME_ERROR, bytes: FfiBytes::from_static(b"the source of the body panicked") }
+            }
         };
         self.ended = !matches!(frame.kind, abi::FRAME_DATA | abi::FRAME_TRAILERS);
         Poll::Ready(match frame.kind {
@@ -292,13 +258,12 @@ impl Outgoing {
             Payload::Empty => FfiBody::EMPTY,
             Payload::Full(bytes) => FfiBody::full(FfiBytes::from(bytes)),
             Payload::Incoming(incoming) if incoming.ended => FfiBody::EMPTY,
-            Payload::Incoming(incoming) => incoming.stream.0.into_ffi(),
-            Payload::Local(body) => FfiBody {
-                kind: abi::BODY_STREAM,
-                bytes: FfiBytes::EMPTY,
-                data: Box::into_raw(Box::new(Stream { context, body, first: self.first })).cast(),
-                vtable: &STREAM,
-            },
+            Payload::Incoming(incoming) => incoming.stream.0.into(),
+            Payload::Local(body) => {
+                let stream = Box::new(Stream { context, body, first: self.first });
+                // SAFETY: the functions of `STREAM` are made for this box.
+                unsafe { FfiBody::stream(Box::into_raw(stream), &STREAM) }
+            }
         }
     }
 }

@@ -22,12 +22,13 @@ pub fn request<A: App, const SPAWN: bool>(
     head: RequestHead,
     body: FfiBody,
 ) -> FfiFuture {
-    let context = instance.context(head.request_id);
+    let context = instance.context(head.request_id());
     let future = catch(|| {
         let future = app.call(Head::new(head), Payload::from(body));
         if SPAWN { export(context, Spawned::new(context, instance, future)) } else { export(context, future) }
     });
-    future.unwrap_or(FfiFuture { data: std::ptr::null_mut(), vtable: &FAILED })
+    // SAFETY: the functions of `FAILED` ignore what they are called with.
+    future.unwrap_or_else(|_| unsafe { FfiFuture::new(std::ptr::null_mut::<()>(), &FAILED) })
 }
 
 /// Lets a future cross. Polls and the drop run in `context`.
@@ -36,7 +37,8 @@ where
     F: Future<Output: Output> + Send + 'static,
 {
     let task = Box::new(Task { context, future: Some(future) });
-    FfiFuture { data: Box::into_raw(task).cast(), vtable: &Task::<F>::VTABLE }
+    // SAFETY: the functions of this table are made for this box.
+    unsafe { FfiFuture::new(Box::into_raw(task), &Task::<F>::VTABLE) }
 }
 
 /// What a [`FfiFuture`] of ours points to. Pinned by its box.

@@ -23,24 +23,22 @@ impl Head {
     }
 
     pub fn request_id(&self) -> u64 {
-        self.0.request_id
+        self.0.request_id()
     }
 
     /// What the host knows it by. Alive as long as this is.
     pub fn data(&self) -> *const c_void {
-        self.0.data
+        self.0.data()
     }
 
     /// # Panics
     /// If the host sent a method that HTTP does not allow: its parser never does.
     pub fn method(&self) -> Method {
-        // SAFETY: the head's slices live until it is dropped.
-        let method = unsafe { self.0.method.as_bytes() };
-        Method::from_bytes(method).expect("the host sends methods that its HTTP parser accepted")
+        Method::from_bytes(self.0.method()).expect("the host sends methods that its HTTP parser accepted")
     }
 
     pub fn version(&self) -> Version {
-        match self.0.version {
+        match self.0.version() {
             9 => Version::HTTP_09,
             10 => Version::HTTP_10,
             20 => Version::HTTP_2,
@@ -51,11 +49,7 @@ impl Head {
 
     /// Path and query.
     pub fn target(&self) -> &str {
-        // SAFETY: the head's slices live until it is dropped.
-        let target = unsafe { self.0.target.as_bytes() };
-        debug_assert!(std::str::from_utf8(target).is_ok());
-        // SAFETY: the host takes the target from an `http::Uri`, which is a string; the ABI asks for UTF-8.
-        unsafe { std::str::from_utf8_unchecked(target) }
+        self.0.target()
     }
 
     /// # Panics
@@ -79,29 +73,17 @@ impl Head {
 
     /// The first value of a field; `name` in lower case.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
-        let mut value = Slice::EMPTY;
-        // SAFETY: the table is the host's and alive with the head; `name` and `value` outlive the call; the value lent lives
-        // until the head is dropped.
-        unsafe {
-            let found = ((*self.0.vtable).header)(self.0.data, Slice::new(name.as_bytes()), &mut value);
-            (found != 0).then(|| value.as_bytes())
-        }
-    }
-
-    fn fact(&self, fact: u32) -> Option<&[u8]> {
-        let mut value = Slice::EMPTY;
-        // SAFETY: as in `header`.
-        unsafe { (((*self.0.vtable).fact)(self.0.data, fact, &mut value) != 0).then(|| value.as_bytes()) }
+        self.0.header(name)
     }
 
     /// A fact that is text (`FACT_*`).
     pub fn text(&self, fact: u32) -> Option<&str> {
-        self.fact(fact).and_then(|text| std::str::from_utf8(text).ok())
+        self.0.fact(fact).and_then(|text| std::str::from_utf8(text).ok())
     }
 
     /// A fact that is an address (`FACT_*`).
     pub fn address(&self, fact: u32) -> Option<SocketAddr> {
-        let bytes = self.fact(fact)?;
+        let bytes = self.0.fact(fact)?;
         if bytes.len() < size_of::<FfiAddr>() {
             return None;
         }
@@ -122,13 +104,7 @@ impl Head {
     }
 
     fn with_fields<T>(&self, read: impl FnOnce(&[HeaderRef]) -> T) -> T {
-        let list = |out: &mut [MaybeUninit<HeaderRef>]| {
-            let capacity = u32::try_from(out.len()).unwrap_or(u32::MAX);
-            // SAFETY: the host writes at most `capacity` fields to `out` and answers how many; all it lends lives until the
-            // head is dropped.
-            unsafe { ((*self.0.vtable).headers)(self.0.data, out.as_mut_ptr().cast(), capacity) as usize }
-        };
-        let count = self.0.header_count as usize;
+        let count = self.0.header_count();
         let mut inline = [const { MaybeUninit::<HeaderRef>::uninit() }; INLINE_HEADERS];
         let mut heap = Vec::new();
         let out: &mut [MaybeUninit<HeaderRef>] = if count <= INLINE_HEADERS {
@@ -137,9 +113,7 @@ impl Head {
             heap.resize_with(count, MaybeUninit::uninit);
             &mut heap
         };
-        let written = list(out).min(out.len());
-        // SAFETY: the host wrote the first `written` fields.
-        read(unsafe { std::slice::from_raw_parts(out.as_ptr().cast(), written) })
+        read(self.0.headers(out))
     }
 }
 

@@ -1,14 +1,17 @@
 //! The host as a plugin sees it: a place to log to, and extension tables.
 
+use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::{Claimed, Head};
-use crate::abi::{FfiStream, HostApi_Ref, LogField, LogRecord, Slice, extension};
+use crate::abi::{FfiStream, HostApi, HostApi_Ref, LogField, LogRecord, Slice, assert_send_sync, extension};
 
 /// The host's functions. Good on any thread, until the process ends.
 #[derive(Clone, Copy)]
 pub struct HostRef(HostApi_Ref);
+
+const _: () = assert_send_sync::<HostApi>();
 
 // SAFETY: the host's functions may be called on any thread, and its context is made for that (see `HostApi`).
 unsafe impl Send for HostRef {}
@@ -59,12 +62,19 @@ impl HostRef {
             line: record.line,
             panic: record.panic.into(),
         };
-        self.0.log()(self.0.context(), &record);
+        // SAFETY: the context is the one of this table; the record, and what it points to, is lent for the call.
+        unsafe { self.0.log()(self.0.context(), &record) };
+    }
+
+    /// The host's table with this number, in its first revision or a later one; null if it has none.
+    fn extension(self, id: u32) -> *const c_void {
+        // SAFETY: the context is the one of this table.
+        unsafe { self.0.extension()(self.0.context(), id, 1) }
     }
 
     /// Asks the host for `verb` (`CONTROL_*`); nothing if it has no such table.
     pub fn control(self, verb: u32) -> Option<u32> {
-        let table = self.0.extension()(self.0.context(), extension::HOST_CONTROL, 1).cast::<extension::Control>();
+        let table = self.extension(extension::HOST_CONTROL).cast::<extension::Control>();
         if table.is_null() {
             return None;
         }
@@ -74,7 +84,7 @@ impl HostRef {
     /// Claims what the connection of the request with this head becomes; nothing if it asks for nothing of the kind, or the
     /// host has no such table.
     pub fn claim(self, head: &Head) -> Option<Claimed> {
-        let table = self.0.extension()(self.0.context(), extension::HOST_UPGRADE, 1).cast::<extension::Upgrade>();
+        let table = self.extension(extension::HOST_UPGRADE).cast::<extension::Upgrade>();
         if table.is_null() {
             return None;
         }

@@ -86,8 +86,7 @@ impl Loaded {
     pub fn start(module: PluginModule_Ref, host: &'static Host, start: &Start<'_>) -> Result<Loaded, String> {
         use std::os::unix::ffi::OsStrExt;
         HOSTED.store(true, Ordering::Relaxed);
-        let api =
-            HostApi { context: std::ptr::from_ref(host).cast(), log, extension: host_extension }.leak_into_prefix();
+        let api = HostApi::new(host, log, host_extension).leak_into_prefix();
         let (previous_version, previous) = start.previous.unwrap_or_default();
         let args = CreateArgs {
             name: Slice::new(start.name.as_bytes()),
@@ -100,14 +99,16 @@ impl Loaded {
             previous_version,
             has_previous: start.previous.is_some().into(),
         };
-        match module.create()(api, &args) {
+        // SAFETY: the arguments, and what they point to, are lent for the call.
+        match unsafe { module.create()(api, &args) } {
             ROk(plugin) => Ok(Loaded { module, plugin }),
             RErr(text) => Err(text.into()),
         }
     }
 
     pub fn notify(self, event: u32) {
-        self.module.notify()(self.plugin, event);
+        // SAFETY: the handle is the one that this module gave.
+        unsafe { self.module.notify()(self.plugin, event) };
     }
 
     pub fn set_log_level(self, level: u32) {
@@ -116,16 +117,19 @@ impl Loaded {
 
     /// Drives what the author registered for the end. False if it panicked.
     pub async fn shutdown(self) -> bool {
-        drive(self.module.shutdown()(self.plugin)).await.0 == READY
+        // SAFETY: as in `notify`.
+        drive(unsafe { self.module.shutdown()(self.plugin) }).await.0 == READY
     }
 
     pub fn destroy(self) {
-        self.module.destroy()(self.plugin);
+        // SAFETY: as in `notify`; this is the last call.
+        unsafe { self.module.destroy()(self.plugin) };
     }
 
     /// The plugin's state; an error if it panicked.
     pub fn save(self) -> Result<Option<(u32, Bytes)>, ()> {
-        let table = self.module.extension()(self.plugin, PLUGIN_STATE, 1).cast::<PluginState>();
+        // SAFETY: as in `notify`.
+        let table = unsafe { self.module.extension()(self.plugin, PLUGIN_STATE, 1) }.cast::<PluginState>();
         if table.is_null() {
             return Ok(None);
         }
@@ -140,7 +144,8 @@ impl Loaded {
 
     /// Tells of a signal; whether anybody listens.
     pub fn signal(self, signal: u32) -> bool {
-        let table = self.module.extension()(self.plugin, PLUGIN_SIGNALS, 1).cast::<PluginSignals>();
+        // SAFETY: as in `notify`.
+        let table = unsafe { self.module.extension()(self.plugin, PLUGIN_SIGNALS, 1) }.cast::<PluginSignals>();
         // SAFETY: a table that is not null lives as long as the process; the handle is this plugin's.
         unsafe { table.as_ref().is_some_and(|table| (table.deliver)(self.plugin, signal) == READY) }
     }
@@ -150,7 +155,9 @@ impl Loaded {
         let line = head.line.clone();
         let mut body = Some(body);
         let body = std::future::poll_fn(|cx| Poll::Ready(body.take().unwrap_or(Payload::Empty).settle(cx))).await;
-        let future = self.module.call()(self.plugin, head.export(), body.export(Context::default()));
+        let (head, body) = (head.export(), body.export(Context::default()));
+        // SAFETY: as in `notify`.
+        let future = unsafe { self.module.call()(self.plugin, head, body) };
         let (code, response) = drive(future).await;
         let Some(mut response) = response.filter(|_| code == READY) else {
             line.refuse();
@@ -182,9 +189,8 @@ async fn drive(mut future: FfiFuture) -> (u32, Option<Response<Payload>>) {
 
 fn poll(future: &mut FfiFuture, response: &mut Option<Response<Payload>>, cx: &mut TaskContext<'_>) -> Poll<u32> {
     let sink = ResponseSink { context: std::ptr::from_mut(response).cast(), send };
-    let context = FfiContext::lend(cx.waker());
-    // SAFETY: the future's table and data are alive until it is dropped; context and sink outlive the call.
-    match unsafe { ((*future.vtable).poll)(future.data, &context, &sink) } {
+    // SAFETY: `drive` polls no more once it has ended; the sink outlives the call.
+    match unsafe { future.poll(cx.waker(), &sink) } {
         PENDING => Poll::Pending,
         code => Poll::Ready(code),
     }
@@ -259,8 +265,7 @@ impl Head {
 
     fn export(self) -> RequestHead {
         let head = Box::new(self);
-        RequestHead {
-            vtable: &HEAD,
+        let line = RequestLine {
             method: Slice::new(head.parts.method.as_str().as_bytes()),
             target: Slice::new(head.target.as_bytes()),
             request_id: head.request_id,
@@ -272,8 +277,10 @@ impl Head {
                 http::Version::HTTP_3 => 30,
                 _ => 11,
             },
-            data: Box::into_raw(head).cast(),
-        }
+        };
+        // SAFETY: the functions of `HEAD` are made for this box, which does not change until it is dropped, and all that they
+        // and the line lend is part of it; a target of `http` is a string.
+        unsafe { RequestHead::new(Box::into_raw(head), &HEAD, line) }
     }
 }
 
@@ -334,8 +341,10 @@ unsafe extern "C" fn head_drop(data: *mut c_void) {
 
 // ---- what the plugin may call ----
 
-fn host<'a>(context: *const c_void) -> &'a Host {
-    // SAFETY: `Loaded::start` passed a `&'static Host` as context.
+/// # Safety
+/// `Loaded::start` made the context.
+unsafe fn host<'a>(context: *const c_void) -> &'a Host {
+    // SAFETY: the caller vouches that it was a `&'static Host`.
     unsafe { &*context.cast::<Host>() }
 }
 
@@ -343,7 +352,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-extern "C" fn log(context: *const c_void, record: *const LogRecord) {
+unsafe extern "C" fn log(context: *const c_void, record: *const LogRecord) {
     // SAFETY: the record, and all it points to, is lent for this call.
     let logged = unsafe {
         let record = &*record;
@@ -363,14 +372,17 @@ extern "C" fn log(context: *const c_void, record: *const LogRecord) {
             panic: record.panic != 0,
         }
     };
-    lock(&host(context).logs).push(logged);
+    // SAFETY: the plugin passes back what it was given.
+    lock(&unsafe { host(context) }.logs).push(logged);
 }
 
 static CONTROL: Control = Control { header: Header { size: size_of::<Control>() as u32, rev: 1 }, request: control };
 
-extern "C" fn host_extension(context: *const c_void, id: u32, min_rev: u32) -> *const c_void {
+unsafe extern "C" fn host_extension(context: *const c_void, id: u32, min_rev: u32) -> *const c_void {
+    // SAFETY: as in `log`.
+    let host = unsafe { host(context) };
     match id {
-        HOST_CONTROL if min_rev <= 1 && !host(context).without_control.load(Ordering::Relaxed) => {
+        HOST_CONTROL if min_rev <= 1 && !host.without_control.load(Ordering::Relaxed) => {
             std::ptr::from_ref(&CONTROL).cast()
         }
         HOST_UPGRADE if min_rev <= 1 => std::ptr::from_ref(&UPGRADE).cast(),
@@ -393,6 +405,8 @@ unsafe extern "C" fn control(context: *const c_void, verb: u32) -> u32 {
     if ![CONTROL_RELOAD, CONTROL_RESTART, CONTROL_SHUTDOWN].contains(&verb) {
         return 2;
     }
-    lock(&host(context).asked).push(verb);
-    *lock(&host(context).answer)
+    // SAFETY: as in `log`.
+    let host = unsafe { host(context) };
+    lock(&host.asked).push(verb);
+    *lock(&host.answer)
 }

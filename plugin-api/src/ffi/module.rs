@@ -61,14 +61,16 @@ fn conjure<E: Entry>() -> E {
     unsafe { std::ptr::NonNull::<E>::dangling().read() }
 }
 
-fn served<A: App>(plugin: PluginHandle) -> &'static Served<A> {
-    // SAFETY: the host passes back what `create` of the same module gave it, which is never freed.
-    unsafe { &*plugin.0.cast::<Served<A>>() }
+/// # Safety
+/// `create` of the same module gave the handle.
+unsafe fn served<A: App>(plugin: PluginHandle) -> &'static Served<A> {
+    // SAFETY: the caller vouches for the handle; what it stands for is never freed.
+    unsafe { &*plugin.as_ptr().cast::<Served<A>>() }
 }
 
 // ---- start ----
 
-extern "C" fn create<E: Entry, L: Logging, const WORKERS: usize>(
+unsafe extern "C" fn create<E: Entry, L: Logging, const WORKERS: usize>(
     host: HostApi_Ref,
     args: *const CreateArgs,
 ) -> RResult<PluginHandle, RString> {
@@ -93,7 +95,7 @@ extern "C" fn create<E: Entry, L: Logging, const WORKERS: usize>(
         Err(_) => return RErr(panic_text("the plugin panicked before its init").into()),
     };
     let text = match started {
-        Ok(Ok(app)) => return ROk(PluginHandle(Box::into_raw(Box::new(Served { instance, app })).cast())),
+        Ok(Ok(app)) => return ROk(PluginHandle::new(Box::leak(Box::new(Served { instance, app })))),
         Ok(Err(text)) => text,
         Err(_) => panic_text("init panicked"),
     };
@@ -142,13 +144,19 @@ unsafe fn read(args: &CreateArgs) -> (Facts, usize, u32) {
 
 // ---- life ----
 
-extern "C" fn call<A: App, const SPAWN: bool>(plugin: PluginHandle, head: RequestHead, body: FfiBody) -> FfiFuture {
-    let served = served::<A>(plugin);
+unsafe extern "C" fn call<A: App, const SPAWN: bool>(
+    plugin: PluginHandle,
+    head: RequestHead,
+    body: FfiBody,
+) -> FfiFuture {
+    // SAFETY: the host passes back what `create` gave it.
+    let served = unsafe { served::<A>(plugin) };
     call::request::<A, SPAWN>(served.instance, &served.app, head, body)
 }
 
-extern "C" fn notify<A: App>(plugin: PluginHandle, event: u32) {
-    let instance = served::<A>(plugin).instance;
+unsafe extern "C" fn notify<A: App>(plugin: PluginHandle, event: u32) {
+    // SAFETY: as in `call`.
+    let instance = unsafe { served::<A>(plugin) }.instance;
     // Waking runs wakers of the author's executors too; a panic there has been logged.
     let _ = guard(instance.context(0), || match event {
         abi::EVENT_SERVING => instance.begin_serving(),
@@ -157,13 +165,15 @@ extern "C" fn notify<A: App>(plugin: PluginHandle, event: u32) {
     });
 }
 
-extern "C" fn shutdown<A: App>(plugin: PluginHandle) -> FfiFuture {
-    let instance = served::<A>(plugin).instance;
+unsafe extern "C" fn shutdown<A: App>(plugin: PluginHandle) -> FfiFuture {
+    // SAFETY: as in `call`.
+    let instance = unsafe { served::<A>(plugin) }.instance;
     call::export(instance.context(0), instance.end())
 }
 
-extern "C" fn destroy<A: App>(plugin: PluginHandle) {
-    let instance = served::<A>(plugin).instance;
+unsafe extern "C" fn destroy<A: App>(plugin: PluginHandle) {
+    // SAFETY: as in `call`.
+    let instance = unsafe { served::<A>(plugin) }.instance;
     // Tasks that never ran are dropped here; a panic in such a drop has been logged.
     let _ = guard(instance.context(0), || instance.stop_runtime());
 }
@@ -175,7 +185,7 @@ extern "C" fn set_log_level<L: Logging>(level: u32) {
 
 // ---- extensions ----
 
-extern "C" fn find_extension(_: PluginHandle, id: u32, min_rev: u32) -> *const c_void {
+unsafe extern "C" fn find_extension(_: PluginHandle, id: u32, min_rev: u32) -> *const c_void {
     // The tables are not generic: a plugin has one state and hears one set of signals, whatever serves its requests.
     match id {
         extension::PLUGIN_STATE if min_rev <= STATE.header.rev => (&raw const STATE).cast(),
@@ -188,7 +198,7 @@ static STATE: PluginState = PluginState { header: Header { size: size_of::<Plugi
 
 unsafe extern "C" fn save(plugin: PluginHandle, out: *mut StateBlob) -> u32 {
     // SAFETY: the host passes back what `create` gave it; a `Served` of any app begins with the reference (`repr(C)`).
-    let instance: &'static Instance = unsafe { *plugin.0.cast::<&'static Instance>() };
+    let instance: &'static Instance = unsafe { *plugin.as_ptr().cast::<&'static Instance>() };
     match guard(instance.context(0), || instance.save()) {
         Ok(Some((version, bytes))) => {
             // SAFETY: `out` is the host's room for one blob.
@@ -205,7 +215,7 @@ static SIGNALS: PluginSignals =
 
 unsafe extern "C" fn deliver(plugin: PluginHandle, signal: u32) -> u32 {
     // SAFETY: as in `save`.
-    let instance: &'static Instance = unsafe { *plugin.0.cast::<&'static Instance>() };
+    let instance: &'static Instance = unsafe { *plugin.as_ptr().cast::<&'static Instance>() };
     // Waking runs wakers of the author's executors too.
     match guard(instance.context(0), || instance.deliver(signal)) {
         Ok(true) => abi::READY,

@@ -4,8 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use baton_plugin_api::abi::{
-    BODY_EMPTY, BODY_FULL, BODY_STREAM, FRAME_DATA, FRAME_END, FRAME_TRAILERS, FfiBody, FfiBytes, FfiContext, FfiFrame,
-    FfiSizeHint, PENDING, READY,
+    BodyContent, BodyPanicked, FRAME_DATA, FRAME_END, FRAME_TRAILERS, FfiBody, FfiBodyStream, FfiFrame, FfiSizeHint,
 };
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -24,7 +23,7 @@ pub struct Body {
 enum Kind {
     Empty,
     Full(Bytes),
-    Stream { body: FfiBody, plugin: &'static Plugin },
+    Stream { body: FfiBodyStream, plugin: &'static Plugin },
 }
 
 /// Why a response broke off. hyper then ends the connection, and the client sees that it is not whole.
@@ -52,15 +51,15 @@ impl Body {
     }
 
     #[inline]
-    pub(super) fn import(mut body: FfiBody, plugin: &'static Plugin) -> Result<Body, BadResponse> {
-        let kind = match body.kind {
-            BODY_EMPTY => Kind::Empty,
-            BODY_FULL => {
-                let bytes = Bytes::from(std::mem::replace(&mut body.bytes, FfiBytes::EMPTY));
-                if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes) }
-            }
-            BODY_STREAM if !body.vtable.is_null() => Kind::Stream { body, plugin },
-            _ => return Err(BadResponse::Body),
+    pub(super) fn import(body: FfiBody, plugin: &'static Plugin) -> Result<Body, BadResponse> {
+        let kind = match body.into_content() {
+            BodyContent::Empty => Kind::Empty,
+            BodyContent::Full(bytes) => match Bytes::from(bytes) {
+                bytes if bytes.is_empty() => Kind::Empty,
+                bytes => Kind::Full(bytes),
+            },
+            BodyContent::Stream(body) => Kind::Stream { body, plugin },
+            BodyContent::Unknown(_) => return Err(BadResponse::Body),
         };
         Ok(Body { kind, answering: None })
     }
@@ -72,24 +71,22 @@ impl Body {
     fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Kind::Stream { body, plugin } = &mut self.kind else { return Poll::Ready(None) };
         let plugin = plugin.name();
-        let mut frame = FfiFrame::END;
-        let ffi_cx = FfiContext::lend(cx.waker());
-        // SAFETY: a stream's table is a static of the plugin; the body has not ended (it is dropped when it does) and is
-        // polled from one thread at a time; context and frame are lent for the call.
-        let polled = unsafe { ((*body.vtable).poll_frame)(body.data, &raw const ffi_cx, &raw mut frame) };
-        let result = match (polled, frame.kind) {
-            (PENDING, _) => return Poll::Pending,
-            (READY, FRAME_DATA) => return Poll::Ready(Some(Ok(Frame::data(frame.bytes.into())))),
-            (READY, FRAME_TRAILERS) => match read_trailers(frame.bytes.as_slice()) {
+        let frame = match body.poll_frame(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(frame) => frame,
+        };
+        let result = match frame {
+            Ok(FfiFrame { kind: FRAME_DATA, bytes }) => return Poll::Ready(Some(Ok(Frame::data(bytes.into())))),
+            Ok(FfiFrame { kind: FRAME_TRAILERS, bytes }) => match read_trailers(bytes.as_slice()) {
                 Some(trailers) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
                 None => Some(Err(BodyError::Trailers { plugin })),
             },
-            (READY, FRAME_END) => None,
-            (READY, _) => {
-                let text = String::from_utf8_lossy(frame.bytes.as_slice()).into_owned();
+            Ok(FfiFrame { kind: FRAME_END, .. }) => None,
+            Ok(FfiFrame { bytes, .. }) => {
+                let text = String::from_utf8_lossy(bytes.as_slice()).into_owned();
                 Some(Err(BodyError::Failed { plugin, text }))
             }
-            (_, _) => Some(Err(BodyError::Panicked { plugin })),
+            Err(BodyPanicked) => Some(Err(BodyError::Panicked { plugin })),
         };
         self.kind = Kind::Empty;
         if let Some(Err(error)) = &result {
@@ -127,8 +124,7 @@ impl http_body::Body for Body {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Stream { body, .. } => {
-                // SAFETY: as in `poll_stream`.
-                let FfiSizeHint { lower, upper } = unsafe { ((*body.vtable).size_hint)(body.data) };
+                let FfiSizeHint { lower, upper } = body.size_hint();
                 let mut hint = SizeHint::new();
                 hint.set_lower(lower);
                 if upper != u64::MAX {

@@ -6,8 +6,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use baton_plugin_api::abi::{
-    BODY_STREAM, FRAME_DATA, FRAME_ERROR, FRAME_TRAILERS, FfiBody, FfiBodyVtable, FfiBytes, FfiContext, FfiFrame,
-    FfiSizeHint, PANICKED, PENDING, READY,
+    FRAME_DATA, FRAME_ERROR, FRAME_TRAILERS, FfiBody, FfiBodyVtable, FfiBytes, FfiContext, FfiFrame, FfiSizeHint,
+    PANICKED, PENDING, READY,
 };
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
@@ -36,7 +36,8 @@ pub(super) fn lend_body(incoming: Incoming, exchange: &Exchange) -> FfiBody {
     }
     let receiving = Receiving::new(exchange.clone());
     let upload = Box::new(Upload { incoming, left: receiving.limit(), receiving });
-    FfiBody { kind: BODY_STREAM, bytes: FfiBytes::EMPTY, data: Box::into_raw(upload).cast(), vtable: &UPLOAD }
+    // SAFETY: the functions of `UPLOAD` are made for this box.
+    unsafe { FfiBody::stream(Box::into_raw(upload), &UPLOAD) }
 }
 
 unsafe extern "C" fn upload_poll(data: *mut c_void, cx: *const FfiContext, out: *mut FfiFrame) -> u32 {

@@ -39,8 +39,7 @@ impl Host {
     /// What `plugin` is given at its start.
     pub(super) fn offer(&self, plugin: &'static str, allow_control: bool) -> HostApi_Ref {
         let context: &'static Offer = Box::leak(Box::new(Offer { plugin, allow_control, host: self.clone() }));
-        let context = std::ptr::from_ref(context).cast();
-        HostApi { context, log: take_record, extension: find_extension }.leak_into_prefix()
+        HostApi::new(context, take_record, find_extension).leak_into_prefix()
     }
 }
 
@@ -51,14 +50,17 @@ struct Offer {
     host: Host,
 }
 
-fn offer(context: *const c_void) -> &'static Offer {
-    // SAFETY: plugins pass back what `Host::offer` gave them, which is never freed.
+/// # Safety
+/// `Host::offer` made the context.
+unsafe fn offer(context: *const c_void) -> &'static Offer {
+    // SAFETY: the caller vouches for the context; what it points to is never freed.
     unsafe { &*context.cast::<Offer>() }
 }
 
-extern "C" fn take_record(context: *const c_void, record: *const LogRecord) {
+unsafe extern "C" fn take_record(context: *const c_void, record: *const LogRecord) {
     stop_panic(|| {
-        let Offer { plugin, host, .. } = offer(context);
+        // SAFETY: plugins pass back the context that they were given.
+        let Offer { plugin, host, .. } = unsafe { offer(context) };
         // SAFETY: the plugin lends the record, and all that it points to, for this call.
         let record = unsafe { &*record };
         if record.panic != 0 {
@@ -68,7 +70,7 @@ extern "C" fn take_record(context: *const c_void, record: *const LogRecord) {
     });
 }
 
-extern "C" fn find_extension(_: *const c_void, id: u32, min_rev: u32) -> *const c_void {
+unsafe extern "C" fn find_extension(_: *const c_void, id: u32, min_rev: u32) -> *const c_void {
     match id {
         extension::HOST_CONTROL if min_rev <= CONTROL.header.rev => (&raw const CONTROL).cast(),
         extension::HOST_UPGRADE if min_rev <= UPGRADE.header.rev => (&raw const UPGRADE).cast(),
@@ -86,7 +88,8 @@ const NOT_SERVING: u32 = 3;
 unsafe extern "C" fn request(context: *const c_void, verb: u32) -> u32 {
     let mut answer = NOT_SERVING;
     stop_panic(|| {
-        let Offer { plugin, allow_control, host } = offer(context);
+        // SAFETY: as in `take_record`.
+        let Offer { plugin, allow_control, host } = unsafe { offer(context) };
         let verb = match verb {
             extension::CONTROL_RELOAD => ControlVerb::Reload,
             extension::CONTROL_RESTART => ControlVerb::Restart,
@@ -125,7 +128,9 @@ mod tests {
         let (asked, mut requests) = mpsc::channel(1);
         let host = Host::new(Metrics::local(), asked);
         let api = host.offer("p", true);
-        let table = api.extension()(api.context(), extension::HOST_CONTROL, 1);
+        // SAFETY: the context is the one that came with the table.
+        let extension = |id, min_rev| unsafe { api.extension()(api.context(), id, min_rev) };
+        let table = extension(extension::HOST_CONTROL, 1);
         // SAFETY: the table of this number is a `Control`.
         let control = unsafe { &*table.cast::<Control>() };
         // SAFETY: the context is the one that came with the table.
@@ -135,8 +140,8 @@ mod tests {
         assert_eq!(ask(99), UNKNOWN);
         assert_eq!(ask(extension::CONTROL_RELOAD), ACCEPTED);
         assert_eq!(requests.try_recv().unwrap(), ("p", ControlVerb::Reload));
-        assert!(api.extension()(api.context(), extension::HOST_CONTROL, 2).is_null());
-        assert!(api.extension()(api.context(), 77, 1).is_null());
+        assert!(extension(extension::HOST_CONTROL, 2).is_null());
+        assert!(extension(77, 1).is_null());
     }
 
     #[test]

@@ -33,15 +33,15 @@ where
     F: Future<Output = Reply> + Send + 'static,
 {
     let handler: Handler = Box::new(move |asked| Box::pin(handler(asked)));
-    let handle = PluginHandle(Box::into_raw(Box::new(handler)).cast());
-    Plugin::fake("fake", handle, call)
+    Plugin::fake("fake", PluginHandle::new(Box::leak(Box::new(handler))), call)
 }
 
-extern "C" fn call(plugin: PluginHandle, head: RequestHead, body: FfiBody) -> FfiFuture {
+unsafe extern "C" fn call(plugin: PluginHandle, head: RequestHead, body: FfiBody) -> FfiFuture {
     // SAFETY: `plugin` above made the handle and never frees it.
-    let handler = unsafe { &*plugin.0.cast::<Handler>() };
+    let handler = unsafe { &*plugin.as_ptr().cast::<Handler>() };
     let future = handler(Asked { head, body });
-    FfiFuture { data: Box::into_raw(Box::new(future)).cast(), vtable: &FUTURE }
+    // SAFETY: the functions of `FUTURE` are made for this box.
+    unsafe { FfiFuture::new(Box::into_raw(Box::new(future)), &FUTURE) }
 }
 
 static FUTURE: FfiFutureVtable = FfiFutureVtable { poll: future_poll, drop: future_drop };
@@ -81,39 +81,28 @@ unsafe extern "C" fn future_drop(data: *mut c_void) {
 
 impl Asked {
     pub fn method(&self) -> &str {
-        // SAFETY: the head is alive.
-        std::str::from_utf8(unsafe { self.head.method.as_bytes() }).unwrap()
+        std::str::from_utf8(self.head.method()).unwrap()
     }
 
     pub fn target(&self) -> &str {
-        // SAFETY: the head is alive.
-        std::str::from_utf8(unsafe { self.head.target.as_bytes() }).unwrap()
+        self.head.target()
     }
 
     pub fn header(&self, name: &str) -> Option<String> {
-        let mut value = Slice::EMPTY;
-        // SAFETY: the head is alive; the name and `value` are lent for the call.
-        let found = unsafe { ((*self.head.vtable).header)(self.head.data, Slice::new(name.as_bytes()), &mut value) };
-        // SAFETY: the value lives as long as the head.
-        (found == 1).then(|| String::from_utf8_lossy(unsafe { value.as_bytes() }).into_owned())
+        self.head.header(name).map(|value| String::from_utf8_lossy(value).into_owned())
     }
 
     pub fn headers(&self) -> Vec<(String, String)> {
-        let mut fields = Vec::with_capacity(self.head.header_count as usize);
-        // SAFETY: the room is as large as said, and as many fields are valid as the answer says.
-        unsafe {
-            let count = ((*self.head.vtable).headers)(self.head.data, fields.as_mut_ptr(), self.head.header_count);
-            fields.set_len(count as usize);
-        }
+        let mut room = Vec::new();
+        room.resize_with(self.head.header_count(), std::mem::MaybeUninit::uninit);
         let text = |ptr, len| {
             // SAFETY: the fields live as long as the head.
             String::from_utf8_lossy(unsafe { Slice { ptr, len }.as_bytes() }).into_owned()
         };
-        fields
+        self.head
+            .headers(&mut room)
             .iter()
-            .map(|field: &HeaderRef| {
-                (text(field.name, field.name_len as usize), text(field.value, field.value_len as usize))
-            })
+            .map(|field| (text(field.name, field.name_len as usize), text(field.value, field.value_len as usize)))
             .collect()
     }
 
@@ -121,44 +110,30 @@ impl Asked {
     pub fn claim(&self) -> Option<FfiStream> {
         let mut stream = std::mem::MaybeUninit::uninit();
         // SAFETY: the head is alive, and there is room for one stream.
-        let claimed = unsafe { (UPGRADE.claim)(std::ptr::null(), self.head.data, stream.as_mut_ptr()) };
+        let claimed = unsafe { (UPGRADE.claim)(std::ptr::null(), self.head.data(), stream.as_mut_ptr()) };
         // SAFETY: the answer says that it was written.
         (claimed == 1).then(|| unsafe { stream.assume_init() })
     }
 
     pub fn fact(&self, fact: u32) -> Option<Vec<u8>> {
-        let mut out = Slice::EMPTY;
-        // SAFETY: as in `header`.
-        let found = unsafe { ((*self.head.vtable).fact)(self.head.data, fact, &mut out) };
-        // SAFETY: as in `header`.
-        (found == 1).then(|| unsafe { out.as_bytes() }.to_vec())
+        self.head.fact(fact).map(<[u8]>::to_vec)
     }
 }
 
 /// The next frame of a body: its kind and bytes.
 pub async fn frame(body: &mut FfiBody) -> (u32, Bytes) {
-    match body.kind {
-        BODY_STREAM => {}
-        BODY_FULL => {
-            body.kind = BODY_EMPTY;
-            return (FRAME_DATA, Bytes::from(std::mem::replace(&mut body.bytes, FfiBytes::EMPTY)));
-        }
-        _ => return (FRAME_END, Bytes::new()),
-    }
-    poll_fn(move |cx| poll_frame(body, cx)).await
+    poll_fn(|cx| poll_frame(body, cx)).await
 }
 
 fn poll_frame(body: &mut FfiBody, cx: &mut Context<'_>) -> Poll<(u32, Bytes)> {
-    let mut frame = FfiFrame::END;
-    let ffi = FfiContext::lend(cx.waker());
-    // SAFETY: the body is the host's and has not ended; context and frame are lent for the call.
-    match unsafe { ((*body.vtable).poll_frame)(body.data, &ffi, &mut frame) } {
-        PENDING => Poll::Pending,
-        READY => {
-            let bytes = std::mem::replace(&mut frame.bytes, FfiBytes::EMPTY);
-            Poll::Ready((frame.kind, bytes.into()))
+    match std::mem::replace(body, FfiBody::EMPTY).into_content() {
+        BodyContent::Full(bytes) => Poll::Ready((FRAME_DATA, bytes.into())),
+        BodyContent::Stream(mut stream) => {
+            let polled = stream.poll_frame(cx);
+            *body = stream.into();
+            polled.map(|frame| frame.expect("the host's body panicked")).map(|frame| (frame.kind, frame.bytes.into()))
         }
-        _ => panic!("the host's body panicked"),
+        BodyContent::Empty | BodyContent::Unknown(_) => Poll::Ready((FRAME_END, Bytes::new())),
     }
 }
 
@@ -207,7 +182,8 @@ type Steps = Box<dyn FnMut(&mut Context<'_>) -> Poll<Step> + Send>;
 /// A body that is streamed by `steps`; `len` if it is known.
 pub fn stream(len: Option<u64>, steps: impl FnMut(&mut Context<'_>) -> Poll<Step> + Send + 'static) -> FfiBody {
     let stream = Box::new((len, Box::new(steps) as Steps));
-    FfiBody { kind: BODY_STREAM, bytes: FfiBytes::EMPTY, data: Box::into_raw(stream).cast(), vtable: &STREAM }
+    // SAFETY: the functions of `STREAM` are made for this box.
+    unsafe { FfiBody::stream(Box::into_raw(stream), &STREAM) }
 }
 
 static STREAM: FfiBodyVtable = FfiBodyVtable { poll_frame: stream_poll, size_hint: stream_hint, drop: stream_drop };

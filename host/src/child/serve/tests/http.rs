@@ -18,7 +18,7 @@ fn a_request_reaches_the_plugin_with_all_that_is_known_of_it() {
             "{} {} v{} {} {} {} {} {:?} {:?}",
             asked.method(),
             asked.target(),
-            asked.head.version,
+            asked.head.version(),
             fact(FACT_SERVER),
             fact(FACT_PREFIX),
             fact(FACT_ORIGINAL_TARGET),
@@ -26,7 +26,7 @@ fn a_request_reaches_the_plugin_with_all_that_is_known_of_it() {
             asked.header("x-a"),
             asked.headers(),
         );
-        assert!(asked.head.request_id > 0);
+        assert!(asked.head.request_id() > 0);
         reply(200, text)
     };
     let site = site(vec![("/api", fake::plugin(handler))]);
