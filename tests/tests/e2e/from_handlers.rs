@@ -85,6 +85,17 @@ fn assert_whole(lines: &[String], by: i32) {
     assert!(!before.is_empty() && before.iter().all(|line| *line == by.to_string()), "{before:?}");
 }
 
+#[test]
+fn answer_is_whole_when_its_gate_is_open_before_the_first_line() {
+    let stage = stage();
+    let old = stage.server.worker();
+    std::fs::write(&stage.gate, "").expect("failed to open the gate");
+    let path = format!("/reload?until={}", stage.gate.display());
+    let answer = stage.server.connect().request("POST", &path).expect("an answer");
+    let lines: Vec<String> = answer.text().lines().map(str::to_owned).collect();
+    assert_whole(&lines, old);
+}
+
 /// Whether the process retires.
 fn retires(pid: i32) -> impl Fn(&Status) -> bool {
     move |status| status.living().any(|one| one.pid == Some(pid) && one.state == "retiring")
