@@ -19,8 +19,8 @@ use abi_stable::library::{AbiHeaderRef, LibraryError, ROOT_MODULE_LOADER_NAME_WI
 use abi_stable::std_types::RResult;
 use baton_plugin_api::abi::extension::{PLUGIN_STATE, PluginState as StateTable, StateBlob};
 use baton_plugin_api::abi::{
-    self, CreateArgs, DESCRIPTOR_SYMBOL, Descriptor, EVENT_SERVING, EVENT_SHUTDOWN, FfiBody, FfiContext, FfiFuture,
-    PluginHandle, PluginModule_Ref, RequestHead, Slice,
+    self, CreateArgs, DESCRIPTOR_SYMBOL, Descriptor, EVENT_SERVING, EVENT_SHUTDOWN, FfiBody, FfiFuture, PluginHandle,
+    PluginModule_Ref, RequestHead, Slice,
     extension::{self, PluginSignals},
 };
 
@@ -147,7 +147,7 @@ impl Plugin {
         extern "C" fn destroy(_: PluginHandle) {}
         extern "C" fn shutdown(_: PluginHandle) -> FfiFuture {
             static TABLE: abi::FfiFutureVtable = abi::FfiFutureVtable { poll, drop };
-            unsafe extern "C" fn poll(_: *mut c_void, _: *const FfiContext, _: *const abi::ResponseSink) -> u32 {
+            unsafe extern "C" fn poll(_: *mut c_void, _: *const abi::FfiContext, _: *const abi::ResponseSink) -> u32 {
                 abi::READY
             }
             unsafe extern "C" fn drop(_: *mut c_void) {}
