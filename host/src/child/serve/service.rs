@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::Service;
@@ -38,6 +38,22 @@ impl Service<Request<Incoming>> for Http {
         let len = length(&request);
         self.conn.note_call(request.headers(), len);
         Answer::to(request, len, Exchange::Http1(self.conn.clone()))
+    }
+}
+
+/// Whether a response's length is known to its client from the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResponseLength {
+    Announced,
+    /// It ends when its handler ends it, if ever.
+    Open,
+}
+
+impl ResponseLength {
+    #[inline]
+    fn of(response: &Response<Body>) -> ResponseLength {
+        let known = response.body().size_hint().exact().is_some() || response.headers().contains_key(CONTENT_LENGTH);
+        if known { ResponseLength::Announced } else { ResponseLength::Open }
     }
 }
 
@@ -171,7 +187,7 @@ impl Future for Answer {
         };
         // Now and not earlier: hyper writes the head right after this.
         if let Some(answering) = this.answering.take() {
-            answering.note_answer();
+            answering.note_answer(ResponseLength::of(&response));
             if response.status().is_server_error() && response.status() != StatusCode::NOT_IMPLEMENTED {
                 answering.exchange().conn().server.metrics.add(Slot::Failures);
             }
