@@ -6,7 +6,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[cfg(feature = "next")]
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "-next");
 
-/// Names a file; a line `hang PLACE` or `panic PLACE` in it is done at [`fault`] of that place.
+/// Names a file; a line `hang PLACE` or `panic PLACE` in it is done at [`fault`] of that place, `fail PLACE` by whoever asks
+/// for it.
 #[cfg(feature = "next")]
 const SCRIPT: &str = "BATON_NEXT";
 

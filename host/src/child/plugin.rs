@@ -310,6 +310,13 @@ fn not_opened(path: &Path, error: &libloading::Error) -> Failure {
     if text.contains("cannot open shared object file") {
         return failure.hint("a library that the plugin needs is not installed: see `ldd` on the plugin");
     }
+    if text.contains("static TLS block") {
+        return failure.hint(
+            "a library of it was built with thread-locals of the initial-exec model, as allocators such as jemalloc are: build \
+             it without (jemalloc: the feature disable_initial_exec_tls), or start the server with \
+             GLIBC_TUNABLES=glibc.rtld.optional_static_tls=16384 in its environment",
+        );
+    }
     failure.hint("build it as a cdylib for this machine, and copy it whole")
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::client::ClientError;
-use crate::config::{ConfigError, LogFormat};
+use crate::config::{ConfigError, LogFormat, parse_duration};
 use crate::dev::DevError;
 use crate::master::{StartError, signals};
 use crate::telemetry::TelemetryError;
@@ -317,7 +317,7 @@ pub struct Waiting {
     #[arg(long, value_enum, default_value_t = Wait::Settled)]
     wait: Wait,
     /// Give up waiting after this long (the operation goes on) [default: 2min until it serves, then 15min]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
     /// Show all there is about a refusal
     #[arg(short, long)]
@@ -345,7 +345,7 @@ pub struct CutArgs {
     #[arg(long, value_name = "N")]
     generation: Option<u64>,
     /// Give up waiting after this long (the cut goes on)
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
     timeout: Duration,
     /// Print the report as JSON
     #[arg(long)]
@@ -360,7 +360,7 @@ pub struct ShutdownArgs {
     #[arg(long, value_enum, default_value_t = WaitEnd::Ended)]
     wait: WaitEnd,
     /// Give up waiting after this long (the shutdown goes on)
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "15min")]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "15min")]
     timeout: Duration,
     /// Print the report as JSON
     #[arg(long)]

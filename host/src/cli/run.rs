@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::{CliError, PrintConfig, RunArgs, exit, say};
-use crate::config::{Certificate, Config, ConfigError, LogFormat, REFERENCE};
+use crate::config::{self, Certificate, Config, ConfigError, ConfigSource, LogFormat, REFERENCE};
 use crate::master::{self, BadStart, Exit, Options, StartError};
 use crate::report::{Failure, Stage};
 use crate::telemetry::{self, Role};
@@ -64,8 +64,11 @@ impl Overrides {
     }
 
     /// The file that counts, if any.
-    fn file(&self) -> Option<&Path> {
-        self.config.as_deref().or_else(|| self.default_file.as_deref().filter(|path| path.exists()))
+    fn file(&self) -> Result<Option<&Path>, ConfigError> {
+        match (self.config.as_deref(), self.default_file.as_deref()) {
+            (None, Some(path)) => Ok(config::is_there(path)?.then_some(path)),
+            (named, _) => Ok(named),
+        }
     }
 
     /// Those that it may be read from.
@@ -73,9 +76,9 @@ impl Overrides {
         self.config.iter().chain(self.default_file.iter().filter(|_| self.config.is_none())).cloned().collect()
     }
 
-    /// The effective configuration, as it is now.
-    pub fn load(&self) -> Result<Config, ConfigError> {
-        let mut config = Config::load(self.file(), &self.set)?;
+    /// The effective configuration, as it is now, and where it came from.
+    pub fn load(&self) -> Result<(Config, ConfigSource), ConfigError> {
+        let (mut config, origin) = Config::load_known(self.file()?, &self.set)?;
         if let Some(dir) = &self.plugins {
             config.plugin_dir = dir.clone();
         }
@@ -110,15 +113,14 @@ impl Overrides {
             config.plugin_dir = absolute;
         }
         config.validate()?;
-        Ok(config)
+        Ok((config, origin))
     }
 
     /// Whether `key` (such as "admin.listen") was asked for by anyone, be it with its default value.
     pub fn asked(&self, key: &str) -> Result<bool, ConfigError> {
         let by_setting = self.set.iter().any(|setting| setting.split('=').next().is_some_and(|k| k.trim() == key));
-        let Some(path) = self.file() else { return Ok(by_setting) };
-        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-        let text = std::fs::read_to_string(path).map_err(failed)?;
+        let Some(path) = self.file()? else { return Ok(by_setting) };
+        let text = config::read_file(path)?;
         // It has been read before; a file broken since is found broken by whoever reads it whole.
         let table = text.parse::<toml::Table>().unwrap_or_default();
         let mut at = Some(&toml::Value::Table(table)).cloned();
@@ -157,19 +159,20 @@ fn start(args: &RunArgs) -> Result<u8, CliError> {
         say(REFERENCE)?;
         return Ok(exit::DONE);
     }
-    let config = overrides.load()?;
+    let (config, origin) = overrides.load()?;
     if args.print_config.is_some() {
         say(&toml::to_string(&config)?)?;
         return Ok(exit::DONE);
     }
     if let Some(memory) = master::resume::checking() {
-        say(&master::resume::check(memory, &config).map_err(StartError::from)?)?;
+        say(&master::resume::check(memory, &config, &origin).map_err(StartError::from)?)?;
         return Ok(exit::DONE);
     }
     telemetry::init(&config.log, Role::Master)?;
     let admin_asked = overrides.admin.is_some() || overrides.asked("admin.listen")?;
     let options = Options {
         config,
+        origin,
         pid_file: args.pid_file.as_ref().map(std::path::absolute).transpose().map_err(CliError::Dirs)?,
         admin_asked,
         dev: false,
@@ -227,7 +230,7 @@ mod tests {
             default_file: None,
             watch: true,
         };
-        let config = overrides.load().unwrap();
+        let config = overrides.load().unwrap().0;
         assert!(config.watch.enabled);
         assert_eq!((config.name.as_str(), config.workers, config.log.level.as_str()), ("option", 2, "debug"));
         assert_eq!((config.admin.listen.as_str(), config.log.format), ("off", LogFormat::Compact));
@@ -242,9 +245,9 @@ mod tests {
         let (_dir, config) = file("workers = 1\n");
         let path = config.clone().unwrap();
         let overrides = Overrides { config, name: Some("x".into()), ..Overrides::default() };
-        assert_eq!(overrides.load().unwrap().workers, 1);
+        assert_eq!(overrides.load().unwrap().0.workers, 1);
         std::fs::write(path, "workers = 5\n").unwrap();
-        let config = overrides.load().unwrap();
+        let config = overrides.load().unwrap().0;
         assert_eq!((config.workers, config.name.as_str()), (5, "x"));
     }
 
@@ -265,7 +268,7 @@ mod tests {
             Overrides { config, tls_cert: Some("/c".into()), tls_key: Some("/k".into()), ..Overrides::default() };
         assert!(overrides.load().unwrap_err().to_string().contains("--tls-cert"));
         let listen = vec!["127.0.0.1:1".into()];
-        assert!(Overrides { listen, ..overrides }.load().unwrap().server[0].is_tls());
+        assert!(Overrides { listen, ..overrides }.load().unwrap().0.server[0].is_tls());
     }
 
     #[test]
@@ -282,7 +285,7 @@ mod tests {
     #[test]
     fn what_is_printed_can_be_read_back() {
         let set = vec!["plugins.a.config.x=1".into(), "drain.max=never".into()];
-        let config = Overrides { set, ..Overrides::default() }.load().unwrap();
+        let config = Overrides { set, ..Overrides::default() }.load().unwrap().0;
         let (_dir, path) = file(&toml::to_string(&config).unwrap());
         assert_eq!(Config::load(path.as_deref(), &[]).unwrap(), config);
     }

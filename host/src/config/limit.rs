@@ -1,10 +1,24 @@
-//! Durations as the configuration writes them.
+//! Durations as the configuration and the command line write them. Every one has an upper bound where it is read.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// The longest time that can be set. Deadlines are sums of a few of these and of a clock: with this bound no such sum leaves
+/// the range of `Instant` or `Duration`, which would panic.
+pub const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Parses a duration such as `"5s"`, up to [`MAX_DURATION`].
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("`{text}` is no duration ({error}); write \"5s\", \"250ms\" or \"10min\""))?;
+    if duration > MAX_DURATION {
+        return Err(format!("`{text}` is too long: at most {}days", MAX_DURATION.as_secs() / (24 * 3600)));
+    }
+    Ok(duration)
+}
 
 /// A time limit: `"5s"`, `"0s"` (at once) or `"never"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,10 +44,7 @@ impl FromStr for Limit {
         if text == "never" {
             return Ok(Limit::Never);
         }
-        let duration = humantime::parse_duration(text).map_err(|error| {
-            format!("`{text}` is no duration ({error}); write \"5s\", \"250ms\", \"10min\" or \"never\"")
-        })?;
-        Ok(Limit::After(duration))
+        parse_duration(text).map(Limit::After).map_err(|why| format!("{why}; \"never\" is no limit"))
     }
 }
 
@@ -67,9 +78,26 @@ pub mod finite {
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        match Limit::deserialize(deserializer)? {
-            Limit::After(duration) => Ok(duration),
-            Limit::Never => Err(de::Error::custom("this time limit cannot be \"never\"")),
+        match String::deserialize(deserializer)?.as_str() {
+            "never" => Err(de::Error::custom("this time limit cannot be \"never\"")),
+            text => parse_duration(text).map_err(de::Error::custom),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn duration_beyond_the_bound_is_refused_at_its_place() {
+        assert_eq!(parse_duration("3650days"), Ok(MAX_DURATION));
+        for text in ["3651days", "11years", "500000000000years", "18446744073709551615s"] {
+            assert!(parse_duration(text).unwrap_err().contains("too long"), "{text}");
+            assert!(text.parse::<Limit>().unwrap_err().contains("never"), "{text}");
+        }
+        for text in ["99999999999999999999s", "-1s", "", "5"] {
+            assert!(parse_duration(text).is_err(), "{text}");
         }
     }
 }

@@ -24,7 +24,13 @@ impl Config {
     /// Reads `file` (if any), lays `settings` (`KEY=VALUE`, dotted keys, TOML values or bare strings) over it, validates.
     ///
     /// `${VAR}` in a string of the file is the environment's; a shell has seen the settings already.
+    #[cfg(test)]
     pub fn load(file: Option<&Path>, settings: &[String]) -> Result<Config, ConfigError> {
+        Config::load_known(file, settings).map(|(config, _)| config)
+    }
+
+    /// The same, with where it came from.
+    pub fn load_known(file: Option<&Path>, settings: &[String]) -> Result<(Config, ConfigSource), ConfigError> {
         Config::load_with(file, settings, &|name| std::env::var(name).ok())
     }
 
@@ -32,18 +38,21 @@ impl Config {
         file: Option<&Path>,
         settings: &[String],
         variables: Variables<'_>,
-    ) -> Result<Config, ConfigError> {
+    ) -> Result<(Config, ConfigSource), ConfigError> {
         let mut places = BTreeMap::new();
         let mut problems = Vec::new();
         let mut table = toml::Table::new();
+        let mut origin = ConfigSource::NoFile;
         if let Some(path) = file {
-            let text =
-                std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-            let mut reader = Reader { text: &text, variables: Some(variables), places: &mut places, problems };
+            let text = file::read(path)?;
+            let mut reader = Reader::new(&text, Some(variables), &mut places);
             table = reader
                 .read()
                 .map_err(|error| ConfigError::Syntax { path: path.to_owned(), text: error.to_string() })?;
             problems = reader.problems;
+            origin = ConfigSource::File { path: path.to_owned(), sets_keys: !table.is_empty() };
+            // Where it is read from if nobody says otherwise: beside the file, as every path in it.
+            table.entry("plugin_dir").or_insert_with(|| Config::default().plugin_dir.display().to_string().into());
             // Without a current directory paths stay as they were written.
             let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
             from_folder(&mut table, path.parent().unwrap_or(Path::new("/")));
@@ -58,7 +67,7 @@ impl Config {
                 }
             };
             let mut places_within = BTreeMap::new();
-            let mut reader = Reader { text: &over, variables: None, places: &mut places_within, problems: Vec::new() };
+            let mut reader = Reader::new(&over, None, &mut places_within);
             match reader.read() {
                 Ok(over) => {
                     let refused = reader.problems.into_iter().map(|problem| problem.moved_to(&place));
@@ -83,21 +92,31 @@ impl Config {
         })?;
         let broken = config.problems().into_iter().map(|problem| problem.found_in(&places)).collect();
         ConfigError::unless_empty(file, broken)?;
-        Ok(config)
+        Ok((config, origin))
     }
 }
 
 /// One document, read with the lines of its keys kept.
 struct Reader<'a> {
     text: &'a str,
+    /// Where each line of it begins.
+    lines: Vec<usize>,
     /// Expands `${VAR}`, unless strings are taken as they are.
     variables: Option<Variables<'a>>,
+    /// Bytes that the variables may still add.
+    room: usize,
     /// Where each key was set.
     places: &'a mut BTreeMap<String, Place>,
     problems: Vec<Problem>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(text: &'a str, variables: Option<Variables<'a>>, places: &'a mut BTreeMap<String, Place>) -> Reader<'a> {
+        let begins = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
+        let lines = std::iter::once(0).chain(begins).collect();
+        Reader { text, lines, variables, room: MAX_FILE as usize, places, problems: Vec::new() }
+    }
+
     /// What is right in the document; what is not is in `problems`. The error is for what is no TOML.
     fn read(&mut self) -> Result<toml::Table, toml::de::Error> {
         let mut root = DeTable::parse(self.text)?;
@@ -108,7 +127,8 @@ impl Reader<'_> {
             let place = error.span().map(|span| self.line(span));
             let found = key.is_some();
             self.problems.push(Problem { place, key, why: error.message().into() });
-            if !found {
+            // Each turn reads the whole: nobody reads more of them at once.
+            if !found || self.problems.len() >= MOST_PROBLEMS {
                 break;
             }
         }
@@ -116,8 +136,7 @@ impl Reader<'_> {
     }
 
     fn line(&self, span: Range<usize>) -> Place {
-        let before = self.text.as_bytes().get(..span.start).unwrap_or_default();
-        Place::Line(1 + before.iter().filter(|byte| **byte == b'\n').count())
+        Place::Line(self.lines.partition_point(|begin| *begin <= span.start))
     }
 
     /// Takes out the keys that do not exist. `path` has no array indices, `key` has.
@@ -157,7 +176,13 @@ impl Reader<'_> {
             }
             DeValue::String(text) => {
                 let Some(variables) = self.variables else { return };
-                match expand(text, variables) {
+                let expanded = expand(text, variables).and_then(|expanded| {
+                    let Some(expanded) = expanded else { return Ok(None) };
+                    let left = self.room.checked_sub(expanded.len());
+                    self.room = left.ok_or_else(|| format!("the variables bring more than {MAX_FILE} bytes in all"))?;
+                    Ok(Some(expanded))
+                });
+                match expanded {
                     Ok(Some(expanded)) => *text = expanded.into(),
                     Ok(None) => {}
                     Err(why) => {

@@ -4,7 +4,9 @@
 //! an address can be bound or a directory written is found out by who needs it. `default.toml`, beside this file, is the
 //! commented reference; a test holds it equal to the defaults here. In one file, since it is one list: all keys, in its order.
 
+mod bounds;
 pub mod carried;
+mod file;
 mod limit;
 mod limits;
 mod load;
@@ -23,13 +25,17 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use limit::Limit;
+pub use file::{ConfigSource, MAX_FILE, is_there, read as read_file};
 use limit::finite;
+pub use limit::{Limit, MAX_DURATION, parse_duration};
 pub use mode::Mode;
 pub use rules::{Listen, check_mount, parse_listen};
 pub use signals::Preset;
 pub use size::Size;
 pub use watch::Watch;
+
+/// So many things that are wrong are named at once.
+const MOST_PROBLEMS: usize = 100;
 
 /// The commented reference, as `baton run --print-config=reference` and the documents show it.
 pub const REFERENCE: &str = include_str!("default.toml");
@@ -38,6 +44,12 @@ pub const REFERENCE: &str = include_str!("default.toml");
 pub enum ConfigError {
     #[error("failed to read {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
+    #[error("failed to read {}: it has {size} bytes, and at most {MAX_FILE} are read", path.display())]
+    TooLarge { path: PathBuf, size: u64 },
+    #[error("failed to find {}, the configuration file that the server was started with", path.display())]
+    Gone { path: PathBuf },
+    #[error("failed to accept {}: it sets no key any more", path.display())]
+    Emptied { path: PathBuf },
     /// The text shows the line, as toml does.
     #[error("failed to understand {}: {}", path.display(), text.trim_end())]
     Syntax { path: PathBuf, text: String },
@@ -50,6 +62,22 @@ impl ConfigError {
     /// The value of `key` does not hold.
     pub fn at_key(key: &str, why: String) -> ConfigError {
         ConfigError::Refused { path: None, problems: vec![Problem::at_key(key, why)] }
+    }
+
+    /// What to do about it, where that is not plain from the text.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            ConfigError::Gone { .. } | ConfigError::Read { .. } => Some(
+                "put the file back, or make it readable; to serve without one, shut the server down and start it again",
+            ),
+            ConfigError::Emptied { .. } => {
+                Some("write at least one key, such as `name`, to serve the defaults; or start the server anew")
+            }
+            ConfigError::TooLarge { .. } => {
+                Some("let a plugin read large data from a file of its own, in place of `[plugins.NAME.config]`")
+            }
+            ConfigError::Syntax { .. } | ConfigError::Refused { .. } => None,
+        }
     }
 
     fn unless_empty(path: Option<&Path>, mut problems: Vec<Problem>) -> Result<(), ConfigError> {
@@ -72,7 +100,14 @@ fn of(path: Option<&Path>) -> String {
 fn listed(problems: &[Problem]) -> String {
     match problems {
         [one] => one.to_string(),
-        several => several.iter().fold(format!("{} problems", several.len()), |text, one| format!("{text}\n  {one}")),
+        several => {
+            let mut text = format!("{} problems", several.len());
+            several.iter().take(MOST_PROBLEMS).for_each(|one| text.push_str(&format!("\n  {one}")));
+            if several.len() > MOST_PROBLEMS {
+                text.push_str("\n  ...");
+            }
+            text
+        }
     }
 }
 
@@ -637,6 +672,16 @@ impl Config {
     pub fn plugin(&self, name: &str) -> Option<&Plugin> {
         self.plugins.iter().find(|(key, _)| same_plugin(key, name)).map(|(_, plugin)| plugin)
     }
+}
+
+/// `name` as one part of a TOML key: quoted unless it is a bare key.
+pub fn toml_key(name: &str) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if !name.is_empty() && name.bytes().all(bare) {
+        return name.into();
+    }
+    // A string of JSON is a basic string of TOML, but for this one character.
+    serde_json::Value::from(name).to_string().replace('\x7f', "\\u007f")
 }
 
 /// Whether two plugin names mean the same plugin: `-` and `_` are alike.

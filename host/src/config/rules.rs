@@ -40,8 +40,8 @@ impl Config {
                 );
             }
         }
-        if self.max_draining == 0 {
-            problem("max_draining", "must be at least 1: every switch leaves one generation draining".into());
+        for (key, why) in super::bounds::problems(self) {
+            problem(&key, why);
         }
         // hyper keeps a head in one buffer, which begins at this size.
         if self.limits.head_size < Size(8 << 10) || self.limits.head_size > Size(1 << 20) {
@@ -68,9 +68,6 @@ impl Config {
         // RFC 8446 4.6.1: no ticket lives longer than seven days, and ours may live for two turns.
         if !(1..=7 * 24 * 3600 / 2).contains(&self.tls.ticket_rotation.as_secs()) {
             problem("tls.ticket_rotation", "must lie between 1s and 3days 12h".into());
-        }
-        if self.crash.limit == 0 {
-            problem("crash.limit", "must be at least 1: after so many deaths a set is given up".into());
         }
         for (key, why) in self.watch.problems() {
             problem(&format!("watch.{key}"), why);

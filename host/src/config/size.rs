@@ -11,6 +11,8 @@ pub struct Size(pub u64);
 
 impl Size {
     pub const UNLIMITED: Size = Size(u64::MAX);
+    /// The largest size that can be set besides "unlimited": sums of sizes stay within 64 bits.
+    const MAX: u64 = 1 << 60;
     const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("", 1)];
 }
 
@@ -24,9 +26,14 @@ impl FromStr for Size {
         let end = text.find(|at: char| !at.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = (text[..end].parse::<u64>().ok(), text[end..].trim_start());
         let factor = Size::UNITS.into_iter().find(|(name, _)| *name == unit).map(|(_, factor)| factor);
-        number.zip(factor).and_then(|(number, factor)| number.checked_mul(factor)).map(Size).ok_or_else(|| {
+        let (number, factor) = number.zip(factor).ok_or_else(|| {
             format!("`{text}` is no size; write \"512\", \"64 KiB\", \"10 MiB\", \"1 GiB\" or \"unlimited\"")
-        })
+        })?;
+        number
+            .checked_mul(factor)
+            .filter(|bytes| *bytes <= Size::MAX)
+            .map(Size)
+            .ok_or_else(|| format!("`{text}` is too large: at most {} GiB; \"unlimited\" is no limit", Size::MAX >> 30))
     }
 }
 
@@ -77,6 +84,10 @@ mod tests {
         }
         for text in ["", "KiB", "-1", "1.5 GiB", "64 kb", "99999999999 GiB"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+        assert_eq!("1073741824 GiB".parse(), Ok(Size(Size::MAX)));
+        for text in ["1073741825 GiB", "18446744073709551615", "18446744073709551615 GiB"] {
+            assert!(text.parse::<Size>().unwrap_err().contains("too large"), "{text}");
         }
     }
 }

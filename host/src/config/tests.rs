@@ -107,8 +107,49 @@ fn the_reference_file_shows_every_key() {
 }
 
 #[test]
-fn an_empty_file_is_the_default() {
-    assert_eq!(parse("").unwrap(), Config::default());
+fn empty_file_is_the_default_beside_the_file() {
+    for text in ["", "# nothing\n\n# is set\n"] {
+        let (dir, path) = file(text);
+        let (config, origin) = Config::load_known(Some(&path), &[]).unwrap();
+        assert_eq!(config, Config { plugin_dir: dir.path().join("plugins"), ..Config::default() });
+        assert_eq!(origin, ConfigSource::File { path, sets_keys: false });
+    }
+    assert_eq!(Config::load_known(None, &[]).unwrap(), (Config::default(), ConfigSource::NoFile));
+}
+
+#[test]
+fn default_plugin_folder_lies_beside_the_file() {
+    let (dir, path) = file("workers = 1\n");
+    let (config, origin) = Config::load_known(Some(&path), &[]).unwrap();
+    assert_eq!(config.plugin_dir, dir.path().join("plugins"));
+    assert_eq!(origin, ConfigSource::File { path: path.clone(), sets_keys: true });
+    // What the command line says is the shell's, and relative to where it was typed.
+    assert_eq!(Config::load(Some(&path), &["plugin_dir=p".into()]).unwrap().plugin_dir, Path::new("p"));
+}
+
+#[test]
+fn thousands_of_routes_are_read_and_thousands_of_faults_are_named_in_part() {
+    let server = "[[server]]\nlisten = [\"127.0.0.1:1\"]\n";
+    let route = |i: usize, plugin: &str| format!("[[server.route]]\nhost = \"h{i}.example\"\nplugin = {plugin}\n");
+    let routes: String = (0..3000).map(|i| route(i, "\"hello\"")).collect();
+    assert_eq!(parse(&format!("{server}{routes}")).unwrap().server[0].route.len(), 3000);
+    let wrong: String = (0..300).map(|i| route(i, "7")).collect();
+    let error = parse(&format!("{server}{wrong}")).unwrap_err();
+    let text = error.to_string();
+    assert!(text.lines().count() <= MOST_PROBLEMS + 2 && text.contains("line 5: server[0].route[0].plugin"), "{text}");
+    let unknown: String = (0..20_000).map(|i| format!("key{i} = 1\n")).collect();
+    let text = parse(&unknown).unwrap_err().to_string();
+    assert!(text.starts_with("failed to accept") && text.contains("20000 problems") && text.ends_with("..."));
+    assert!(text.lines().count() <= MOST_PROBLEMS + 2);
+}
+
+#[test]
+fn variables_cannot_make_a_configuration_larger_than_a_file() {
+    let (_dir, path) =
+        file(&format!("[plugins.a.config]\n{}", (0..50).map(|i| format!("k{i} = \"${{BIG}}\"\n")).collect::<String>()));
+    let variables = |_: &str| Some("x".repeat(100_000));
+    let error = Config::load_with(Some(&path), &[], &variables).unwrap_err().to_string();
+    assert!(error.contains(": the variables bring more than 4194304 bytes in all"), "{error}");
 }
 
 #[test]
@@ -143,6 +184,25 @@ fn limits_that_cannot_hold_are_refused_with_what_to_write() {
             "line 3: limits.head_fields: must lie between 1 and 10000"
         ]
     );
+}
+
+#[test]
+fn counts_and_times_beyond_their_bounds_are_refused() {
+    for (text, says) in [
+        ("start_timeout = \"500000000000years\"\n", "`500000000000years` is too long: at most 3650days"),
+        ("crash.window = \"3651days\"\n", "is too long"),
+        ("drain.max = \"100years\"\n", "\"never\" is no limit"),
+        ("workers = 1025\n", "line 1: workers: must lie between 0 and 1024"),
+        ("max_draining = 1001\n", "line 1: max_draining: must lie between 1 and 1000"),
+        ("[crash]\nlimit = 9223372036854775807\n", "line 2: crash.limit: must lie between 1 and 1000"),
+        ("[store]\nkeep = 9223372036854775807\n", "line 2: store.keep: must lie between 0 and 1000"),
+        ("[limits]\nconnections = 9223372036854775807\n", "line 2: limits.connections: must lie between"),
+        ("[limits]\nbody_size = \"18446744073709551615\"\n", "is too large"),
+        ("[plugins.a]\nworkers = 4294967295\n", "line 2: plugins.a.workers: must lie between 0 and 1024"),
+    ] {
+        let refused = refused(text, &[]);
+        assert!(refused.len() == 1 && refused[0].contains(says), "{text}: {refused:?}");
+    }
 }
 
 #[test]
@@ -221,12 +281,12 @@ fn variables_stand_for_the_environment_in_any_string() {
     let (_dir, path) = file(
         "[[server]]\nlisten = [\"127.0.0.1:8080\"]\n[plugins.a.config]\ntext = [\"a${PORT}b${PORT}\", \"$${PORT} $5 $$ $\"]\n",
     );
-    let config = Config::load_with(Some(&path), &[], &variables).unwrap();
+    let (config, _) = Config::load_with(Some(&path), &[], &variables).unwrap();
     let text = config.plugin("a").unwrap().config["text"].as_array().unwrap().clone();
     // What a variable holds is not looked into again.
     assert_eq!(text[0].as_str(), Some("a81${PORT}b81${PORT}"));
     assert_eq!(text[1].as_str(), Some("${PORT} $5 $$ $"));
-    let config = Config::load_with(None, &["plugins.a.config.x=${PORT}".into()], &variables).unwrap();
+    let (config, _) = Config::load_with(None, &["plugins.a.config.x=${PORT}".into()], &variables).unwrap();
     assert_eq!(config.plugin("a").unwrap().config["x"].as_str(), Some("${PORT}"), "the shell has seen it");
 }
 
@@ -311,7 +371,6 @@ fn paths_in_a_file_are_relative_to_the_file() {
     // Those of a setting are the shell's.
     let config = Config::load(Some(&path), &["plugin_dir=q".into()]).unwrap();
     assert_eq!(config.plugin_dir, Path::new("q"));
-    assert_eq!(parse("").unwrap().plugin_dir, Path::new("plugins"));
 }
 
 #[test]
@@ -424,7 +483,7 @@ fn the_effective_configuration_arrives_as_it_was_and_brings_only_what_was_set() 
         config = { when = 1979-05-27, workers = 0, none = {} }
         [plugins.plain]
     "#;
-    let config = parse(text).unwrap();
+    let config = Config { plugin_dir: "plugins".into(), ..parse(text).unwrap() };
     let (json, back) = carried(&config);
     assert_eq!(back, config);
     let expected = serde_json::json!({

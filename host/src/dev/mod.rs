@@ -89,13 +89,14 @@ pub fn run(args: &DevArgs) -> Result<u8, CliError> {
         default_file: Some(first.dir.join(crate::cli::DEFAULT_FILE)),
         ..Overrides::default()
     };
-    let mut config = overrides.load()?;
+    let (mut config, _) = overrides.load()?;
     if overrides.listen.is_empty() && !overrides.asked("server")? {
         overrides.listen = config.server.iter().flat_map(|server| &server.listen).map(|text| free(text)).collect();
     }
     // Ours alone: what lies there is what was built.
     overrides.plugins = Some(Dirs::of(&config).map_err(CliError::Dirs)?.runtime.join("plugins"));
-    config = overrides.load()?;
+    let origin;
+    (config, origin) = overrides.load()?;
     telemetry::init(&config.log, Role::Master)?;
     let exe = std::env::current_exe().unwrap_or_default();
     let workshop = Arc::new(Workshop::new(
@@ -119,6 +120,7 @@ pub fn run(args: &DevArgs) -> Result<u8, CliError> {
         binary: None,
         companion: Some(Box::new(move |handle| Box::pin(attend::attend(handle, attendant)))),
         config,
+        origin,
     };
     let result = master::run(options);
     workshop.stop();

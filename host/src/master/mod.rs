@@ -32,7 +32,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, ConfigSource};
 use crate::report::{Cause, Failure};
 
 pub use handle::Handle;
@@ -40,12 +40,17 @@ pub use run::run;
 pub use state::{BadStart, Exit};
 pub use systemd::failed as tell_systemd_of_failure;
 
+/// Reads the configuration, and says where it came from.
+pub type Reread = Box<dyn Fn() -> Result<(Config, ConfigSource), ConfigError> + Send + Sync>;
+
 /// What a master is started with.
 pub struct Options {
     /// The effective configuration.
     pub config: Config,
+    /// Where that came from.
+    pub origin: ConfigSource,
     /// Reads the configuration anew at a reload.
-    pub reread: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
+    pub reread: Reread,
     /// What `reread` reads, to be watched if the configuration says so; nothing if nothing is to be watched (`dev`).
     pub config_files: Option<Vec<PathBuf>>,
     pub pid_file: Option<PathBuf>,
@@ -84,6 +89,11 @@ pub enum StartError {
     Directory { path: PathBuf, source: std::io::Error },
     #[error("failed to start: an instance named `{name}` is running already (it holds {}); choose another --name", path.display())]
     Running { name: String, path: PathBuf },
+    #[error(
+        "failed to start with a limit of {limit} open files (RLIMIT_NOFILE): at least {} are needed; raise it by `ulimit -n 1024`, or LimitNOFILE= of the unit",
+        run::LEAST_OPEN_FILES
+    )]
+    OpenFiles { limit: u64 },
     #[error("failed to write the pid file {}: {source}", path.display())]
     PidFile { path: PathBuf, source: std::io::Error },
     #[error("failed to {what}: {source}")]

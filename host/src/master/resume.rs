@@ -24,7 +24,7 @@ use super::state::Saved;
 use super::store::Store;
 use super::tls::SavedTickets;
 use super::watcher;
-use crate::config::{Config, carried};
+use crate::config::{Config, ConfigSource, carried};
 use crate::control::states::{StateEntry, States, StatesError};
 use crate::control::{PROTOCOL, Protocols};
 use crate::dirs::Dirs;
@@ -113,6 +113,9 @@ pub struct Remains {
     /// As it is in force: what only a new master can change must be the same.
     #[serde(with = "carried")]
     pub config: Config,
+    /// Where the configuration of what serves came from: it must be there for the next program too.
+    #[serde(default)]
+    pub origin: ConfigSource,
     pub state: Saved,
     pub sets: SavedSets,
     pub children: SavedChildren,
@@ -267,11 +270,13 @@ pub fn checking() -> Option<OwnedFd> {
 }
 
 /// Says whether this program could take over; the text is for the master that asks.
-pub fn check(memory: OwnedFd, config: &Config) -> Result<String, ResumeError> {
+pub fn check(memory: OwnedFd, config: &Config, origin: &ConfigSource) -> Result<String, ResumeError> {
     #[cfg(feature = "next")]
     crate::version::fault("test");
     let carried = Carried::open(memory)?;
     super::source::check_fixed(&carried.remains.config, config).map_err(ResumeError::Set)?;
+    let successor = carried.remains.origin.check_successor(origin);
+    successor.map_err(|error| ResumeError::Set(super::source::not_read(&error)))?;
     let dirs = Dirs::of(config)?;
     let identity = Identity::of(config).map_err(|error| ResumeError::Broken(error.to_string()))?;
     let store = Store::open(&dirs.state, identity.trust()).map_err(|error| ResumeError::Broken(error.to_string()))?;
@@ -307,6 +312,10 @@ pub struct Resumption {
 /// What was left for this program, if anything was. Once.
 pub fn find() -> Result<Option<Resumption>, ResumeError> {
     let Some(Arrival { memory, left, back }) = locked(&ARRIVAL).take() else { return Ok(None) };
+    #[cfg(feature = "next")]
+    if crate::version::told("fail resume") {
+        return Err(ResumeError::Broken("told to fail".into()));
+    }
     let carried = Carried::open(renew::copy(memory)?)?;
     let outcome = back.map_or(Ok(()), |why| {
         let failure = Failure::new(Stage::Restart, format!("let the new binary take over: {why}"));

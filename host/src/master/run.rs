@@ -35,6 +35,7 @@ use super::systemd::{Start, Systemd, Turn, View};
 use super::tls::{self, Certificates, Tickets};
 use super::watcher::{Sighting, Watcher};
 use super::{Options, StartError, notes};
+use crate::config::ConfigSource;
 use crate::control::{ControlVerb, ToMaster};
 use crate::dirs::{self, Dirs};
 use crate::report::{Cause, Failure, OpId, Report, Rights, RunsAs, Stage, Verb};
@@ -47,6 +48,9 @@ use crate::version::VERSION;
 const COUNT: Duration = Duration::from_millis(100);
 /// How often the listeners are looked after.
 const MEND: Duration = Duration::from_secs(1);
+
+/// With fewer descriptors no child can be started.
+pub(super) const LEAST_OPEN_FILES: u64 = 64;
 
 /// What the blocking pool brought.
 struct Prepared {
@@ -104,7 +108,10 @@ pub fn run(options: Options) -> Result<Exit, StartError> {
     let signals = process::watch_signals(&watched).map_err(system("take over signals"))?;
     process::share_one_heap();
     process::outlive_full_files().map_err(system("take over signals"))?;
-    process::raise_open_files().map_err(system("raise the limit of open files"))?;
+    let open_files = process::raise_open_files().map_err(system("raise the limit of open files"))?;
+    if open_files < LEAST_OPEN_FILES {
+        return Err(StartError::OpenFiles { limit: open_files });
+    }
     let resumption = resume::find()?;
     let listeners = match resumption {
         None => Listeners::adopt_passed(),
@@ -130,8 +137,19 @@ async fn serve(
     resumption: Option<Resumption>,
 ) -> Result<Exit, StartError> {
     let system = |what| move |source| StartError::System { what, source };
-    let Options { config, reread, config_files, pid_file, admin_asked, dev, bad_start, prepare, companion, binary } =
-        options;
+    let Options {
+        config,
+        mut origin,
+        reread,
+        config_files,
+        pid_file,
+        admin_asked,
+        dev,
+        bad_start,
+        prepare,
+        companion,
+        binary,
+    } = options;
     let identity = Identity::of(&config)?;
     let dirs = Dirs::of(&config).map_err(system("find the instance's directories"))?;
     for (path, mode) in [(&dirs.runtime, 0o700), (&dirs.state, 0o711), (&dirs.state.join("data"), 0o711)] {
@@ -142,7 +160,13 @@ async fn serve(
     let lock = match &resumption {
         None => files::lock(&lock_path),
         Some(resumption) => {
-            source::check_fixed(&resumption.carried.remains.config, &config).map_err(ResumeError::Set)?;
+            let remains = &resumption.carried.remains;
+            source::check_fixed(&remains.config, &config).map_err(ResumeError::Set)?;
+            remains.origin.check_successor(&origin).map_err(|error| ResumeError::Set(source::not_read(&error)))?;
+            if let ConfigSource::File { .. } = remains.origin {
+                // What serves came from that.
+                origin = remains.origin.clone();
+            }
             resumption.carried.lock.copy().and_then(files::keep_lock).map(Some)
         }
     };
@@ -181,7 +205,7 @@ async fn serve(
     }
     let companion = companion.map(|companion| tokio::task::spawn_local(companion(handle)));
     let PickedUp { sets, state, children, tickets, before, started, tried } = picked_up;
-    let source = Arc::new(Source { config, reread, prepare, config_files });
+    let source = Arc::new(Source { config, origin, reread, prepare, config_files });
     let systemd = Systemd::of_environment(if left.is_some() { Start::Another } else { Start::First }, &listeners);
     let mut master = Master {
         announced: state.switches() > 0,
@@ -347,7 +371,7 @@ impl Master {
             Action::Test { op, test } => self.errand = Some(Errand::Test(op, test)),
             Action::Leave { op } => self.errand = Some(Errand::Leave(op)),
             Action::Spawn { generation, set } => return Some(self.spawn(generation, set)),
-            Action::Load { generation, probes, inherit } => self.load(generation, probes, inherit),
+            Action::Load { generation, probes, inherit } => return self.load(generation, probes, inherit),
             Action::KeepStates { generation } => self.children.keep_states(generation),
             Action::Send { generation, message } => self.children.send(generation, message, Vec::new()),
             Action::Handover { from, to } => self.connect(from, to),
@@ -374,7 +398,8 @@ impl Master {
         let content = |id: &SetId| self.sets.get(*id).map(|set| set.content.clone());
         let recipe = match from {
             state::Source::Files { held, instead } => {
-                Recipe::Files { held: held.clone(), instead: instead.as_ref().and_then(content) }
+                let serving = self.state.kept_set().as_ref().and_then(content);
+                Recipe::Files { held: held.clone(), instead: instead.as_ref().and_then(content), serving }
             }
             state::Source::Again { set, within } => {
                 let within = match within {

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::state::{SetId, SetInfo, Settings};
 use super::store::{self, Mounted, Origin, Snapshot, Store};
-use crate::config::{Config, carried, same_plugin};
+use crate::config::{Config, ConfigSource, carried, same_plugin};
 use crate::report::{Change, Failure};
 
 /// Plugins with their configuration.
@@ -21,6 +21,8 @@ pub struct Content {
     pub plugins: Vec<Mounted>,
     /// What was not taken into it.
     pub held: Vec<Change>,
+    /// Where the configuration came from.
+    pub origin: ConfigSource,
 }
 
 /// A set as it is written down.
@@ -40,7 +42,7 @@ pub struct Part {
 
 impl Content {
     pub fn empty(config: Config) -> Content {
-        Content { config, plugins: Vec::new(), held: Vec::new() }
+        Content { config, plugins: Vec::new(), held: Vec::new(), origin: ConfigSource::Unknown }
     }
 
     /// The files of `config` as they lie there, but for the changes in `held`: these are undone as `instead` has it.
@@ -104,7 +106,7 @@ impl Content {
             }
         }
         let plugins = store::mount(snapshots, &config)?;
-        Ok(Content { config, plugins, held: undone })
+        Ok(Content { config, plugins, held: undone, origin: ConfigSource::Unknown })
     }
 
     /// The plugins of this set with their sections; the rest of the configuration is that of `within`, or its own.
@@ -114,7 +116,18 @@ impl Content {
             restore_section(&mut config, Some(self), &plugin.snapshot.name);
         }
         let snapshots = self.plugins.iter().map(|plugin| plugin.snapshot.clone()).collect();
-        Ok(Content { plugins: store::mount(snapshots, &config)?, config, held: Vec::new() })
+        let origin = within.unwrap_or(self).origin.clone();
+        Ok(Content { plugins: store::mount(snapshots, &config)?, config, held: Vec::new(), origin })
+    }
+
+    /// Its plugins out of the plugin folder.
+    pub fn in_folder(&self) -> usize {
+        let named = |plugin: &&Mounted| self.config.plugin(&plugin.snapshot.name).is_some_and(|one| one.file.is_some());
+        self.plugins.len() - self.plugins.iter().filter(named).count()
+    }
+
+    pub fn uses_folder(&self) -> bool {
+        self.in_folder() > 0
     }
 
     /// What the supervisor must know of it.
@@ -132,6 +145,7 @@ impl Content {
             config,
             plugins: self.plugins.iter().map(Mounted::status).collect(),
             sections,
+            in_folder: self.in_folder(),
             held: self.held.clone(),
             settings: Settings::of(&self.config),
         }
@@ -150,7 +164,8 @@ impl Content {
     pub fn recall(store: &Store, record: Record, origin: Origin) -> Result<Content, Failure> {
         let recalled = record.plugins.iter().map(|part| store.recall(&part.name, &part.file, &part.sha256, origin));
         let snapshots = recalled.collect::<Result<Vec<_>, _>>()?;
-        Ok(Content { plugins: store::mount(snapshots, &record.config)?, config: record.config, held: Vec::new() })
+        let plugins = store::mount(snapshots, &record.config)?;
+        Ok(Content { plugins, config: record.config, held: Vec::new(), origin: ConfigSource::Unknown })
     }
 }
 
@@ -187,7 +202,7 @@ mod tests {
         let plugins = plugins
             .iter()
             .map(|(name, sha256)| Mounted { snapshot: Snapshot::fake(name, "", sha256), mount: format!("/{name}") });
-        Content { config, plugins: plugins.collect(), held: Vec::new() }
+        Content { config, plugins: plugins.collect(), held: Vec::new(), origin: ConfigSource::NoFile }
     }
 
     fn config(settings: &[&str]) -> Config {

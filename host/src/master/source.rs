@@ -4,18 +4,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Prepare;
 use super::sets::Content;
-use super::store::Store;
+use super::store::{self, Store};
 use super::tls::Certificates;
 use super::watcher::{Sighting, Targets};
-use crate::config::{Config, ConfigError};
+use super::{Prepare, Reread};
+use crate::config::{Config, ConfigError, ConfigSource};
 use crate::report::{Cause, Change, Failure, Stage};
 
 /// Where configuration and plugin files come from; shared with the blocking pool.
 pub struct Source {
     pub config: Config,
-    pub reread: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
+    /// Where what this master began with came from.
+    pub origin: ConfigSource,
+    pub reread: Reread,
     pub prepare: Option<Arc<dyn Prepare>>,
     /// What `reread` reads; nothing if the master is not to watch.
     pub config_files: Option<Vec<PathBuf>>,
@@ -23,8 +25,9 @@ pub struct Source {
 
 /// How a set is made.
 pub enum Recipe {
-    /// Of the files as they lie there, but for what is `held` back: that is as in `instead`.
-    Files { held: Vec<Change>, instead: Option<Arc<Content>> },
+    /// Of the files as they lie there, but for what is `held` back: that is as in `instead`. What `serving` was made of must
+    /// still be there.
+    Files { held: Vec<Change>, instead: Option<Arc<Content>>, serving: Option<Arc<Content>> },
     /// Of the plugins of `set`, with the rest of the configuration of `within`, or its own.
     Again { set: Option<Arc<Content>>, within: Option<Arc<Content>> },
 }
@@ -41,7 +44,10 @@ impl Source {
     pub fn read(&self, store: &Mutex<Store>, cause: &Cause, recipe: Recipe) -> (Sighting, Result<Read, Failure>) {
         let mut sighting = Sighting::default();
         let content = match recipe {
-            Recipe::Files { held, instead } => self.take(store, cause, &held, instead.as_deref(), &mut sighting),
+            Recipe::Files { held, instead, serving } => {
+                let before = Before { held: &held, instead: instead.as_deref(), serving: serving.as_deref() };
+                self.take(store, cause, before, &mut sighting)
+            }
             Recipe::Again { set, within } => set
                 .ok_or_else(|| Failure::new(Stage::Snapshot, "find the set to go back to"))
                 .and_then(|set| set.again(within.as_deref(), &self.config)),
@@ -55,20 +61,23 @@ impl Source {
         &self,
         store: &Mutex<Store>,
         cause: &Cause,
-        held: &[Change],
-        instead: Option<&Content>,
+        before: Before<'_>,
         sighting: &mut Sighting,
     ) -> Result<Content, Failure> {
         if let Some(files) = &self.config_files {
             sighting.look_at(Targets::of_files(files));
         }
-        let config = self.config(cause)?;
+        let (config, origin) = self.config(cause, before.serving)?;
         if self.config_files.is_some() {
             sighting.look_at(Targets::of_config(&config));
         }
         // A panic while the lock was held left files under a temporary name at worst.
         let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-        let content = Content::take(&mut store, config, held, instead);
+        if before.serving.is_some_and(Content::uses_folder) {
+            store::check_folder(&config.plugin_dir)?;
+        }
+        let content = Content::take(&mut store, config, before.held, before.instead);
+        let content = content.map(|content| Content { origin, ..content });
         match &content {
             Ok(_) => sighting.taken = store.taken(),
             Err(_) => sighting.being_written = store.being_written().map(Path::to_owned),
@@ -76,16 +85,35 @@ impl Source {
         content
     }
 
-    fn config(&self, cause: &Cause) -> Result<Config, Failure> {
+    fn config(&self, cause: &Cause, serving: Option<&Content>) -> Result<(Config, ConfigSource), Failure> {
         if let Some(prepare) = &self.prepare {
             prepare.prepare(cause)?;
         }
         if *cause == Cause::Start {
-            return Ok(self.config.clone());
+            return Ok((self.config.clone(), self.origin.clone()));
         }
-        let config = (self.reread)().map_err(|error| Failure::new(Stage::Config, error.to_string()))?;
+        let known = serving.map(|serving| &serving.origin).filter(|origin| **origin != ConfigSource::Unknown);
+        let (config, origin) = (self.reread)().map_err(|error| not_read(&error))?;
+        known.unwrap_or(&self.origin).check_successor(&origin).map_err(|error| not_read(&error))?;
         check_fixed(&self.config, &config)?;
-        Ok(config)
+        Ok((config, origin))
+    }
+}
+
+/// What an operation must know of what was served before it.
+#[derive(Clone, Copy)]
+struct Before<'a> {
+    held: &'a [Change],
+    instead: Option<&'a Content>,
+    serving: Option<&'a Content>,
+}
+
+/// The configuration cannot be used.
+pub fn not_read(error: &ConfigError) -> Failure {
+    let failure = Failure::new(Stage::Config, error.to_string());
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
     }
 }
 

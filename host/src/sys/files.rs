@@ -114,6 +114,20 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Opens a regular file for reading. Refuses all else: a FIFO would block whoever reads it, and a device has no end.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    // Finds the file without opening it, which alone could block or act on a device (open(2), O_PATH).
+    let found = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    if found.metadata()?.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if !found.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    // The very same file, whatever lies at the path by now.
+    File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
+}
+
 /// What tells one content of a file from another, without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {

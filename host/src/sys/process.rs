@@ -32,7 +32,7 @@ impl Image {
 
     /// The program that lies there now.
     pub fn open(path: &Path) -> io::Result<Image> {
-        Ok(Image(File::open(path)?.into()))
+        Ok(Image(super::files::open_regular(path)?.into()))
     }
 
     pub(super) fn number(&self) -> RawFd {

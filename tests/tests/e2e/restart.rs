@@ -1,9 +1,7 @@
 //! Restart in place: the same process, ports and connections under the binary that is installed now; and every binary that
 //! cannot take over, found out before or after, leaves what serves as it was.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::FileTypeExt;
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -106,7 +104,7 @@ fn restarts_under_the_torture_lose_nothing_and_close_nothing() {
 
 #[test]
 fn a_binary_that_cannot_take_over_is_refused_before_anything_is_touched() {
-    let server = Setup::probe("v1").own_program().env("BATON_IMPOSTOR", "hang").start();
+    let server = Setup::probe("v1").own_program().start();
     let text = server.bench.path().join("text");
     fs::write(&text, "no program\n").unwrap();
     server.bench.install_program(&text);
@@ -133,29 +131,6 @@ fn a_configuration_that_the_new_master_could_not_run_refuses_the_restart() {
     restart(&server);
 }
 
-/// With a binary that passes its test and then meets a pipe in place of its configuration.
-fn with_a_late_failure() -> (Server, fs::File) {
-    let setup = Setup::probe("v1").own_program();
-    setup.bench().configure("");
-    let config = setup.bench().path().join("baton.toml");
-    let setup = setup
-        .env("BATON_IMPOSTOR", "late")
-        .env("BATON_IMPOSTOR_CONFIG", config.to_str().expect("a path in UTF-8"))
-        .env("BATON_REAL", artifacts::baton().to_str().expect("a path in UTF-8"));
-    let server = setup.start();
-    server.bench.install_program(&artifacts::own_binary("impostor"));
-    server.signal(Signal::SIGUSR2);
-    wait::until("the new program to be about to fail", wait::LONG, || {
-        fs::metadata(&config).is_ok_and(|meta| meta.file_type().is_fifo()).then_some(())
-    });
-    // Waits until the new program reads it. What comes back finds the configuration as it was.
-    let pipe = OpenOptions::new().write(true).open(&config).expect("failed to open the pipe");
-    let partial = server.bench.path().join("partial.toml");
-    fs::write(&partial, "").expect("failed to write the configuration");
-    fs::rename(&partial, &config).expect("failed to rename the configuration");
-    (server, pipe)
-}
-
 /// The old program has the process again, and says why.
 pub fn is_back(server: &Server, before: i32, why: &str) {
     let status = server.wait_for("the old program to be back", |status| {
@@ -168,13 +143,4 @@ pub fn is_back(server: &Server, before: i32, why: &str) {
     server.bench.install("probe", &artifacts::probe("v2"));
     server.switch();
     assert_eq!(server.probe().0, "v2", "and reloads work");
-}
-
-#[test]
-fn a_program_that_fails_while_it_takes_over_gives_the_process_back() {
-    let (server, mut pipe) = with_a_late_failure();
-    pipe.write_all(b"nonsense = 1\n").unwrap();
-    drop(pipe);
-    let before = process::children(server.pid())[0].pid;
-    is_back(&server, before, "ended");
 }

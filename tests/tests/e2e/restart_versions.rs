@@ -110,8 +110,8 @@ fn a_version_that_does_not_speak_with_a_living_child_or_fails_its_test_is_refuse
 }
 
 #[test]
-fn one_that_panics_or_hangs_at_the_last_moment_gives_the_process_back() {
-    for (line, why) in [("panic resume", "panicked"), ("hang resume", "did not take over")] {
+fn program_that_fails_at_the_last_moment_gives_the_process_back() {
+    for (line, why) in [("panic resume", "panicked"), ("hang resume", "did not take over"), ("fail resume", "ended")] {
         let server = server();
         let before = server.worker();
         let mut idle = server.connect();

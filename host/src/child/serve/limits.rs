@@ -448,6 +448,29 @@ mod tests {
     }
 
     #[test]
+    fn longest_limits_can_be_computed_with() {
+        let never_ends = Limit::After(config::MAX_DURATION);
+        let longest = config::Limits {
+            handshake_timeout: never_ends,
+            head_timeout: never_ends,
+            idle_timeout: never_ends,
+            body_timeout: never_ends,
+            write_timeout: never_ends,
+            request_timeout: never_ends,
+            body_min_rate: 1 << 40,
+            body_size: Size(1 << 60),
+            http2_ping: never_ends,
+            ..config::Limits::default()
+        };
+        let limits = Limits::new(&longest, &config::Drain::default(), u64::MAX);
+        assert!(limits.head > 0 && limits.head < NEVER - Clock::default().now());
+        for time in [limits.handshake_timeout, limits.head_timeout, limits.http2_ping, limits.write_timeout()] {
+            let deadline = time.and_then(|time| Instant::now().checked_add(time * 4));
+            assert!(deadline.is_some(), "{time:?}");
+        }
+    }
+
+    #[test]
     fn a_tick_fits_the_shortest_limit_and_without_limits_there_is_none() {
         assert_eq!(limits().tick, Some(Duration::from_millis(125)));
         let never = Limit::Never;

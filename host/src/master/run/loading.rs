@@ -1,13 +1,12 @@
 //! How a child comes to have its set: started with its program, then sent what it shall serve, and connected to the one whose
 //! connections it takes over.
 
-use std::io;
 use std::sync::Arc;
 
 use super::Master;
-use crate::config::Config;
+use crate::config::{Config, toml_key};
 use crate::control::secrets::SecretError;
-use crate::control::{LoadSet, PluginFile, ToChild};
+use crate::control::{LoadSet, PluginFile, ToChild, ToMaster};
 use crate::master::inventory::Set;
 use crate::master::sets::Content;
 use crate::master::spawn::Child;
@@ -63,37 +62,28 @@ impl Master {
             .map_err(|error| Failure::new(Stage::Tls, format!("make ticket keys: {error}")))
     }
 
-    /// LOAD with the shared counters, the secrets, then the listeners, each in a message of its own.
-    pub(super) fn load(&mut self, generation: Generation, probes: Probes, inherit: Inherit) {
-        let Some(set) = self.state.set_of(generation).and_then(|id| self.sets.get(id)) else {
-            tracing::error!(generation = generation.0, "failed to find its set");
-            return self.children.kill(generation);
-        };
-        let lent = match self.listeners.lend(&set.listeners) {
-            Ok(lent) => lent,
-            Err(error) => {
-                // Too few descriptors: without listeners the child would wait; killed, its operation is refused.
-                tracing::error!(generation = generation.0, "failed to lend the listeners: {error}");
-                return self.children.kill(generation);
-            }
-        };
+    /// LOAD with the shared counters, the secrets, then the listeners, each in a message of its own. What keeps the child from
+    /// having them refuses its operation.
+    pub(super) fn load(&mut self, generation: Generation, probes: Probes, inherit: Inherit) -> Option<Event> {
+        let failure = self.try_load(generation, probes, inherit).err()?;
+        tracing::error!(generation = generation.0, "failed to {}", failure.error);
+        Some(Event::Message { generation, message: ToMaster::Failed(failure) })
+    }
+
+    fn try_load(&mut self, generation: Generation, probes: Probes, inherit: Inherit) -> Result<(), Failure> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| Failure::new(Stage::Load, format!("{what}: {error}"));
+        let set = self.state.set_of(generation).and_then(|id| self.sets.get(id));
+        let set = set.ok_or_else(|| Failure::new(Stage::Load, "find its set"))?;
+        // Without listeners the child would wait for ever.
+        let lent = self.listeners.lend(&set.listeners).map_err(|error| {
+            failed("lend the listeners", &error)
+                .hint("too many open files? see `ulimit -n`, or LimitNOFILE= of the unit")
+        })?;
         let (infos, sockets): (Vec<_>, Vec<_>) = lent.into_iter().unzip();
         let secrets = set.certificates.as_ref().map(|certificates| Ok((certificates.lend()?, self.tickets.seal()?)));
-        let secrets = match secrets.transpose() {
-            Ok(secrets) => secrets,
-            Err::<_, SecretError>(error) => {
-                tracing::error!(generation = generation.0, "{error}");
-                return self.children.kill(generation);
-            }
-        };
-        let plugins =
-            match set.content.plugins.iter().map(|plugin| self.plugin_file(plugin, &set.content.config)).collect() {
-                Ok(plugins) => plugins,
-                Err(error) => {
-                    tracing::error!(generation = generation.0, "failed to make a plugin's data directory: {error}");
-                    return self.children.kill(generation);
-                }
-            };
+        let secrets = secrets.transpose().map_err(|error: SecretError| Failure::new(Stage::Tls, error.to_string()))?;
+        let plugins = set.content.plugins.iter().map(|plugin| self.plugin_file(plugin, &set.content.config));
+        let plugins = plugins.collect::<Result<Vec<_>, Failure>>()?;
         let mut config = set.content.config.clone();
         config.log = crate::telemetry::effective(&config.log);
         if probes == Probes::Skip {
@@ -109,13 +99,8 @@ impl Master {
             None => (Vec::new(), None),
         };
         let message = ToChild::Load(Box::new(LoadSet { config, plugins, listeners: infos, states }));
-        let slots = match self.children.get(generation).map(Child::slots_fd).transpose() {
-            Ok(slots) => slots,
-            Err(error) => {
-                tracing::error!(generation = generation.0, "failed to lend the counters: {error}");
-                return self.children.kill(generation);
-            }
-        };
+        let slots = self.children.get(generation).map(Child::slots_fd).transpose();
+        let slots = slots.map_err(|error| failed("lend the counters", &error))?;
         self.children.send(generation, message, slots.into_iter().chain(memory).collect());
         if let Some((certificates, tickets)) = secrets {
             self.children.entrust(generation, certificates, tickets);
@@ -123,6 +108,7 @@ impl Master {
         for (id, socket) in ids.into_iter().zip(sockets) {
             self.children.send(generation, ToChild::Listener { id }, vec![socket]);
         }
+        Ok(())
     }
 
     /// Gives two children the ends of a pair. Without it the old one keeps its connections and announces their close.
@@ -137,16 +123,24 @@ impl Master {
         self.children.send(from, ToChild::Handover { to, listeners }, vec![giver]);
     }
 
-    fn plugin_file(&self, plugin: &Mounted, config: &Config) -> io::Result<PluginFile> {
+    fn plugin_file(&self, plugin: &Mounted, config: &Config) -> Result<PluginFile, Failure> {
         let name = plugin.snapshot.name.clone();
         let data_dir = self.dirs.state.join("data").join(&name);
-        self.identity.make_dir(&data_dir)?;
+        self.identity.make_dir(&data_dir).map_err(|error| {
+            Failure::new(Stage::Load, format!("make the data directory {}: {error}", data_dir.display()))
+                .of_plugin(&name)
+                .hint("it lies in the state directory, which must be writable and have room; see state_dir")
+        })?;
         let section = config.plugin(&name);
         let settings = section.map(|section| &section.config);
+        let settings = serde_json::to_value(settings.unwrap_or(&toml::Table::new())).map_err(|error| {
+            Failure::new(Stage::Config, format!("hand on [plugins.{}.config]: {error}", toml_key(&name)))
+                .of_plugin(&name)
+        })?;
         Ok(PluginFile {
             path: plugin.snapshot.path.clone(),
             mount: plugin.mount.clone(),
-            config: serde_json::to_value(settings.unwrap_or(&toml::Table::new()))?,
+            config: settings,
             data_dir,
             workers: section.map_or(0, |section| section.workers),
             allow_control: section.is_none_or(|section| section.allow_control),

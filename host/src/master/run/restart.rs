@@ -27,6 +27,13 @@ pub(super) struct Packed {
 }
 
 impl Master {
+    /// Where the configuration of what serves came from.
+    fn origin(&self) -> ConfigSource {
+        let set = self.state.kept_set().and_then(|id| self.sets.get(id));
+        let known = set.map(|set| &set.content.origin).filter(|origin| **origin != ConfigSource::Unknown);
+        known.unwrap_or(&self.source.origin).clone()
+    }
+
     fn pack(&self, admin: &Admin, lock: &Lock) -> io::Result<Packed> {
         let mut luggage = Luggage::default();
         let tickets = self.tickets.seal().map_err(io::Error::other)?;
@@ -36,6 +43,7 @@ impl Master {
             version: VERSION.into(),
             remains: Remains {
                 config: self.source.config.clone(),
+                origin: self.origin(),
                 state: self.state.save(self.started.elapsed()),
                 sets: self.sets.save(&mut luggage)?,
                 children: self.children.save(&mut luggage)?,

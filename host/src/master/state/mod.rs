@@ -94,6 +94,8 @@ pub struct SetInfo {
     pub plugins: Vec<PluginStatus>,
     /// Of its plugins' sections.
     pub sections: BTreeMap<String, String>,
+    /// How many of its plugins came out of the plugin folder.
+    pub in_folder: usize,
     /// What lies in the plugin folder and was not taken into it, since it is held back.
     pub held: Vec<Change>,
     pub settings: Settings,
@@ -135,6 +137,7 @@ impl SetInfo {
             config: String::new(),
             plugins: Vec::new(),
             sections: BTreeMap::new(),
+            in_folder: 0,
             held: Vec::new(),
             settings,
         }
@@ -442,6 +445,11 @@ impl State {
     /// The set that a generation runs.
     pub fn set_of(&self, generation: Generation) -> Option<SetId> {
         self.generations.get(&generation).map(|generation| generation.set.id)
+    }
+
+    /// What was committed last.
+    pub fn kept_set(&self) -> Option<SetId> {
+        self.set.as_ref().map(|set| set.id)
     }
 
     /// Sets that a generation runs, or that a crash or a rollback would bring back.

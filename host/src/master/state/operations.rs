@@ -8,6 +8,7 @@ use super::past::PastSets;
 use super::rollback::{Reason, Rollback, refused};
 use super::switch::ms;
 use super::{Action, Caller, Note, Phase, REPORTS, SetInfo, Source, State, TestId, Time};
+use crate::config::same_plugin;
 use crate::master::handle::OpOptions;
 use crate::report::{
     Cause, Change, Failure, Generation, OpId, OpResult, PluginChanges, PluginStatus, Report, Stage, Timings, Verb, Why,
@@ -189,12 +190,15 @@ impl State {
         // An operation that was superseded meanwhile is answered already.
         let Some(running) = self.running.as_mut().filter(|running| running.op.id == id) else { return };
         let RunStage::Preparing { since } = running.stage else { return };
-        let empties = self.set.as_ref().is_some_and(|set| !set.plugins.is_empty());
+        let serving = self.set.clone();
         let (cause, options) = (&running.op.cause, running.op.options);
+        let may_empty = options.allow_empty || *cause == Cause::Start;
+        let goes_back = running.op.back.is_some();
         let set = match result {
-            Ok(set) if set.plugins.is_empty() && empties && !options.allow_empty && *cause != Cause::Start => {
-                let failure = Failure::new(Stage::Snapshot, "found no plugin at all: what serves now would be gone")
-                    .hint("put a plugin into the plugin folder, or ask again with --allow-empty");
+            Ok(set)
+                if let Some(failure) =
+                    serving.and_then(|old| emptied(&old, &set, goes_back)).filter(|_| !may_empty) =>
+            {
                 return self.refuse(failure);
             }
             Ok(set) if running.op.back.is_none() && !options.force => {
@@ -377,6 +381,23 @@ impl State {
             change(report);
         }
     }
+}
+
+/// Why `new` cannot take the place of `old` without being told to: all plugins are gone, or all out of the plugin folder,
+/// which may be a disk that is not mounted.
+fn emptied(old: &SetInfo, new: &SetInfo, goes_back: bool) -> Option<Failure> {
+    const HINT: &str = "put a plugin into the plugin folder, or ask again with --allow-empty";
+    if new.plugins.is_empty() && !old.plugins.is_empty() {
+        let text = "found no plugin at all: what serves now would be gone";
+        return Some(Failure::new(Stage::Snapshot, text).hint(HINT));
+    }
+    let is_gone = |old: &PluginStatus| !new.plugins.iter().any(|plugin| same_plugin(&plugin.name, &old.name));
+    if goes_back || old.in_folder == 0 || new.in_folder > 0 || !old.plugins.iter().any(is_gone) {
+        return None;
+    }
+    let gone: Vec<&str> = old.plugins.iter().filter(|plugin| is_gone(plugin)).map(|plugin| &*plugin.name).collect();
+    let text = format!("found no plugin in the plugin folder: {} would be gone", gone.join(", "));
+    Some(Failure::new(Stage::Snapshot, text).hint(HINT))
 }
 
 const HELD_HINT: &str = "it is taken once it is changed; or ask again with --force";

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use baton_plugin_api::abi::{Descriptor, FLAG_DEBUG, read_text};
 use sha2::{Digest, Sha256};
 
-use crate::config::{Config, Plugin, check_mount, same_plugin};
+use crate::config::{self, Config, Plugin, check_mount, same_plugin};
 use crate::report::{Failure, PluginStatus, Stage};
 use crate::sys::files::{self, Identity, Lease};
 
@@ -214,7 +214,7 @@ impl Store {
         let unreadable = |error: io::Error| fail(format!("its copy cannot be read: {error}"));
         let trusted = origin == Origin::ThisProcess;
         let mut copy = File::open(&path).map_err(unreadable)?;
-        if !trusted && hash(&copy, &mut io::sink()).map_err(unreadable)? != sha256 {
+        if !trusted && hash(&copy).map_err(unreadable)? != sha256 {
             return Err(fail("its copy has another content".into()));
         }
         copy.rewind().map_err(unreadable)?;
@@ -252,7 +252,11 @@ impl Store {
         {
             return Ok(snapshot.clone());
         }
-        let Some((identity, temporary, sha256)) = self.copy_settled(path).map_err(unreadable)? else {
+        let copied = self.copy_settled(path).map_err(|error| match error {
+            CopyError::Read(error) => unreadable(error),
+            CopyError::Write(error) => fail(self.unwritable(&error)),
+        });
+        let Some((identity, temporary, sha256)) = copied? else {
             self.being_written = Some(path.to_owned());
             let hint = "reload when the copy is complete, or write to a temporary name and rename";
             return Err(fail(Refusal::new(format!("it is still being written after {SETTLE:?}")).hint(hint.into())));
@@ -276,29 +280,40 @@ impl Store {
         let stored = self.dir.join(format!("{sha256}.so"));
         // Over one of the same content, if there is one: it may stem from before a power cut, and nothing was synced then.
         // Children that have mapped it keep their file.
-        std::fs::rename(&temporary, &stored)
-            .map_err(|error| fail(Refusal::new(format!("the store cannot be written: {error}"))))?;
+        std::fs::rename(&temporary, &stored).map_err(|error| fail(self.unwritable(&error)))?;
         let snapshot = Arc::new(Snapshot { name: name.into(), file: file.clone(), path: stored, sha256, descriptor });
         self.known.insert(path.to_owned(), Known { identity, signed, snapshot: snapshot.clone() });
         Ok(snapshot)
     }
 
+    /// The state directory is full, or cannot be written: that is not the plugin's fault.
+    fn unwritable(&self, error: &io::Error) -> Refusal {
+        let dir = self.dir.display();
+        let why = format!("its copy cannot be written to the state directory, at {dir}: {error}");
+        Refusal::new(why).hint(match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                format!("make room on the disk of {dir}, or set state_dir to a folder on another one")
+            }
+            _ => format!("let the server write to {dir}, or set state_dir to another folder"),
+        })
+    }
+
     /// Copies a file that nobody writes to meanwhile; nothing if somebody keeps writing.
-    fn copy_settled(&self, path: &Path) -> io::Result<Option<(Identity, PathBuf, String)>> {
+    fn copy_settled(&self, path: &Path) -> Result<Option<(Identity, PathBuf, String)>, CopyError> {
         let deadline = Instant::now() + SETTLE;
         loop {
-            let file = File::open(path)?;
-            let before = Identity::of(&file.metadata()?);
-            let lease = files::read_lease(&file)?;
+            let file = files::open_regular(path).map_err(CopyError::Read)?;
+            let before = Identity::of(&file.metadata().map_err(CopyError::Read)?);
+            let lease = files::read_lease(&file).map_err(CopyError::Read)?;
             let settled = match &lease {
                 Lease::Held(_) => true,
                 Lease::Written => false,
-                Lease::Unsupported => looks_the_same_twice(path, &before)?,
+                Lease::Unsupported => looks_the_same_twice(path, &before).map_err(CopyError::Read)?,
             };
             if settled {
                 let (temporary, sha256) = self.copy(&file)?;
                 // What we hold open is whole even if another file has taken its place meanwhile; the next reload reads that.
-                if Identity::of(&file.metadata()?).same_content(&before) {
+                if Identity::of(&file.metadata().map_err(CopyError::Read)?).same_content(&before) {
                     return Ok(Some((before, temporary, sha256)));
                 }
                 remove(&temporary);
@@ -313,13 +328,17 @@ impl Store {
     }
 
     /// Copies and hashes in one pass.
-    fn copy(&self, file: &File) -> io::Result<(PathBuf, String)> {
+    fn copy(&self, file: &File) -> Result<(PathBuf, String), CopyError> {
         let temporary = self.dir.join(".incoming");
         remove(&temporary);
-        let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        let sha256 = hash(file, &mut copy)?;
-        copy.set_permissions(std::fs::Permissions::from_mode(0o444))?;
-        Ok((temporary, sha256))
+        let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary);
+        let mut copy = create().map_err(CopyError::Write)?;
+        let copied = copy_hashed(file, &mut copy).and_then(|sha256| {
+            copy.set_permissions(std::fs::Permissions::from_mode(0o444)).map_err(CopyError::Write)?;
+            Ok(sha256)
+        });
+        // On a full disk what there is of it is in the way of everything else.
+        copied.map(|sha256| (temporary.clone(), sha256)).inspect_err(|_| remove(&temporary))
     }
 
     /// Makes what is in use safe against a power cut; not done before a switch, which would wait for the disk.
@@ -349,17 +368,31 @@ impl Store {
     }
 }
 
+/// Hashes a file to its end.
+pub fn hash(from: &File) -> io::Result<String> {
+    copy_hashed(from, &mut io::sink()).map_err(|error| match error {
+        CopyError::Read(error) | CopyError::Write(error) => error,
+    })
+}
+
+/// Which side of a copy failed: a plugin's file, or the store.
+#[derive(Debug)]
+enum CopyError {
+    Read(io::Error),
+    Write(io::Error),
+}
+
 /// Copies `from` to its end, and hashes it.
-pub fn hash(mut from: &File, to: &mut impl Write) -> io::Result<String> {
+fn copy_hashed(mut from: &File, to: &mut impl Write) -> Result<String, CopyError> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 128 * 1024];
     loop {
-        let read = from.read(&mut buffer)?;
+        let read = from.read(&mut buffer).map_err(CopyError::Read)?;
         if read == 0 {
             return Ok(hex(&hash.finalize()));
         }
         hash.update(&buffer[..read]);
-        to.write_all(&buffer[..read])?;
+        to.write_all(&buffer[..read]).map_err(CopyError::Write)?;
     }
 }
 
@@ -381,6 +414,18 @@ fn looks_the_same_twice(path: &Path, before: &Identity) -> io::Result<bool> {
 /// A file that is gone already is as good as removed; any other trouble shows at the next use of the name.
 fn remove(path: &Path) {
     let _ = std::fs::remove_file(path);
+}
+
+/// Refuses a folder that is not there: plugins that serve came out of it, and a folder that has vanished is no wish to serve
+/// without them.
+pub fn check_folder(plugin_dir: &Path) -> Result<(), Failure> {
+    let why = match std::fs::metadata(plugin_dir) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => "it is no folder".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(Failure::new(Stage::Snapshot, format!("read the plugin folder {}: {why}", plugin_dir.display()))
+        .hint("plugins that serve came out of it: put it back, or mount its disk, and reload"))
 }
 
 /// Every `*.so` of the folder, by name. A folder that does not exist holds none.
@@ -448,11 +493,21 @@ pub fn mount(snapshots: Vec<Arc<Snapshot>>, config: &Config) -> Result<Vec<Mount
         if let Some(other) = taken.insert(mount.clone(), name.clone()).filter(|_| mounts_count) {
             return Err(Failure::new(Stage::Snapshot, format!("mount {name} at `{mount}`: {other} is there already"))
                 .of_plugin(&name)
-                .hint(format!("add to the configuration:  [plugins.{name}]  mount = \"/{name}\"")));
+                .hint(format!(
+                    "add to the configuration:  [plugins.{}]  mount = \"{}\"",
+                    config::toml_key(&name),
+                    mount_for(&name)
+                )));
         }
         mounted.push(Mounted { snapshot, mount });
     }
     Ok(mounted)
+}
+
+/// A mount that goes with a plugin's name, whatever its file is called.
+fn mount_for(name: &str) -> String {
+    let fits = |char: char| char.is_ascii_alphanumeric() || matches!(char, '.' | '_' | '-');
+    format!("/{}", name.chars().map(|char| if fits(char) { char } else { '-' }).collect::<String>())
 }
 
 #[cfg(test)]
@@ -538,6 +593,36 @@ mod tests {
         let failure = mount(vec![snapshot("a", ""), snapshot("b", "")], &Config::default()).unwrap_err();
         assert!(failure.hint.unwrap().contains("[plugins.b]"));
         assert!(mount(vec![snapshot("a", "x/")], &Config::default()).is_err());
+    }
+
+    #[test]
+    fn hint_for_a_mount_is_valid_configuration_for_any_name() {
+        for name in ["b", "zapp-1.2", "a b", "ü", "q\"uo\\te", "a]b", "new\nline\x7f", "#?/"] {
+            let both = vec![snapshot("a", ""), snapshot(name, "")];
+            let hint = mount(both, &Config::default()).unwrap_err().hint.unwrap();
+            let (head, mount_line) = hint.split_once("configuration:  ").unwrap().1.split_once("]  ").unwrap();
+            let text = format!("{head}]\n{mount_line}\n");
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("baton.toml");
+            std::fs::write(&path, &text).unwrap();
+            let config = Config::load(Some(&path), &[]).unwrap_or_else(|error| panic!("{text}: {error}"));
+            let both = vec![snapshot("a", ""), snapshot(name, "")];
+            assert_eq!(mount(both, &config).unwrap().len(), 2, "{text}");
+        }
+    }
+
+    #[test]
+    fn store_that_cannot_be_written_is_named_and_not_the_plugin() {
+        let mut place = place();
+        std::fs::write(place.config.plugin_dir.join("liba.so"), "x").unwrap();
+        // Stands for a disk that is full: whatever is written there fails.
+        std::fs::remove_dir(place.dir.path().join("store")).unwrap();
+        let failure = place.store.take(&place.config).unwrap_err();
+        let store = place.dir.path().join("store").display().to_string();
+        assert!(failure.error.contains("state directory") && failure.error.contains(&store), "{failure}");
+        assert!(!failure.error.contains("cannot be read") && failure.hint.unwrap().contains("state_dir"));
+        let full = place.store.unwritable(&io::ErrorKind::StorageFull.into());
+        assert!(full.hint.unwrap().contains("make room"));
     }
 
     #[test]

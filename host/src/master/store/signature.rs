@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use minisign_verify::{Error, PublicKey, Signature};
 
 use super::Refusal;
+use crate::sys::files;
 
 /// Of a signature's file, at most.
 const LONGEST: u64 = 16 << 10;
@@ -37,7 +38,7 @@ pub fn verify(copy: &Path, plugin: &Path, signers: &[String]) -> Result<(), Refu
     let sign = format!("sign it by a key of store.signers: minisign -Sm {}", plugin.display());
     let unreadable = |error: io::Error| Refusal::new(format!("its signature cannot be read: {error}"));
     let mut text = String::new();
-    match File::open(&file) {
+    match files::open_regular(&file) {
         Ok(file) => file.take(LONGEST).read_to_string(&mut text).map_err(unreadable)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(Refusal::new(format!("it is not signed: there is no {name}")).hint(sign));

@@ -22,6 +22,7 @@ pub use words::{Told, View};
 use self::store::{Releasing, Store};
 use super::listeners::{Claim, Listeners};
 use super::state::Time;
+use crate::config::MAX_DURATION;
 use crate::report::SystemdStatus;
 use crate::sys::{notify, readiness, seqpacket};
 
@@ -64,7 +65,7 @@ impl Systemd {
         let watchdog = number("WATCHDOG_USEC").filter(|usec| ours && *usec > 0 && line.is_some());
         let watchdog = watchdog.map(|usec| {
             // As sd_watchdog_enabled(3) recommends.
-            let mut interval = tokio::time::interval(Duration::from_micros(usec.div_ceil(2)));
+            let mut interval = tokio::time::interval(Duration::from_micros(usec.div_ceil(2)).min(MAX_DURATION));
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
             interval
         });

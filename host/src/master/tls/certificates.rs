@@ -1,6 +1,5 @@
 //! One certificate with its key, out of two files: whether they can be used, and what the certificate says of itself.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -18,6 +17,7 @@ use super::NOTICE;
 use crate::config;
 use crate::control::secrets::Certificate;
 use crate::report::{CertificateStatus, Validity};
+use crate::sys::files;
 
 /// No chain and no key is longer.
 const MAX_FILE: u64 = 1 << 20;
@@ -54,9 +54,10 @@ impl CertificateError {
                 }
                 _ => None,
             },
-            CertificateError::EncryptedKey { path } => {
-                Some(format!("there is nobody to ask for its password: openssl pkey -in {} -out ...", path.display()))
-            }
+            CertificateError::EncryptedKey { path } => Some(format!(
+                "a server cannot ask for its password; decrypt it: umask 077; openssl pkey -in {} -out NEW, and name NEW as `key`",
+                path.display()
+            )),
             CertificateError::Mismatch { .. } => {
                 Some("the server's own certificate comes first in its file, then those that lead to its issuer".into())
             }
@@ -67,6 +68,9 @@ impl CertificateError {
         }
     }
 }
+
+/// What marks a private key as encrypted.
+const ENCRYPTED: [&[u8]; 2] = [b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED"];
 
 /// What is told of a certificate.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -119,11 +123,12 @@ pub fn read(server: &str, files: &config::Certificate) -> Result<(Certificate, F
     let text = contents(key)?;
     let mut private = match PrivateKeyDer::pem_slice_iter(&text).next() {
         Some(Ok(private)) => private,
-        // What is wrong with it may show a part of it.
-        Some(Err(_)) => return Err(broken(key, "it is not valid PEM")),
-        None if holds(&text, b"ENCRYPTED PRIVATE KEY") => {
+        // PKCS#8 names it in the first line, which no reader of clear keys knows; the older form in a header (RFC 1421).
+        _ if ENCRYPTED.iter().any(|mark| holds(&text, mark)) => {
             return Err(CertificateError::EncryptedKey { path: key.clone() });
         }
+        // What is wrong with it may show a part of it.
+        Some(Err(_)) => return Err(broken(key, "it is not valid PEM")),
         None => return Err(CertificateError::NoKey { path: key.clone() }),
     };
     let der = Zeroizing::new(private.secret_der().to_vec());
@@ -147,7 +152,7 @@ fn contents(path: &Path) -> Result<Zeroizing<Vec<u8>>, CertificateError> {
     let failed = |source| CertificateError::Read { path: path.to_owned(), source };
     // With room for all of it: a `Vec` that grows would leave copies of a key behind.
     let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize + 1));
-    File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut text)).map_err(failed)?;
+    files::open_regular(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut text)).map_err(failed)?;
     if text.len() as u64 > MAX_FILE {
         return Err(CertificateError::TooLong { path: path.to_owned() });
     }

@@ -131,7 +131,7 @@ impl Looker {
     /// Looks at what serves and at what would. `events` makes the watcher of the kernel's events, if they are wanted.
     pub fn look(&mut self, source: &Source, serving: Targets, events: Option<Open>) -> Sight {
         // One that cannot be read is refused at any reload; what the one before it named is watched on.
-        if let Ok(config) = (source.reread)() {
+        if let Ok((config, _)) = (source.reread)() {
             self.on_disk = Targets::of_config(&config);
         }
         let targets = serving.with(self.on_disk.clone()).with(Targets::of_files(&self.config_files));
@@ -229,7 +229,7 @@ impl Looker {
             return Ok((identity, Content::Sha256(sha256.clone())));
         }
         let is_old = identity.changed().elapsed().is_ok_and(|age| age >= STEP);
-        let sha256 = store::hash(&file, &mut io::sink())?;
+        let sha256 = store::hash(&file)?;
         if identity_of(&file)? != identity {
             return Ok((identity, Content::BeingWritten));
         }

@@ -4,6 +4,7 @@
 mod cold;
 mod crashes;
 mod cut;
+mod extremes;
 mod fallback;
 mod histories;
 mod invariants;
@@ -59,6 +60,7 @@ fn info(id: u64, names: &[&str]) -> Arc<SetInfo> {
         config: "config".into(),
         plugins: names.iter().map(plugin).collect(),
         sections: names.iter().map(|name| (name.to_string(), "section".into())).collect(),
+        in_folder: names.len(),
         held: Vec::new(),
         settings: settings(),
     })

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 
 use super::*;
-use crate::config::Config;
+use crate::config::{Config, ConfigSource};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -27,7 +27,8 @@ impl Scene {
         let (hints, path) = (Arc::new(Hints::default()), file.clone());
         let source = Source {
             config: Config::default(),
-            reread: Box::new(move || Config::load(Some(&path), &[])),
+            origin: ConfigSource::NoFile,
+            reread: Box::new(move || Config::load_known(Some(&path), &[])),
             prepare: None,
             config_files: Some(vec![file.clone()]),
         };
