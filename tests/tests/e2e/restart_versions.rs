@@ -111,13 +111,15 @@ fn a_version_that_does_not_speak_with_a_living_child_or_fails_its_test_is_refuse
 
 #[test]
 fn program_that_fails_at_the_last_moment_gives_the_process_back() {
+    // Built first: a connection that waits for that would be closed as idle.
+    let next = artifacts::next_baton();
     for (line, why) in [("panic resume", "panicked"), ("hang resume", "did not take over"), ("fail resume", "ended")] {
         let server = server();
         let before = server.worker();
         let mut idle = server.connect();
         assert_eq!(answered_by(&idle.request("GET", "/").unwrap()).1, before);
         let descriptors = server.wait_drained().master_fds;
-        server.bench.install_program(&artifacts::next_baton());
+        server.bench.install_program(&next);
         tell(&server, line);
         server.signal(Signal::SIGUSR2);
         wait::until("the later version to arrive", wait::LONG, || {
