@@ -46,13 +46,17 @@ fn refused(server: &Server, stage: &str, words: &[&str]) -> Report {
 type Spoil = fn(&Path);
 
 const SPOILT: [(&str, Spoil, &str); 7] = [
-    ("gone", |path| fs::remove_file(path).unwrap(), "started with"),
-    ("empty", |path| fs::write(path, "").unwrap(), "sets no key any more"),
-    ("comments", |path| fs::write(path, "# listen = 1\n\n#[tls]\n").unwrap(), "sets no key any more"),
-    ("folder", |path| fs::create_dir(path).unwrap(), "is a directory"),
-    ("fifo", |path| mkfifo(path, Mode::S_IRUSR).unwrap(), "no regular file"),
-    ("dangling link", |path| symlink("nowhere", path).unwrap(), "No such file"),
-    ("huge", |path| fs::write(path, "#".repeat(5 << 20)).unwrap(), "5242880 bytes"),
+    ("gone", |path| fs::remove_file(path).expect("failed to change a file"), "started with"),
+    ("empty", |path| fs::write(path, "").expect("failed to change a file"), "sets no key any more"),
+    (
+        "comments",
+        |path| fs::write(path, "# listen = 1\n\n#[tls]\n").expect("failed to change a file"),
+        "sets no key any more",
+    ),
+    ("folder", |path| fs::create_dir(path).expect("failed to change a file"), "is a directory"),
+    ("fifo", |path| mkfifo(path, Mode::S_IRUSR).expect("failed to change a file"), "no regular file"),
+    ("dangling link", |path| symlink("nowhere", path).expect("failed to change a file"), "No such file"),
+    ("huge", |path| fs::write(path, "#".repeat(5 << 20)).expect("failed to change a file"), "5242880 bytes"),
 ];
 
 #[test]
@@ -61,12 +65,12 @@ fn configuration_that_is_gone_or_empty_is_refused() {
     let (worker, addr, path) = (server.worker(), server.addr(), file(&server));
     for (what, spoil, words) in SPOILT {
         if path.is_dir() {
-            fs::remove_dir(&path).unwrap();
+            fs::remove_dir(&path).expect("failed to change a file");
         } else if path.symlink_metadata().is_ok() {
-            fs::remove_file(&path).unwrap();
+            fs::remove_file(&path).expect("failed to change a file");
         }
         if what == "gone" {
-            fs::write(&path, CONFIG).unwrap();
+            fs::write(&path, CONFIG).expect("failed to change a file");
         }
         spoil(&path);
         let report = refused(&server, "config", &["baton.toml", words]);
@@ -79,7 +83,7 @@ fn configuration_that_is_gone_or_empty_is_refused() {
     }
     assert_eq!(server.addr(), addr);
     // It is taken again once it is back.
-    fs::remove_file(&path).unwrap();
+    fs::remove_file(&path).expect("failed to change a file");
     server.bench.configure(&format!("{CONFIG}\n[plugins.probe]\nmount = \"/p\"\n"));
     server.switch();
     assert_eq!(server.get("/p/").status, 200);
@@ -89,36 +93,36 @@ fn configuration_that_is_gone_or_empty_is_refused() {
 fn restart_and_watch_refuse_a_configuration_that_is_gone() {
     let server = configured().own_program().set("watch.enabled", "true").set("watch.rescan", "100ms").start();
     let worker = server.worker();
-    fs::remove_file(file(&server)).unwrap();
+    fs::remove_file(file(&server)).expect("failed to change a file");
     let status = server.wait_for("the watcher to have been refused", |status| status.watcher.holding.is_some());
     assert!(status.watcher.holding.is_some_and(|why| why.contains("baton.toml")));
     assert_untouched(&server, worker);
     let report = crate::restart::refused(&server, "baton.toml");
     assert!(report.error.is_some_and(|error| error.contains("started with")));
     assert_untouched(&server, worker);
-    fs::write(file(&server), "").unwrap();
+    fs::write(file(&server), "").expect("failed to change a file");
     crate::restart::refused(&server, "sets no key any more");
     assert_untouched(&server, worker);
     // What was known before a restart is known after it.
     server.bench.configure(CONFIG);
     crate::restart::restart(&server);
-    fs::remove_file(file(&server)).unwrap();
+    fs::remove_file(file(&server)).expect("failed to change a file");
     refused(&server, "config", &["started with"]);
 }
 
 #[test]
 fn configuration_that_appears_later_is_taken_and_must_stay() {
     let server = Setup::probe("v1").start();
-    assert_eq!(server.get("/up").header("x-probe").is_some(), true, "no file is there yet");
+    assert!(server.get("/up").header("x-probe").is_some(), "no file is there yet");
     // One that was never taken may go again.
     server.bench.configure("[[server]]\nlisten = [\"nowhere\"]\n");
     refused(&server, "config", &["nowhere"]);
-    fs::remove_file(file(&server)).unwrap();
+    fs::remove_file(file(&server)).expect("failed to change a file");
     server.switch();
     server.bench.configure("[[server]]\nlisten = [\"127.0.0.1:0\"]\nhealth = \"/up\"\n");
     server.switch();
     assert_eq!(server.get("/up").text(), "ok\n");
-    fs::remove_file(file(&server)).unwrap();
+    fs::remove_file(file(&server)).expect("failed to change a file");
     refused(&server, "config", &["started with"]);
     assert_eq!(server.get("/up").text(), "ok\n");
 }
@@ -127,7 +131,7 @@ fn configuration_that_appears_later_is_taken_and_must_stay() {
 fn empty_configuration_at_the_start_may_stay_empty() {
     let server = Setup::probe("v1").config("# nothing yet\n").listen(&["127.0.0.1:0"]).start();
     server.switch();
-    fs::remove_file(file(&server)).unwrap();
+    fs::remove_file(file(&server)).expect("failed to change a file");
     refused(&server, "config", &["started with"]);
 }
 
@@ -140,18 +144,22 @@ fn certificate_or_key_that_is_gone_or_blocks_is_refused() {
     let server = setup.start();
     for name in ["a.pem", "a.key"] {
         let path = server.bench.path().join(name);
-        let kept = fs::read(&path).unwrap();
+        let kept = fs::read(&path).expect("failed to change a file");
         for (what, spoil) in [
-            ("gone", (|path| fs::remove_file(path).unwrap()) as Spoil),
-            ("empty", |path| fs::write(path, "").unwrap()),
-            ("fifo", |path| fs::remove_file(path).map(|()| mkfifo(path, Mode::S_IRUSR).unwrap()).unwrap()),
+            ("gone", (|path| fs::remove_file(path).expect("failed to change a file")) as Spoil),
+            ("empty", |path| fs::write(path, "").expect("failed to change a file")),
+            ("fifo", |path| {
+                fs::remove_file(path)
+                    .map(|()| mkfifo(path, Mode::S_IRUSR).expect("failed to change a file"))
+                    .expect("failed to change a file")
+            }),
         ] {
             spoil(&path);
             refused(&server, "tls", &[name]);
             assert_eq!(server.status().listeners[0].scheme, "https", "{what}");
             // Not through a FIFO, whose other end nobody has.
             let _ = fs::remove_file(&path);
-            fs::write(&path, &kept).unwrap();
+            fs::write(&path, &kept).expect("failed to change a file");
         }
     }
     server.switch();
@@ -161,23 +169,23 @@ fn certificate_or_key_that_is_gone_or_blocks_is_refused() {
 fn plugin_folder_that_is_gone_or_emptied_is_refused() {
     let setup = Setup::probe("v1");
     let other = setup.bench().path().join("other.so");
-    fs::copy(artifacts::probe("v2"), &other).unwrap();
+    fs::copy(artifacts::probe("v2"), &other).expect("failed to change a file");
     let mount = format!("[plugins.other]\nfile = \"{}\"\nmount = \"/other\"\n", other.display());
     setup.bench().configure(&mount);
     let server = setup.start();
     let (worker, folder) = (server.worker(), server.bench.plugins());
     let away = server.bench.path().join("away");
     // One is left that does not lie in the folder: the set would not be empty.
-    fs::rename(&folder, &away).unwrap();
+    fs::rename(&folder, &away).expect("failed to change a file");
     refused(&server, "snapshot", &["plugin folder", "put it back"]);
-    fs::create_dir(&folder).unwrap();
+    fs::create_dir(&folder).expect("failed to change a file");
     refused(&server, "snapshot", &["no plugin in the plugin folder: probe would be gone", "--allow-empty"]);
     assert_eq!((server.worker(), server.probe().1, server.get("/other/").status), (worker, worker, 200));
     // Who means it says so.
     server.cli(&["reload", "--allow-empty", "--name", &server.name]).assert_code(0);
     assert_eq!((server.get("/").status, server.get("/other/").status), (404, 200));
-    fs::remove_dir(&folder).unwrap();
-    fs::rename(&away, &folder).unwrap();
+    fs::remove_dir(&folder).expect("failed to change a file");
+    fs::rename(&away, &folder).expect("failed to change a file");
     server.switch();
     wait::until("the probe to be back", wait::LONG, || (server.probe().0 == "v1").then_some(()));
 }
