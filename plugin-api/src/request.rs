@@ -119,7 +119,8 @@ impl Request {
     /// `OPTIONS *`).
     pub fn path(&self) -> &str {
         let target = self.head.target();
-        target.split_once('?').map_or(target, |(path, _)| path)
+        let path = target.split_once('?').map_or(target, |(path, _)| path);
+        if path.is_empty() { "/" } else { path }
     }
 
     /// What follows the first `?`, undecoded.

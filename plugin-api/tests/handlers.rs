@@ -56,6 +56,16 @@ fn every_form_of_a_handler_is_served() {
 }
 
 #[test]
+fn absolute_target_without_a_path_has_the_path_slash() {
+    fn parts(request: Request) -> String {
+        format!("{} {} {:?}", request.uri(), request.path(), request.query())
+    }
+    let plugin = Plugin::start(parts);
+    assert_eq!(plugin.get("http://a.example?x=1").text(), "/?x=1 / Some(\"x=1\")");
+    assert_eq!(plugin.get("http://a.example").text(), "/ / None");
+}
+
+#[test]
 fn every_kind_of_result_is_a_response() {
     let text = "text/plain; charset=utf-8";
     let bytes = "application/octet-stream";

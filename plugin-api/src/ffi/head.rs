@@ -52,14 +52,12 @@ impl Head {
         self.0.target()
     }
 
-    /// # Panics
-    /// If the host sent a target that is none: its parser never does.
     pub fn uri(&self) -> Uri {
         self.uri_from(Bytes::copy_from_slice(self.target().as_bytes()))
     }
 
     fn uri_from(&self, target: Bytes) -> Uri {
-        let target = Uri::from_maybe_shared(target).expect("the host sends targets that its HTTP parser accepted");
+        let target = parse_target(target);
         let (Some(scheme), Some(authority)) = (self.text(abi::FACT_SCHEME), self.text(abi::FACT_AUTHORITY)) else {
             return target;
         };
@@ -115,6 +113,21 @@ impl Head {
         };
         read(self.0.headers(out))
     }
+}
+
+/// A path with its query. The host sends none that begins otherwise than with a slash (or is `*`), but a host of another version
+/// may: a query alone gets the slash, and what is no target at all becomes `/`.
+fn parse_target(target: Bytes) -> Uri {
+    if target.first() == Some(&b'/') || target == "*" {
+        if let Ok(uri) = Uri::from_maybe_shared(target) {
+            return uri;
+        }
+    } else if target.first() == Some(&b'?')
+        && let Ok(uri) = Uri::from_maybe_shared([b"/", &target[..]].concat())
+    {
+        return uri;
+    }
+    Uri::from_static("/")
 }
 
 /// Copies the values of `fields`, and then `tail`, into one buffer; values and tail are slices of it.
@@ -254,6 +267,25 @@ mod tests {
             assert!(headers["cookie"].is_sensitive() && !headers["host"].is_sensitive());
             assert_eq!(headers["x-latin"].as_bytes(), b"caf\xe9");
         }
+    }
+
+    #[test]
+    fn target_of_any_form_is_a_uri_with_a_path() {
+        for (target, expected) in [
+            ("/a?b", "/a?b"),
+            ("//a/b", "//a/b"),
+            ("*", "*"),
+            ("?x=1", "/?x=1"),
+            ("?", "/?"),
+            ("", "/"),
+            ("a.example:80", "/"),
+            ("http://a/", "/"),
+            ("/a b", "/"),
+        ] {
+            assert_eq!(parse_target(Bytes::from_static(target.as_bytes())), expected, "{target:?}");
+        }
+        let long = format!("/{}", "x".repeat(70_000));
+        assert_eq!(parse_target(long.into()), "/");
     }
 
     #[test]

@@ -256,6 +256,8 @@ impl Head {
         facts: Vec<(u32, Vec<u8>)>,
     ) -> Head {
         let target = match parts.uri.path_and_query() {
+            // As the host does: an absolute form may have a query and no path.
+            Some(target) if target.as_str().starts_with('?') => format!("/{target}"),
             Some(target) if !target.as_str().is_empty() => target.as_str().to_owned(),
             _ => "/".to_owned(),
         };
