@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::report::{LimitHits, Load, Totals};
+use crate::report::{LimitHits, Load, Malformed, Totals};
 
 /// What each slot counts. New ones go to the end.
 #[derive(Clone, Copy, Debug)]
@@ -60,10 +60,26 @@ pub enum Slot {
     HandshakeTimeouts,
     /// TLS handshakes that failed: another protocol, or none that both sides speak.
     HandshakeFailures,
+    /// Requests refused since their method or target is malformed.
+    MalformedRequestLine,
+    /// The same, for a version of HTTP that is not spoken here.
+    MalformedVersion,
+    /// The same, for a header field.
+    MalformedHeader,
+    /// The same, for a `Host` that is missing, malformed or there twice.
+    MalformedHost,
+    /// The same, for a body whose length cannot be told.
+    MalformedFraming,
+    /// The same, for a transfer coding that is not known here.
+    UnknownTransferCoding,
+    /// Requests whose body is malformed.
+    MalformedBody,
+    /// Connections whose client broke off a request or its response.
+    ClientAborts,
 }
 
 /// How many slots there are.
-pub const SLOTS: usize = Slot::HandshakeFailures as usize + 1;
+pub const SLOTS: usize = Slot::ClientAborts as usize + 1;
 
 /// A view of the slots; cheap to copy.
 #[derive(Clone, Copy, Debug)]
@@ -100,8 +116,14 @@ impl Metrics {
 }
 
 /// The slots as numbers: of one generation at one moment, or the sum of several that have ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts([u64; SLOTS]);
+
+impl Default for Counts {
+    fn default() -> Counts {
+        Counts([0; SLOTS])
+    }
+}
 
 impl Counts {
     pub fn of(slots: &[AtomicU64; SLOTS]) -> Counts {
@@ -140,14 +162,16 @@ impl Counts {
             http2: self.get(Slot::Http2),
             upgraded: self.get(Slot::Upgraded),
             oldest_request_ms: self.get(Slot::OldestRequest),
+            client_aborts: self.get(Slot::ClientAborts),
+            malformed: self.malformed(),
             limits: self.limits(),
         }
     }
 
     /// The same once it has ended, however it did: nothing is open any more.
     pub fn past(&self) -> Load {
-        let Load { requests, failures, panics, limits, .. } = self.load();
-        Load { requests, failures, panics, limits, ..Load::default() }
+        let Load { requests, failures, panics, client_aborts, malformed, limits, .. } = self.load();
+        Load { requests, failures, panics, client_aborts, malformed, limits, ..Load::default() }
     }
 
     /// What only grows: it stays true when its generation has ended.
@@ -158,7 +182,21 @@ impl Counts {
             handed_over: self.get(Slot::HandedOver),
             carried: self.get(Slot::Carried),
             taken_back: self.get(Slot::TakenBack),
+            client_aborts: self.get(Slot::ClientAborts),
+            malformed: self.malformed(),
             limits: self.limits(),
+        }
+    }
+
+    fn malformed(&self) -> Malformed {
+        Malformed {
+            request_line: self.get(Slot::MalformedRequestLine),
+            version: self.get(Slot::MalformedVersion),
+            header: self.get(Slot::MalformedHeader),
+            host: self.get(Slot::MalformedHost),
+            framing: self.get(Slot::MalformedFraming),
+            transfer_coding: self.get(Slot::UnknownTransferCoding),
+            body: self.get(Slot::MalformedBody),
         }
     }
 

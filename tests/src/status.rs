@@ -173,7 +173,21 @@ pub struct Totals {
     pub handed_over: u64,
     pub carried: u64,
     pub taken_back: u64,
+    pub client_aborts: u64,
+    pub malformed: Malformed,
     pub limits: LimitHits,
+}
+
+/// Refused requests, by what is wrong with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Malformed {
+    pub request_line: u64,
+    pub version: u64,
+    pub header: u64,
+    pub host: u64,
+    pub framing: u64,
+    pub transfer_coding: u64,
+    pub body: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -272,11 +286,10 @@ pub struct Cut {
     pub head: u64,
     pub upgraded: u64,
     pub http2: u64,
-    pub stream: u64,
 }
 
 impl Cut {
     pub fn total(&self) -> u64 {
-        self.busy + self.head + self.upgraded + self.http2 + self.stream
+        self.busy + self.head + self.upgraded + self.http2
     }
 }

@@ -237,7 +237,7 @@ impl Call {
         let (mut parts, incoming) = request.into_parts();
         let is_head = parts.method == Method::HEAD;
         let wish = Wish::of(&mut parts, !incoming.is_end_stream());
-        let body = lend_body(incoming, exchange);
+        let body = lend_body(incoming, &parts.headers, exchange);
         let head = Head::lend(parts, exchange.conn().clone(), prefix, wish.as_ref().map(Wish::offer));
         Call { future: plugin.call(head, body), plugin, is_head, wish }
     }
@@ -350,12 +350,14 @@ fn read_response(head: &ResponseHead, body: FfiBody, sink: &Sink<'_>) -> Result<
     if granted {
         // What follows the head is the new protocol's.
         body = Body::EMPTY;
+    } else if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        // Neither a body nor its length (RFC 9110 8.6), also as the answer to a HEAD.
+        body = Body::EMPTY;
     } else if let Some(known) = length {
-        let bodiless = sink.is_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         match body.exact_len() {
             // hyper says it, from the body itself.
-            Some(actual) if actual == known && !bodiless => {}
-            Some(_) if !bodiless => return Err(BadResponse::Length(known.to_string())),
+            Some(actual) if actual == known && !sink.is_head => {}
+            Some(_) if !sink.is_head => return Err(BadResponse::Length(known.to_string())),
             _ => drop(headers.insert(CONTENT_LENGTH, known.into())),
         }
         if sink.is_head {

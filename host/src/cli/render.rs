@@ -160,13 +160,12 @@ pub fn drain(drain: &DrainReport, paint: Paint) -> String {
             parts.push(format!("{count} {what}"));
         }
     }
-    let Cut { busy, head, upgraded, http2, stream } = drain.cut;
+    let Cut { busy, head, upgraded, http2 } = drain.cut;
     for (count, what) in [
         (busy, "cut in a request"),
         (head, "cut in a head"),
         (upgraded, "cut after an upgrade"),
         (http2, "cut of HTTP/2"),
-        (stream, "cut in a stream"),
         (drain.lost, "lost"),
     ] {
         if count > 0 {
@@ -322,10 +321,17 @@ fn totals(totals: &Totals) -> String {
             push(&mut text, format_args!(", {count} {what}"));
         }
     }
-    let met = totals.limits.named().into_iter().filter(|(_, hits)| *hits > 0);
-    let met: Vec<String> = met.map(|(name, hits)| format!("{} {hits}", name.replace('_', " "))).collect();
-    if !met.is_empty() {
-        push(&mut text, format_args!("\n  limits met: {}", met.join(", ")));
+    if totals.client_aborts > 0 {
+        push(&mut text, format_args!(", {} broken off by clients", totals.client_aborts));
+    }
+    for (what, counts) in
+        [("limits met", &totals.limits.named()[..]), ("malformed requests", &totals.malformed.named()[..])]
+    {
+        let some = counts.iter().filter(|(_, count)| *count > 0);
+        let some: Vec<String> = some.map(|(name, count)| format!("{} {count}", name.replace('_', " "))).collect();
+        if !some.is_empty() {
+            push(&mut text, format_args!("\n  {what}: {}", some.join(", ")));
+        }
     }
     text + "\n\n"
 }

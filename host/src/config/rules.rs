@@ -50,6 +50,9 @@ impl Config {
         if !(1..=10_000).contains(&self.limits.head_fields) {
             problem("limits.head_fields", "must lie between 1 and 10000".into());
         }
+        if self.drain.linger > Duration::from_secs(60) {
+            problem("drain.linger", "must be at most 1min: so long may every close take".into());
+        }
         if self.probation.max_failure_ratio.is_some_and(|ratio| !(0.0..1.0).contains(&ratio)) {
             problem(
                 "probation.max_failure_ratio",
@@ -61,9 +64,6 @@ impl Config {
         }
         if self.limits.http2_ping.duration().is_some_and(|ping| ping < Duration::from_millis(100)) {
             problem("limits.http2_ping", "must be at least 100ms, or \"never\"".into());
-        }
-        for (key, why) in self.limits.problems() {
-            problem(&format!("limits.{key}"), why);
         }
         // RFC 8446 4.6.1: no ticket lives longer than seven days, and ours may live for two turns.
         if !(1..=7 * 24 * 3600 / 2).contains(&self.tls.ticket_rotation.as_secs()) {

@@ -60,8 +60,48 @@ pub struct Load {
     /// For how long the oldest request in flight has been; 0 if there is none.
     #[serde(default)]
     pub oldest_request_ms: u64,
+    /// Connections whose client broke off a request or its response.
+    #[serde(default)]
+    pub client_aborts: u64,
+    #[serde(default)]
+    pub malformed: Malformed,
     #[serde(default)]
     pub limits: LimitHits,
+}
+
+/// Requests that were refused since they are malformed, by what is wrong with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Malformed {
+    /// Method or target.
+    pub request_line: u64,
+    /// A version of HTTP that is not spoken here.
+    pub version: u64,
+    pub header: u64,
+    /// Missing, malformed, or there twice.
+    pub host: u64,
+    /// `Content-Length`, or `Transfer-Encoding` that does not end with one `chunked`.
+    pub framing: u64,
+    /// A transfer coding that is not known here.
+    pub transfer_coding: u64,
+    /// A chunk.
+    pub body: u64,
+}
+
+impl Malformed {
+    /// Each with its name, as status and metrics show it.
+    pub fn named(&self) -> [(&'static str, u64); 7] {
+        let Malformed { request_line, version, header, host, framing, transfer_coding, body } = *self;
+        [
+            ("request_line", request_line),
+            ("version", version),
+            ("header", header),
+            ("host", host),
+            ("framing", framing),
+            ("transfer_coding", transfer_coding),
+            ("body", body),
+        ]
+    }
 }
 
 /// How often each of `[limits]` was met.
@@ -136,6 +176,11 @@ pub struct Totals {
     pub carried: u64,
     /// Offered to a generation that died or had no room, and served on by their own.
     pub taken_back: u64,
+    /// Connections whose client broke off a request or its response.
+    #[serde(default)]
+    pub client_aborts: u64,
+    #[serde(default)]
+    pub malformed: Malformed,
     pub limits: LimitHits,
 }
 

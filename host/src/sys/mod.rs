@@ -13,7 +13,6 @@ pub mod sealed;
 pub mod seqpacket;
 pub mod shared;
 pub mod socket;
-pub mod tcp;
 pub mod terminal;
 pub mod worker;
 

@@ -38,7 +38,7 @@ pub enum BodyError {
 }
 
 impl Body {
-    pub(super) const EMPTY: Body = Body { kind: Kind::Empty, answering: None };
+    pub const EMPTY: Body = Body { kind: Kind::Empty, answering: None };
 
     pub fn from_static(text: &'static str) -> Body {
         Body { kind: Kind::Full(Bytes::from_static(text.as_bytes())), answering: None }
@@ -90,7 +90,13 @@ impl Body {
         };
         self.kind = Kind::Empty;
         if let Some(Err(error)) = &result {
-            tracing::error!("{error}");
+            // The plugin only passes on what became of the request's body: see `Receiving::spoiled`.
+            let is_refused = self.answering.as_ref().is_some_and(|answering| answering.exchange().refusal().is_some());
+            if is_refused && matches!(error, BodyError::Failed { .. }) {
+                tracing::debug!("{error}");
+            } else {
+                tracing::error!("{error}");
+            }
         }
         Poll::Ready(result)
     }

@@ -10,10 +10,13 @@ use baton_plugin_api::abi::{
     PANICKED, PENDING, READY,
 };
 use bytes::Bytes;
+use http::HeaderMap;
+use http::header::EXPECT;
 use hyper::body::{Body as _, Incoming};
 
 use super::quietly;
 use super::trailers::write_trailers;
+use crate::child::serve::discard::Discard;
 use crate::child::serve::exchange::{Exchange, Receiving};
 
 /// What a handler is told of a body above `limits.body_size`.
@@ -24,18 +27,23 @@ struct Upload {
     incoming: Incoming,
     /// How much may still come.
     left: u64,
+    /// Nothing more comes, whatever the reason.
+    has_ended: bool,
+    /// The client may wait for `100 Continue`: nothing of the body has come.
+    awaits_continue: bool,
     receiving: Receiving,
 }
 
 static UPLOAD: FfiBodyVtable = FfiBodyVtable { poll_frame: upload_poll, size_hint: upload_hint, drop: upload_drop };
 
 #[inline]
-pub(super) fn lend_body(incoming: Incoming, exchange: &Exchange) -> FfiBody {
+pub(super) fn lend_body(incoming: Incoming, headers: &HeaderMap, exchange: &Exchange) -> FfiBody {
     if incoming.is_end_stream() {
         return FfiBody::EMPTY;
     }
     let receiving = Receiving::new(exchange.clone());
-    let upload = Box::new(Upload { incoming, left: receiving.limit(), receiving });
+    let (left, awaits_continue) = (receiving.limit(), headers.contains_key(EXPECT));
+    let upload = Box::new(Upload { incoming, left, has_ended: false, awaits_continue, receiving });
     // SAFETY: the functions of `UPLOAD` are made for this box.
     unsafe { FfiBody::stream(Box::into_raw(upload), &UPLOAD) }
 }
@@ -49,8 +57,15 @@ unsafe extern "C" fn upload_poll(data: *mut c_void, cx: *const FfiContext, out: 
         let (polled, len) = cx.with_waker(|waker| {
             let polled = Pin::new(&mut upload.incoming).poll_frame(&mut Context::from_waker(waker));
             let len = match &polled {
-                Poll::Ready(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
-                _ => 0,
+                Poll::Ready(Some(Ok(frame))) => {
+                    upload.awaits_continue = false;
+                    frame.data_ref().map_or(0, Bytes::len)
+                }
+                Poll::Ready(None | Some(Err(_))) => {
+                    upload.has_ended = true;
+                    0
+                }
+                Poll::Pending => 0,
             };
             upload.receiving.note_poll(polled.is_pending().then_some(waker), len);
             (polled, len)
@@ -58,14 +73,15 @@ unsafe extern "C" fn upload_poll(data: *mut c_void, cx: *const FfiContext, out: 
         match upload.left.checked_sub(len as u64) {
             Some(left) => {
                 upload.left = left;
-                if matches!(polled, Poll::Ready(Some(Err(_)))) {
-                    upload.receiving.spoiled();
+                if let Poll::Ready(Some(Err(error))) = &polled {
+                    upload.receiving.spoiled(error);
                 }
                 polled.map_err(|error| error.to_string())
             }
             None => {
                 // From now on nothing fits.
                 upload.left = 0;
+                upload.has_ended = true;
                 upload.receiving.refuse();
                 Poll::Ready(Some(Err(TOO_LARGE.into())))
             }
@@ -102,6 +118,10 @@ unsafe extern "C" fn upload_hint(data: *const c_void) -> FfiSizeHint {
 unsafe extern "C" fn upload_drop(data: *mut c_void) {
     quietly(|| {
         // SAFETY: the box of `lend_body`; the contract of the table is one call.
-        drop(unsafe { Box::from_raw(data.cast::<Upload>()) });
+        let upload = *unsafe { Box::from_raw(data.cast::<Upload>()) };
+        if !upload.has_ended {
+            let Upload { incoming, left, has_ended: _, awaits_continue, receiving } = upload;
+            Discard::begin(incoming, receiving, left, awaits_continue);
+        }
     });
 }

@@ -14,14 +14,13 @@ use std::task::Waker;
 use std::time::Duration;
 
 use baton_plugin_api::abi::FfiAddr;
-use http::HeaderMap;
 use tokio_rustls::TlsAcceptor;
 
 use super::Server;
+use super::discard::DiscardSlot;
 use super::h2::Streams;
-use super::io::LINGER_TIME;
-use super::limits::{Activity, Counts, Overdue, Stand, Sweep};
-use super::service::{Own, ResponseLength};
+use super::limits::{Activity, Counts, Overdue, Stand};
+use super::service::Own;
 use super::tls::TlsFacts;
 use super::upgrade::Wish;
 use crate::child::handover;
@@ -61,7 +60,7 @@ pub struct Conn {
     pub waker: OnceLock<Waker>,
 
     // ---- written by the connection's task only ----
-    /// A response is being [`MAKING`], [`WRITING`] or [`STREAMING`], or 0.
+    /// A response is being [`MAKING`] or [`WRITING`], or 0.
     answering: AtomicU32,
     /// Responses that ended since they were last counted.
     answered: AtomicU32,
@@ -91,10 +90,10 @@ pub struct Conn {
     announced: AtomicBool,
     /// The client closed its side.
     ended: AtomicBool,
+    /// The client broke off what it had begun.
+    aborted: AtomicBool,
     /// Our side was closed in good order.
     shut: AtomicBool,
-    /// The close is that of an idle connection.
-    idle_close: AtomicBool,
     /// What the metrics say of it.
     shown_in_flight: AtomicBool,
     shown_idle: AtomicBool,
@@ -110,6 +109,8 @@ pub struct Conn {
     granted: Mutex<Option<Wish>>,
 
     // ---- written by anybody ----
+    /// The rest of a body that no handler reads.
+    pub discard: DiscardSlot,
     /// Why the request that is being answered gets an answer of ours instead: a [`Own`], or 0.
     refusal: AtomicU8,
     /// Request bodies alive: in a handler's hands, or still to be dropped by it.
@@ -149,14 +150,15 @@ impl Conn {
             held: AtomicBool::new(false),
             announced: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            aborted: AtomicBool::new(false),
             shut: AtomicBool::new(false),
-            idle_close: AtomicBool::new(false),
             granted: Mutex::new(None),
             shown_in_flight: AtomicBool::new(false),
             shown_idle: AtomicBool::new(true),
             stays: AtomicBool::new(false),
             streams: OnceLock::new(),
             activity: Activity::new(server.clock.now().saturating_sub(idle.as_millis() as u64)),
+            discard: DiscardSlot::default(),
             refusal: AtomicU8::new(0),
             bodies: AtomicU32::new(0),
         }
@@ -249,13 +251,14 @@ impl Conn {
 
     // ---- told by the service ----
 
-    /// A request begins: hyper has parsed its head. `body` is its length, if known.
+    /// A request begins: hyper has parsed its head. `end` is the address just after the last value in it, or 0; `body` its
+    /// length, if known.
     ///
     /// How far the head reaches into hyper's buffer is told by its values: hyper parses in place, so the last of them ends
     /// just before the blank line. That is exact but for heads with odd white space, where it is a few bytes too little;
     /// whoever acts on it looks into the buffer first.
     #[inline]
-    pub fn note_call(&self, headers: &HeaderMap, body: Option<u64>) {
+    pub fn note_call(&self, end: usize, body: Option<u64>) {
         self.called.store(true, Relaxed);
         if self.reads.load(Relaxed) == 0 && self.calls.load(Relaxed) > 0 {
             self.pipelined.store(true, Relaxed);
@@ -267,13 +270,6 @@ impl Conn {
         let ahead = match body {
             None => UNKNOWN,
             Some(len) => {
-                let mut end = 0;
-                for value in headers.values() {
-                    let range = value.as_bytes().as_ptr_range();
-                    if range.start != range.end {
-                        end = end.max(range.end.addr());
-                    }
-                }
                 let behind = self.data_end.load(Relaxed).wrapping_sub(end.wrapping_add(4));
                 let behind = if end == 0 || behind > MAX_HEAD { 0 } else { behind };
                 (behind as i64).saturating_sub_unsigned(len)
@@ -332,6 +328,12 @@ impl Conn {
         self.answering.load(Relaxed) > 0 && self.bodies.load(Relaxed) == 0 && !self.is_ahead()
     }
 
+    /// Whether a response is being made or written.
+    #[inline]
+    pub fn is_answering(&self) -> bool {
+        self.answering.load(Relaxed) > 0
+    }
+
     /// How many requests it carried.
     pub fn calls(&self) -> u64 {
         self.calls.load(Relaxed)
@@ -382,9 +384,8 @@ impl Conn {
     }
 
     #[inline]
-    pub fn note_answer(&self, length: ResponseLength) {
-        let phase = if length == ResponseLength::Open { STREAMING } else { WRITING };
-        self.answering.store(phase, Relaxed);
+    pub fn note_answer(&self) {
+        self.answering.store(WRITING, Relaxed);
         self.answered.store(self.answered.load(Relaxed) + 1, Relaxed);
     }
 
@@ -487,24 +488,16 @@ impl Conn {
         }
     }
 
-    /// Whether a response is on its way whose end nothing announces, to a request that is not being received any more.
-    fn is_endless(&self) -> bool {
-        self.answering.load(Relaxed) == STREAMING && self.bodies.load(Relaxed) == 0
-    }
-
     /// The sweep's look: whether its task shall judge.
-    pub fn is_past_its_time(&self, sweep: Sweep) -> bool {
-        let (counts, now) = (self.counts(), sweep.now);
+    pub fn is_past_its_time(&self, now: u64) -> bool {
+        let counts = self.counts();
         let limits = &self.server.limits;
         self.activity.observe(now, counts, limits);
         let late = match self.streams.get() {
-            None => {
-                self.activity.overdue(now, limits, counts, self.stand()).is_some()
-                    || sweep.streams_are_over && self.is_endless()
-            }
+            None => self.activity.overdue(now, limits, counts, self.stand()).is_some(),
             Some(streams) => {
                 // Each of them has limits of its own; left for the whole is whether the kernel takes anything.
-                streams.are_past_their_time(sweep, limits)
+                streams.are_past_their_time(now, limits)
                     || self.activity.overdue(now, limits, counts, Stand::Other).is_some()
             }
         };
@@ -529,11 +522,7 @@ impl Conn {
                 let unacknowledged = crate::sys::socket::unacknowledged(self.socket);
                 self.activity.is_stuck(now, &self.server.limits, unacknowledged)
             }
-            Overdue::Request | Overdue::Stream => true,
-        });
-        let met = met.or_else(|| {
-            let over = self.is_endless() && self.server.drain.is_over_for_streams();
-            over.then_some(Overdue::Stream)
+            Overdue::Request => true,
         });
         if met.is_none() {
             self.activity.set_due(false);
@@ -599,20 +588,16 @@ impl Conn {
         self.ended.store(true, Relaxed);
     }
 
-    /// Its close is that of an idle connection: no response is left for the client to read.
-    pub fn set_idle_close(&self) {
-        self.idle_close.store(true, Relaxed);
-    }
-
-    /// How long its close waits for the client's own.
-    pub fn linger_time(&self) -> Duration {
-        let idle = self.idle_close.load(Relaxed);
-        let own = idle.then(|| self.server.drain.limits().and_then(|limits| limits.linger)).flatten();
-        own.map_or(LINGER_TIME, |own| own.min(LINGER_TIME))
-    }
-
     pub fn is_ended(&self) -> bool {
         self.ended.load(Relaxed)
+    }
+
+    /// The client broke off its request, or its response. Counted once: it is the end of the connection.
+    #[cold]
+    pub fn note_abort(&self) {
+        if !self.aborted.swap(true, Relaxed) {
+            self.server.metrics.add(Slot::ClientAborts);
+        }
     }
 
     pub fn set_shut(&self) {
@@ -672,6 +657,7 @@ impl Drop for Conn {
 impl Conn {
     /// The connection is gone: takes its part out of the shared counters.
     pub fn withdraw(&self) {
+        self.discard.end();
         self.answering.store(0, Relaxed);
         self.flushed.store(true, Relaxed);
         self.publish(false);
@@ -683,8 +669,6 @@ impl Conn {
     }
 }
 
-/// Values of [`Conn::answering`]: the handler has not said what to answer; the response is on its way; so is one whose length
-/// was not announced.
+/// Values of [`Conn::answering`]: the handler has not said what to answer; the response is on its way.
 const MAKING: u32 = 1;
 const WRITING: u32 = 2;
-const STREAMING: u32 = 3;

@@ -7,8 +7,8 @@ use std::task::Waker;
 
 use super::conn::Conn;
 use super::h2::Stream;
-use super::service::{Own, ResponseLength};
-use crate::metrics::Slot;
+use super::refused;
+use super::service::Own;
 
 /// Whose request it is.
 #[derive(Clone)]
@@ -59,10 +59,10 @@ impl Answering {
 
     /// The response is known: it counts as answered.
     #[inline]
-    pub fn note_answer(&self, length: ResponseLength) {
+    pub fn note_answer(&self) {
         match &self.0 {
-            Exchange::Http1(conn) => conn.note_answer(length),
-            Exchange::Http2(stream) => stream.note_answer(length),
+            Exchange::Http1(conn) => conn.note_answer(),
+            Exchange::Http2(stream) => stream.note_answer(),
         }
     }
 
@@ -87,23 +87,41 @@ impl Drop for Answering {
     }
 }
 
-/// A request's body, from the head to its drop by the handler, on whatever thread. The field after the body in whatever
-/// holds both, so that it is dropped last.
-pub struct Receiving(Exchange);
+/// A request's body, from the head to its drop by the handler, on whatever thread, or to its end where it is discarded. The
+/// field after the body in whatever holds both, so that it is dropped last.
+pub struct Receiving {
+    exchange: Exchange,
+    /// Which request of its HTTP/1 connection it belongs to.
+    call: u64,
+}
 
 impl Receiving {
     pub fn new(exchange: Exchange) -> Receiving {
-        match &exchange {
-            Exchange::Http1(conn) => conn.begin_body(),
-            Exchange::Http2(stream) => stream.begin_body(),
-        }
-        Receiving(exchange)
+        let call = match &exchange {
+            Exchange::Http1(conn) => {
+                conn.begin_body();
+                conn.calls()
+            }
+            Exchange::Http2(stream) => {
+                stream.begin_body();
+                0
+            }
+        };
+        Receiving { exchange, call }
+    }
+
+    pub fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    pub fn call(&self) -> u64 {
+        self.call
     }
 
     /// The handler has polled it: in vain, and so with which waker, or for so many bytes.
     #[inline]
     pub fn note_poll(&self, in_vain: Option<&Waker>, len: usize) {
-        match &self.0 {
+        match &self.exchange {
             // Its io has counted the bytes.
             Exchange::Http1(conn) => conn.activity.body.note_poll(in_vain),
             Exchange::Http2(stream) => stream.note_upload(in_vain, len),
@@ -113,24 +131,26 @@ impl Receiving {
     /// More has come than may be.
     #[cold]
     pub fn refuse(&self) {
-        self.0.conn().server.metrics.add(Slot::BodyTooLarge);
-        match &self.0 {
+        refused::note_own(self.exchange.conn(), Own::BodyTooLarge);
+        match &self.exchange {
             Exchange::Http1(conn) => refuse(conn, Own::BodyTooLarge),
             Exchange::Http2(stream) => stream.refuse(Own::BodyTooLarge),
         }
     }
 
-    /// It came to an end that is none: that is not the handler's failure, whatever it makes of it. A stream of HTTP/2 has
-    /// ended with it.
+    /// It came to an end that is none: that is not the handler's failure, whatever it makes of it.
     #[cold]
-    pub fn spoiled(&self) {
-        if let Exchange::Http1(conn) = &self.0 {
-            refuse(conn, Own::BadBody);
+    pub fn spoiled(&self, error: &hyper::Error) {
+        refused::note_body(self.exchange.conn(), error);
+        match &self.exchange {
+            Exchange::Http1(conn) => refuse(conn, Own::BadBody),
+            // It has ended with it: nobody sees that answer.
+            Exchange::Http2(stream) => stream.refuse(Own::BadBody),
         }
     }
 
     pub fn limit(&self) -> u64 {
-        self.0.conn().server.limits.body_size
+        self.exchange.conn().server.limits.body_size
     }
 }
 
@@ -142,7 +162,7 @@ fn refuse(conn: &Conn, refusal: Own) {
 
 impl Drop for Receiving {
     fn drop(&mut self) {
-        match &self.0 {
+        match &self.exchange {
             Exchange::Http1(conn) => conn.end_body(),
             Exchange::Http2(stream) => stream.end_body(),
         }

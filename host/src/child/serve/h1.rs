@@ -20,8 +20,9 @@ use tokio_rustls::TlsAcceptor;
 use super::Entry;
 use super::conn::Conn;
 use super::h2;
-use super::io::{Io, LINGER_TIME, begins_request};
+use super::io::{Io, begins_request};
 use super::limits::{Limits, Overdue};
+use super::refused::{self, Malformed};
 use super::service::{Http, Own};
 use super::sniff::{PREFACE, Sniffed, sniff};
 use super::stream::Stream;
@@ -97,7 +98,10 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
         match begin(conn, &mut io, &mut watch, &start.carried).await {
             Begun::Http1 => {}
             Begun::Http2 if conn.site.http2 => return h2::serve(conn, io).await.into(),
-            Begun::Http2 => return refuse(io, NO_HTTP2).await.into(),
+            Begun::Http2 => {
+                refused::note(conn, Malformed::Version, "505: HTTP/2 is switched off here");
+                return refuse(io, NO_HTTP2).await.into();
+            }
             Begun::Ended => return End::Finished.into(),
             Begun::Leaves => return leave(conn, io, Bytes::new(), http1, &watch),
             Begun::Over(verdict, standing) => return over(conn, io, verdict, standing).await.into(),
@@ -121,8 +125,8 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
                 };
             }
             Turn::Over(verdict, Standing::Busy) => {
-                let end = if verdict == Verdict::StreamOver { End::CutStream } else { End::CutBusy };
-                return cut(conn, driver.http, end).into();
+                debug_assert_eq!(verdict, Verdict::Cut);
+                return cut(conn, driver.http, End::CutBusy).into();
             }
             Turn::Leaves => {
                 http1 |= conn.calls() > 0;
@@ -302,6 +306,9 @@ impl Driver<'_> {
             if let Poll::Ready(result) = Pin::new(&mut self.http).poll(cx) {
                 return Poll::Ready(Turn::Finished(result));
             }
+            if conn.discard.is_filled() {
+                conn.discard.poll(conn, cx);
+            }
             // A response that the client has not taken yet is not over.
             let busy = conn.is_alive() || !conn.poll_was_flushed();
             conn.publish(busy);
@@ -344,18 +351,17 @@ impl Driver<'_> {
             Overdue::Idle => return None,
             Overdue::Body => Some(Own::BodyTimeout),
             Overdue::Request => Some(Own::RequestTimeout),
-            Overdue::Write | Overdue::Stream => None,
+            Overdue::Write => None,
         };
         conn.activity.set_due(false);
         // Counted once: one that was refused and does not end is known.
         if conn.refusal().is_none() {
-            met.slot().into_iter().for_each(|slot| conn.server.metrics.add(slot));
+            conn.server.metrics.add(met.slot());
         }
         if refusal.is_some_and(|refusal| conn.refuse(refusal)) {
             return None;
         }
-        let verdict = if met == Overdue::Stream { Verdict::StreamOver } else { Verdict::Cut };
-        Some(Turn::Over(verdict, Standing::Busy))
+        Some(Turn::Over(Verdict::Cut, Standing::Busy))
     }
 
     fn watch(&mut self, cx: &mut Context<'_>, standing: Standing) -> Poll<Turn> {
@@ -419,8 +425,6 @@ enum Verdict {
     Idle,
     /// No more time.
     Cut,
-    /// No more time for a response without a length.
-    StreamOver,
     /// A head begun is not whole in time.
     HeadTimeout,
     /// A handshake is not done in time.
@@ -524,18 +528,23 @@ impl Watch {
 
 /// hyper came to an end of its own: the client closed, or a response announced it, or something was wrong.
 async fn finished(conn: &Conn, http: Connection, result: hyper::Result<()>) -> End {
+    let was_answering = conn.is_answering();
     let http1::Parts { mut io, read_buf, .. } = http.into_parts();
     if let Err(error) = result {
         tracing::debug!(%error, peer = ?conn.peer.to_std(), "connection ended early");
-        if error.is_parse_too_large() {
-            conn.server.metrics.add(Slot::HeadTooLarge);
+        if error.is_parse() {
+            refused::note_parser(conn, &error);
         }
         // A response that broke off must not look like one that is whole.
         if error.is_user() || error.is_body_write_aborted() {
             conn.set_reset();
             return End::Finished;
         }
+        if was_answering {
+            conn.note_abort();
+        }
     }
+    conn.discard.finish(conn);
     if !conn.is_shut() && !conn.is_ended() {
         // hyper leaves this out where the client once asked for an upgrade.
         io.close().await;
@@ -549,10 +558,11 @@ async fn over(conn: &Conn, mut io: Io, verdict: Verdict, standing: Standing) -> 
     match verdict {
         Verdict::HeadTimeout => {
             conn.server.metrics.add(Slot::HeadTimeouts);
+            refused::log(conn, "408: the head did not come in time");
             refuse(io, NOT_IN_TIME).await
         }
-        // The others are met by a request in flight, and in `secure`.
-        Verdict::Cut | Verdict::StreamOver | Verdict::HandshakeTimeout => {
+        // The latter is met in `secure` only.
+        Verdict::Cut | Verdict::HandshakeTimeout => {
             conn.set_reset();
             End::CutHead
         }
@@ -564,7 +574,6 @@ async fn over(conn: &Conn, mut io: Io, verdict: Verdict, standing: Standing) -> 
                 conn.server.metrics.add(if spoke { Slot::IdleTimeouts } else { Slot::HeadTimeouts });
             }
             debug_assert_eq!(standing, Standing::Idle);
-            conn.set_idle_close();
             io.close().await;
             if io.discarded_request() { End::Lost } else { End::Lingered }
         }
@@ -596,7 +605,8 @@ fn leave(conn: &Conn, io: Io, read: Bytes, http1: bool, watch: &Watch) -> Outcom
 /// Answers what hyper is not asked to, and closes.
 async fn refuse(mut io: Io, response: &'static [u8]) -> End {
     // A client that takes nothing is not waited for.
-    if let Ok(Ok(())) = tokio::time::timeout(LINGER_TIME, io.write_all(response)).await {
+    let linger = io.conn().server.limits.linger;
+    if let Ok(Ok(())) = tokio::time::timeout(linger, io.write_all(response)).await {
         io.close().await;
     }
     End::Finished

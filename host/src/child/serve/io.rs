@@ -3,10 +3,10 @@
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -17,10 +17,10 @@ use super::conn::Conn;
 use super::stream::Stream;
 use crate::sys::socket::{self, Bare};
 
-/// A lingering close ends after this long at the latest.
-pub const LINGER_TIME: Duration = Duration::from_secs(2);
-/// And after this many bytes: then the client had its chance to notice.
-const LINGER_BYTES: usize = 256 * 1024;
+/// A lingering close reads and discards so much. What a client sends beyond that fits the kernel's buffers, or has to wait.
+const LINGER_BYTES: usize = 16 << 20;
+/// At a time.
+const LINGER_READ: usize = 16 << 10;
 
 pub struct Io {
     stream: Stream,
@@ -130,13 +130,14 @@ impl Io {
         }
     }
 
-    /// Half-closes; then reads and discards until the client closes too, or time or patience run out.
+    /// Half-closes; then reads and discards until the client closes too, or `drain.linger` has passed. So a client that writes
+    /// all of a request before it reads finds the response, and no reset.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.linger.is_none() {
             self.conn.set_shut();
         }
         let linger = self.linger.get_or_insert_with(|| Linger {
-            timer: Box::pin(tokio::time::sleep(self.conn.linger_time())),
+            timer: Box::pin(tokio::time::sleep(self.conn.server.limits.linger)),
             said: false,
             count: 0,
             first: None,
@@ -152,9 +153,9 @@ impl Io {
         if self.conn.is_ended() {
             return Poll::Ready(Ok(()));
         }
-        let mut room = [0; 4096];
+        let mut room = [MaybeUninit::uninit(); LINGER_READ];
         while linger.count < LINGER_BYTES {
-            let mut buffer = ReadBuf::new(&mut room);
+            let mut buffer = ReadBuf::uninit(&mut room);
             match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
                 Poll::Ready(Ok(())) => {
                     let Some(first) = buffer.filled().first() else { return Poll::Ready(Ok(())) };
@@ -163,13 +164,10 @@ impl Io {
                 }
                 // The client is gone: that is the end that was waited for.
                 Poll::Ready(Err(_)) => return Poll::Ready(Ok(())),
-                Poll::Pending => {
-                    ready!(linger.timer.as_mut().poll(cx));
-                    break;
-                }
+                Poll::Pending => break,
             }
         }
-        Poll::Ready(Ok(()))
+        linger.timer.as_mut().poll(cx).map(Ok)
     }
 }
 

@@ -18,7 +18,6 @@ use super::Server;
 use super::demand::Demand;
 use crate::config;
 use crate::metrics::Slot;
-use crate::sys::tcp::TcpOptions;
 
 /// A tick is this part of the shortest time limit, within the bounds.
 const TICKS: u32 = 8;
@@ -53,8 +52,8 @@ pub struct Limits {
     pub http2_ping: Option<Duration>,
     /// How long an HTTP/2 client may take to answer the PING that comes with GOAWAY, in a drain or not.
     pub goaway: Option<Duration>,
-    /// As the listening sockets have them, for connections from before they had.
-    pub tcp: TcpOptions,
+    /// How long a close waits for the client's end.
+    pub linger: Duration,
     /// None if there is nothing to sweep for.
     pub tick: Option<Duration>,
 }
@@ -98,7 +97,7 @@ impl Limits {
             http2_streams: limits.http2_streams,
             http2_ping: limits.http2_ping.duration(),
             goaway: drain.goaway.duration(),
-            tcp: limits.tcp_options(),
+            linger: drain.linger,
             tick: shortest.map(|time| (time / TICKS).clamp(TICK.0, TICK.1)),
         }
     }
@@ -128,14 +127,6 @@ impl Clock {
     }
 }
 
-/// One look of the sweep.
-#[derive(Clone, Copy, Debug)]
-pub struct Sweep {
-    pub now: u64,
-    /// In a drain: responses without a length have had their time.
-    pub streams_are_over: bool,
-}
-
 /// Wakes the connections whose time may be over, as long as the worker lives.
 pub async fn sweep(server: &'static Server, tick: Duration) {
     loop {
@@ -143,11 +134,10 @@ pub async fn sweep(server: &'static Server, tick: Duration) {
         // One timer for all connections; it stands still while there is none.
         tokio::time::sleep(tick).await;
         let now = server.clock.now();
-        let this = Sweep { now, streams_are_over: server.drain.is_over_for_streams() };
         let mut oldest: Option<u64> = None;
         server.connections.each(|conn| {
             oldest = oldest.into_iter().chain(conn.request_began()).min();
-            if conn.is_past_its_time(this)
+            if conn.is_past_its_time(now)
                 && let Some(waker) = conn.waker.get()
             {
                 waker.wake_by_ref();
@@ -168,19 +158,15 @@ pub enum Overdue {
     Body,
     Write,
     Request,
-    /// Of the drain: `drain.stream`.
-    Stream,
 }
 
 impl Overdue {
-    /// Where it is counted; what the drain ends is in its report.
-    pub fn slot(self) -> Option<Slot> {
+    pub fn slot(self) -> Slot {
         match self {
-            Overdue::Idle => Some(Slot::IdleTimeouts),
-            Overdue::Body => Some(Slot::BodyTimeouts),
-            Overdue::Write => Some(Slot::WriteTimeouts),
-            Overdue::Request => Some(Slot::RequestTimeouts),
-            Overdue::Stream => None,
+            Overdue::Idle => Slot::IdleTimeouts,
+            Overdue::Body => Slot::BodyTimeouts,
+            Overdue::Write => Slot::WriteTimeouts,
+            Overdue::Request => Slot::RequestTimeouts,
         }
     }
 }
@@ -410,7 +396,7 @@ impl Peers {
 }
 
 /// What counts as one peer: an IPv6 client has a whole /64 to itself.
-fn network(peer: SocketAddr) -> IpAddr {
+pub fn network(peer: SocketAddr) -> IpAddr {
     match peer.ip().to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !(u128::MAX >> 64))),
         v4 => v4,

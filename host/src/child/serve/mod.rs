@@ -4,11 +4,14 @@
 pub mod accept;
 pub mod conn;
 mod demand;
+pub mod discard;
 pub mod exchange;
 pub mod h1;
 pub mod h2;
+mod head;
 mod io;
 pub mod limits;
+mod refused;
 mod service;
 mod sniff;
 mod stream;
@@ -26,6 +29,7 @@ use tokio::sync::Notify;
 
 use self::conn::{Conn, Origin};
 use self::limits::{Clock, Limits, Peers};
+use self::refused::Refusals;
 use self::stream::Stream;
 use self::tls::Tls;
 use super::drain::Drain;
@@ -44,6 +48,7 @@ pub struct Server {
     pub limits: Limits,
     pub clock: Clock,
     pub peers: Peers,
+    pub refusals: Refusals,
     pub tls: Tls,
     sweep: Once,
 }
@@ -60,6 +65,7 @@ impl Server {
             limits,
             clock: Clock::default(),
             peers: Peers::default(),
+            refusals: Refusals::default(),
             tls,
             sweep: Once::new(),
         }))

@@ -2,18 +2,21 @@
 //! adds what the drain has to say.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::Service;
 
 use super::conn::Conn;
-use super::exchange::{Answering, Exchange};
+use super::discard::{Discard, Verdict};
+use super::exchange::{Answering, Exchange, Receiving};
+use super::{head, refused};
 use crate::child::bridge::{Body, Call};
 use crate::child::route;
 use crate::metrics::Slot;
@@ -34,26 +37,15 @@ impl Service<Request<Incoming>> for Http {
     type Future = Answer;
 
     #[inline]
-    fn call(&self, request: Request<Incoming>) -> Answer {
+    fn call(&self, mut request: Request<Incoming>) -> Answer {
         let len = length(&request);
-        self.conn.note_call(request.headers(), len);
-        Answer::to(request, len, Exchange::Http1(self.conn.clone()))
-    }
-}
-
-/// Whether a response's length is known to its client from the head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResponseLength {
-    Announced,
-    /// It ends when its handler ends it, if ever.
-    Open,
-}
-
-impl ResponseLength {
-    #[inline]
-    fn of(response: &Response<Body>) -> ResponseLength {
-        let known = response.body().size_hint().exact().is_some() || response.headers().contains_key(CONTENT_LENGTH);
-        if known { ResponseLength::Announced } else { ResponseLength::Open }
+        let fields = head::scan(request.headers());
+        self.conn.note_call(fields.end, len);
+        let exchange = Exchange::Http1(self.conn.clone());
+        match head::check(&mut request, fields.host, len.is_some()) {
+            Ok(()) => Answer::to(request, len, exchange),
+            Err(refusal) => Answer::refused(exchange, refusal),
+        }
     }
 }
 
@@ -74,6 +66,8 @@ pub struct Answer {
 enum Source {
     Plugin(Call),
     Own(Own),
+    /// Known, and held back until it is clear whether the connection goes on.
+    Held(Box<Response<Body>>),
 }
 
 /// An answer of ours.
@@ -91,6 +85,10 @@ pub enum Own {
     BadHost,
     NoTunnel,
     BadBody,
+    BadTarget,
+    TargetTooLong,
+    BadFraming,
+    UnknownCoding,
 }
 
 impl Own {
@@ -111,15 +109,37 @@ impl Own {
             Own::HeadTooLarge => {
                 (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the request has too many header fields\n")
             }
-            Own::BadHost => (StatusCode::BAD_REQUEST, "the request names two hosts\n"),
+            Own::BadHost => (StatusCode::BAD_REQUEST, "the request must name one host, in a valid form\n"),
             Own::NoTunnel => (StatusCode::NOT_IMPLEMENTED, "no tunnels here\n"),
             Own::BadBody => (StatusCode::BAD_REQUEST, "the request body is malformed\n"),
+            Own::BadTarget => (StatusCode::BAD_REQUEST, "the request target is malformed\n"),
+            Own::TargetTooLong => (StatusCode::URI_TOO_LONG, "the request target is too long\n"),
+            Own::BadFraming => (StatusCode::BAD_REQUEST, "the transfer coding must be `chunked`, once\n"),
+            Own::UnknownCoding => (StatusCode::NOT_IMPLEMENTED, "no transfer coding but `chunked` is supported\n"),
         }
     }
 
-    /// The rest of the request is not waited for: an HTTP/1 connection has no other.
+    /// The rest of the request is not waited for, or cannot be trusted: an HTTP/1 connection has no other.
     fn closes(self) -> bool {
-        matches!(self, Own::BodyTooLarge | Own::BodyTimeout | Own::RequestTimeout | Own::BadBody)
+        match self {
+            Own::BodyTooLarge
+            | Own::BodyTimeout
+            | Own::RequestTimeout
+            | Own::BadBody
+            | Own::BadHost
+            | Own::BadTarget
+            | Own::TargetTooLong
+            | Own::BadFraming
+            | Own::UnknownCoding => true,
+            Own::Healthy | Own::NotFound | Own::NoPlugin | Own::HeadTooLarge | Own::NoTunnel => false,
+        }
+    }
+}
+
+impl fmt::Display for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (status, text) = self.response();
+        write!(f, "{}: {}", status.as_u16(), text.trim_end())
     }
 }
 
@@ -129,24 +149,28 @@ impl Answer {
     pub fn to(request: Request<Incoming>, len: Option<u64>, exchange: Exchange) -> Answer {
         let conn = exchange.conn();
         if len.is_some_and(|len| len > conn.server.limits.body_size) {
-            conn.server.metrics.add(Slot::BodyTooLarge);
             return Answer::refused(exchange, Own::BodyTooLarge);
         }
         let site = conn.site;
         let path = route::target(request.uri()).split('?').next().unwrap_or("/");
-        let source = match site.routes.find(path, || route::host(&request)) {
+        let own = match site.routes.find(path, || route::host(&request)) {
             // What it says to a CONNECT would begin a tunnel.
-            _ if site.is_health(path) && request.method() != Method::CONNECT => Source::Own(Own::Healthy),
-            Some(found) => Source::Plugin(Call::begin(found.to, found.prefix, request, &exchange)),
-            None if request.method() == Method::CONNECT => Source::Own(Own::NoTunnel),
-            None if site.routes.is_empty() => Source::Own(Own::NoPlugin),
-            None => Source::Own(Own::NotFound),
+            _ if site.is_health(path) && request.method() != Method::CONNECT => Own::Healthy,
+            Some(found) => {
+                let source = Source::Plugin(Call::begin(found.to, found.prefix, request, &exchange));
+                return Answer { source, answering: Some(Answering::new(exchange)) };
+            }
+            None if request.method() == Method::CONNECT => Own::NoTunnel,
+            None if site.routes.is_empty() => Own::NoPlugin,
+            None => Own::NotFound,
         };
-        Answer { source, answering: Some(Answering::new(exchange)) }
+        discard_body(request, &exchange);
+        Answer { source: Source::Own(own), answering: Some(Answering::new(exchange)) }
     }
 
     #[cold]
     pub fn refused(exchange: Exchange, refusal: Own) -> Answer {
+        refused::note_own(exchange.conn(), refusal);
         Answer { source: Source::Own(refusal), answering: Some(Answering::new(exchange)) }
     }
 
@@ -180,14 +204,28 @@ impl Future for Answer {
                 }
             }
             Source::Own(refusal) => own(*refusal),
+            Source::Held(held) => std::mem::replace(&mut **held, Response::new(Body::EMPTY)),
         };
         let granted = match &mut this.source {
             Source::Plugin(call) => call.take_granted(&response),
-            Source::Own(_) => None,
+            Source::Own(_) | Source::Held(_) => None,
         };
+        // What the handler has left of the body decides whether an HTTP/1 connection goes on. Most requests have none.
+        let mut closes = false;
+        if let Some(Exchange::Http1(conn)) = this.answering.as_ref().map(Answering::exchange)
+            && conn.discard.is_filled()
+        {
+            match settle_body(conn, &response, cx) {
+                Poll::Ready(verdict) => closes = verdict == Verdict::Closes,
+                Poll::Pending => {
+                    this.source = Source::Held(Box::new(response));
+                    return Poll::Pending;
+                }
+            }
+        }
         // Now and not earlier: hyper writes the head right after this.
         if let Some(answering) = this.answering.take() {
-            answering.note_answer(ResponseLength::of(&response));
+            answering.note_answer();
             if response.status().is_server_error() && response.status() != StatusCode::NOT_IMPLEMENTED {
                 answering.exchange().conn().server.metrics.add(Slot::Failures);
             }
@@ -196,13 +234,34 @@ impl Future for Answer {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
                 }
                 answering.exchange().conn().set_granted(wish);
-            } else if answering.announces_close() {
+            } else if closes || answering.announces_close() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             response.body_mut().hold(answering);
         }
         Poll::Ready(Ok(response))
     }
+}
+
+/// No handler reads the body of this request.
+fn discard_body(request: Request<Incoming>, exchange: &Exchange) {
+    if request.body().is_end_stream() {
+        return;
+    }
+    let receiving = Receiving::new(exchange.clone());
+    let left = receiving.limit();
+    let awaits_continue = request.headers().contains_key(EXPECT);
+    Discard::begin(request.into_body(), receiving, left, awaits_continue);
+}
+
+/// Decides whether the connection goes on after a response whose request has a body that is discarded.
+#[cold]
+fn settle_body(conn: &Conn, response: &Response<Body>, cx: &mut Context<'_>) -> Poll<Verdict> {
+    if response.headers().get(CONNECTION).is_some_and(|value| value == "close") {
+        conn.discard.clear();
+        return Poll::Ready(Verdict::Closes);
+    }
+    conn.discard.poll_verdict(conn.calls(), cx)
 }
 
 #[cold]

@@ -111,12 +111,9 @@ fn a_drain_names_what_was_cut_or_lost() {
     assert_eq!(drain(&clean, PLAIN), "drained in 5012 ms: 12 handed over, 3 finished");
     let harsh = DrainReport { cut: Cut { busy: 2, ..Cut::default() }, lost: 1, ..clean };
     assert_eq!(drain(&harsh, PLAIN), "drained in 5012 ms: 12 handed over, 3 finished, 2 cut in a request, 1 lost");
-    let classes = Cut { busy: 0, head: 1, upgraded: 2, http2: 3, stream: 4 };
+    let classes = Cut { busy: 0, head: 1, upgraded: 2, http2: 3 };
     let text = drain(&DrainReport { cut: classes, ..clean }, PLAIN);
-    assert!(
-        text.ends_with("3 finished, 1 cut in a head, 2 cut after an upgrade, 3 cut of HTTP/2, 4 cut in a stream"),
-        "{text}"
-    );
+    assert!(text.ends_with("3 finished, 1 cut in a head, 2 cut after an upgrade, 3 cut of HTTP/2"), "{text}");
 }
 
 #[test]
@@ -267,11 +264,15 @@ fn the_status_names_the_limits_that_were_met() {
     let mut met = world();
     met.totals.limits.head_timeouts = 3;
     met.totals.limits.body_too_large = 1;
+    met.totals.malformed.request_line = 4;
+    met.totals.client_aborts = 5;
     met.totals.taken_back = 2;
     let text = status(&met, PLAIN);
-    assert!(text.contains("60 connections handed over, 2 taken back\n"), "{text}");
+    assert!(text.contains("60 connections handed over, 2 taken back, 5 broken off by clients\n"), "{text}");
     assert!(text.contains("\n  limits met: head timeouts 3, body too large 1\n"), "{text}");
-    assert!(!status(&world(), PLAIN).contains("limits"));
+    assert!(text.contains("\n  malformed requests: request line 4\n"), "{text}");
+    let none = status(&world(), PLAIN);
+    assert!(!none.contains("limits") && !none.contains("malformed") && !none.contains("broken off"));
 }
 
 #[test]

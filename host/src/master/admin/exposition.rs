@@ -21,11 +21,24 @@ pub fn text(status: &Status) -> String {
         alive().map(|generation| of(&generation.load)).fold(0, u64::saturating_add)
     };
     let one = |value: u64| vec![(String::new(), value)];
+    let malformed = totals.malformed.named().map(|(kind, count)| (format!("{{kind=\"{kind}\"}}"), count)).to_vec();
     let limits = totals.limits.named().map(|(name, hits)| (format!("{{limit=\"{name}\"}}"), hits)).to_vec();
     let metrics = [
         ("baton_requests_total", Type::Counter, "Requests answered.", one(totals.requests)),
         ("baton_panics_total", Type::Counter, "Handlers that panicked.", one(totals.panics)),
         ("baton_limit_hits_total", Type::Counter, "How often each of [limits] was met.", limits),
+        (
+            "baton_malformed_requests_total",
+            Type::Counter,
+            "Requests that were refused since they are malformed.",
+            malformed,
+        ),
+        (
+            "baton_client_aborts_total",
+            Type::Counter,
+            "Connections whose client broke off a request or its response.",
+            one(totals.client_aborts),
+        ),
         (
             "baton_handed_over_total",
             Type::Counter,
@@ -137,7 +150,7 @@ fn certificate(one: &CertificateStatus) -> (String, u64) {
 mod tests {
     use super::*;
     use crate::master::admin::routes::tests::status;
-    use crate::report::{Change, Generation, Held, LimitHits, Pin, Totals, Validity, WatcherStatus, Why};
+    use crate::report::{Change, Generation, Held, LimitHits, Malformed, Pin, Totals, Validity, WatcherStatus, Why};
 
     #[test]
     fn what_an_operator_must_look_at_is_a_number_too() {
@@ -163,6 +176,7 @@ mod tests {
     #[test]
     fn every_metric_has_its_help_its_type_and_a_number() {
         let limits = LimitHits { body_too_large: 3, ..LimitHits::default() };
+        let malformed = Malformed { host: 4, ..Malformed::default() };
         let ends = |expires_in_s| CertificateStatus {
             server: "web".into(),
             cert: "/a \"b\"".into(),
@@ -172,12 +186,18 @@ mod tests {
             validity: Validity::Valid,
         };
         let certificates = vec![ends(77), ends(-5)];
-        let text =
-            text(&Status { certificates, totals: Totals { requests: 12, limits, ..Totals::default() }, ..status() });
+        let text = text(&Status {
+            certificates,
+            totals: Totals { requests: 12, client_aborts: 5, malformed, limits, ..Totals::default() },
+            ..status()
+        });
         for line in [
             "# TYPE baton_requests_total counter",
             "baton_requests_total 12",
             "baton_limit_hits_total{limit=\"body_too_large\"} 3",
+            "baton_malformed_requests_total{kind=\"host\"} 4",
+            "baton_malformed_requests_total{kind=\"body\"} 0",
+            "baton_client_aborts_total 5",
             r#"baton_certificate_seconds_left{server="web",cert="/a \"b\""} 77"#,
             r#"baton_certificate_seconds_left{server="web",cert="/a \"b\""} 0"#,
             "# TYPE baton_ready gauge",

@@ -18,8 +18,8 @@ use super::stream::{Stream, Streams};
 use crate::child::bridge::{Body, BodyError};
 use crate::child::serve::conn::Conn;
 use crate::child::serve::exchange::Exchange;
+use crate::child::serve::head::{self, HostField};
 use crate::child::serve::service::{Answer, Own, length};
-use crate::metrics::Slot;
 
 /// A response goes to hyper in parts of at most this size: the largest frame that every client takes (RFC 9113 4.2). hyper
 /// asks for the next once the client's windows let it send, so that a client who takes nothing is seen, and no more than this
@@ -54,25 +54,35 @@ impl Http2 {
     fn check(&self, request: &mut Request<Incoming>) -> Result<(), Own> {
         join_cookies(request.headers_mut());
         if request.headers().len() > self.conn.server.limits.head_fields {
-            self.conn.server.metrics.add(Slot::HeadTooLarge);
             return Err(Own::HeadTooLarge);
         }
         if request.method() == Method::CONNECT {
             return Err(Own::NoTunnel);
         }
-        let Some(authority) = request.uri().authority() else { return Ok(()) };
-        let mut hosts = request.headers().get_all(HOST).iter();
-        match (hosts.next(), hosts.next()) {
-            // Handlers find it where HTTP/1 has it, as behind a proxy (RFC 9113 8.3.1).
-            (None, _) => {
-                let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Own::BadHost)?;
-                request.headers_mut().insert(HOST, host);
-                Ok(())
-            }
-            (Some(host), None) if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => Ok(()),
-            // Two hosts are a way past whoever looks at the other one (RFC 9113 8.3.1).
-            (Some(_), _) => Err(Own::BadHost),
+        check_host(request)?;
+        head::settle_path(request)
+    }
+}
+
+/// Sees to it that there is one host, in `:authority`, in `Host`, or the same in both (RFC 9113 8.3.1).
+fn check_host(request: &mut Request<Incoming>) -> Result<(), Own> {
+    let field = head::scan(request.headers()).host;
+    let Some(authority) = request.uri().authority() else {
+        return if field == HostField::Valid { Ok(()) } else { Err(Own::BadHost) };
+    };
+    if !head::is_named_host(authority) {
+        return Err(Own::BadHost);
+    }
+    match (field, request.headers().get(HOST)) {
+        // Handlers find it where HTTP/1 has it, as behind a proxy.
+        (HostField::Missing, _) => {
+            let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Own::BadHost)?;
+            request.headers_mut().insert(HOST, host);
+            Ok(())
         }
+        (HostField::Valid, Some(host)) if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => Ok(()),
+        // Two hosts are a way past a filter that knows only the other one.
+        (HostField::Valid | HostField::Invalid, _) => Err(Own::BadHost),
     }
 }
 

@@ -5,7 +5,6 @@ use std::io::ErrorKind;
 use baton_plugin_api::abi::{FRAME_DATA, FRAME_ERROR};
 use bytes::Bytes;
 
-use super::super::io::LINGER_TIME;
 use super::fake::{Step, frame, read, stream};
 use super::handover::hand_over;
 use super::*;
@@ -111,7 +110,7 @@ fn blank_lines_do_not_hold_a_connection() {
     assert_eq!(client.get("/a").text(), "/a");
     let start = Instant::now();
     // It lingers after its answer, since more comes.
-    while start.elapsed() < SHORT + LINGER_TIME + LATE && client.stream.write_all(b"\r\n").is_ok() {
+    while start.elapsed() < SHORT + config::Drain::default().linger + LATE && client.stream.write_all(b"\r\n").is_ok() {
         std::thread::sleep(Duration::from_millis(20));
         if site.server.connections.open() == 0 {
             return;
@@ -151,8 +150,8 @@ fn a_head_too_long_or_with_too_many_fields_is_a_431() {
     let site = limited(config::Limits { head_size: Size(8192), head_fields: 20, ..patient() }, mirror);
     let head = |fields: usize, len: usize| {
         let fields: String = (1..fields).map(|n| format!("x-{n}: y\r\n")).collect();
-        let rest = len.saturating_sub("GET / HTTP/1.1\r\na: \r\n\r\n".len() + fields.len());
-        format!("GET / HTTP/1.1\r\na: {}\r\n{fields}\r\n", "z".repeat(rest))
+        let rest = len.saturating_sub("GET / HTTP/1.0\r\na: \r\n\r\n".len() + fields.len());
+        format!("GET / HTTP/1.0\r\na: {}\r\n{fields}\r\n", "z".repeat(rest))
     };
     for (fields, len) in [(20, 1000), (1, 8192)] {
         assert_eq!(site.connect().send(head(fields, len)).answer().status(), 200, "{fields} {len}");
@@ -517,30 +516,4 @@ fn a_peer_with_enough_connections_gets_no_more() {
     clients.pop();
     eventually(|| site.server.connections.open() == 1);
     assert_eq!(site.connect().get("/b").text(), "/b");
-}
-
-// ---- the kernel's part ----
-
-/// Whether the kernel's timer of the server's socket for this client is that of keepalive (proc(5), /proc/net/tcp).
-fn has_keepalive(client: &Client) -> bool {
-    let (own, peer) = (client.stream.local_addr().unwrap(), client.stream.peer_addr().unwrap());
-    let port = |field: &str| u16::from_str_radix(field.rsplit(':').next().unwrap(), 16).unwrap();
-    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
-    let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let mut rows = rows.filter(|row| port(row[1]) == peer.port() && port(row[2]) == own.port());
-    rows.next().expect("the server's socket").get(5).is_some_and(|timer| timer.starts_with("02:"))
-}
-
-#[test]
-fn connections_queued_before_the_options_have_keepalive_too() {
-    for (limit, expected) in [(Limit::After(Duration::from_secs(60)), true), (Limit::Never, false)] {
-        let mut site = limited(config::Limits { tcp_keepalive: limit, ..patient() }, mirror);
-        site.stop_accepting();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        site.at = At::Port(listener.local_addr().unwrap());
-        let mut client = site.connect();
-        site.accept(listener.into());
-        client.get("/");
-        assert_eq!(has_keepalive(&client), expected);
-    }
 }

@@ -146,7 +146,7 @@ function timingsText(ms) {
   return ["snapshot", "load", "prove", "switch"].map((part) => `${part} ${millis(ms[part])}`).join(" · ");
 }
 
-const CUT_TEXT = { busy: "in a request", head: "in a head", upgraded: "upgraded", http2: "HTTP/2", stream: "in a stream" };
+const CUT_TEXT = { busy: "in a request", head: "in a head", upgraded: "upgraded", http2: "HTTP/2" };
 
 function drainText(drain) {
   const parts = [`drained in ${duration(drain.ms)}`, `${count(drain.handed_over)} handed over`, `${count(drain.finished)} finished`];
@@ -252,15 +252,17 @@ function figures(status) {
     ["Switches", count(status.switches)],
     ["Crashes", count(status.crashes)],
     ["Handed over", count(status.totals.handed_over)],
-    ...limitsMet(status.totals),
+    ...nonZero(status.totals.limits),
+    ...nonZero(status.totals.malformed, "malformed "),
+    ...nonZero({ client_aborts: status.totals.client_aborts }),
   ];
 }
 
-/** Only those that were met: mostly there are none. */
-function limitsMet(totals) {
-  return Object.entries(totals.limits)
+/** Only what was counted: mostly there is nothing. */
+function nonZero(counts, prefix = "") {
+  return Object.entries(counts)
     .filter(([, hits]) => hits > 0)
-    .map(([name, hits]) => [name.replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase()), count(hits)]);
+    .map(([name, hits]) => [(prefix + name).replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase()), count(hits)]);
 }
 
 /** Of those that ended, one line each and not more than a few. */
