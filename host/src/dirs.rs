@@ -1,6 +1,7 @@
 //! Where an instance keeps its files, and which instances there are. Resolves names; creates nothing.
 //!
-//! Runtime directory: `lock`, `baton.pid`, `admin.sock`. State directory: `store/`, `data/NAME/`, `admin-token`.
+//! Runtime directory: `lock`, `baton.pid`, `admin.sock`. State directory: `store/`, `data/NAME/`, `admin-token`,
+//! `metrics-token`.
 
 use std::env;
 use std::ffi::OsString;
@@ -16,6 +17,8 @@ pub const LOCK: &str = "lock";
 pub const PID_FILE: &str = "baton.pid";
 /// Name of the admin token's file in the state directory.
 pub const TOKEN: &str = "admin-token";
+/// Name of the file with the token for `/metrics` alone.
+pub const METRICS_TOKEN: &str = "metrics-token";
 
 /// Holds the runtime directories of the system's instances.
 const SYSTEM: &str = "/run/baton";
@@ -43,6 +46,10 @@ impl Dirs {
 
     pub fn token(&self) -> PathBuf {
         self.state.join(TOKEN)
+    }
+
+    pub fn metrics_token(&self) -> PathBuf {
+        self.state.join(METRICS_TOKEN)
     }
 }
 

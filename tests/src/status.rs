@@ -17,6 +17,7 @@ pub struct Status {
     #[serde(default)]
     pub certificates: Vec<Certificate>,
     pub admin: Option<String>,
+    pub probes: Option<String>,
     pub runs_as: RunsAs,
     pub watcher: Watcher,
     pub pinned: Option<Pin>,

@@ -337,6 +337,10 @@ pub struct Admin {
     pub listen: String,
     /// Host names besides the address itself that a browser may use to reach it.
     pub hosts: Vec<String>,
+    /// Address that answers `/livez` and `/readyz` to anyone; "off" for none.
+    pub probe_listen: String,
+    /// Whether it answers `/metrics`, too.
+    pub public_metrics: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -577,7 +581,12 @@ impl Default for Store {
 
 impl Default for Admin {
     fn default() -> Admin {
-        Admin { listen: "127.0.0.1:9700".into(), hosts: Vec::new() }
+        Admin {
+            listen: "127.0.0.1:9700".into(),
+            hosts: Vec::new(),
+            probe_listen: "off".into(),
+            public_metrics: false,
+        }
     }
 }
 

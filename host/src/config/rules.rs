@@ -135,10 +135,15 @@ impl Config {
                 problem(&format!("server[{index}].health"), why);
             }
         }
-        if self.admin.listen != "off"
-            && let Err(why) = parse_listen(&self.admin.listen)
-        {
-            problem("admin.listen", format!("{why}, or \"off\""));
+        for (key, text) in [("admin.listen", &self.admin.listen), ("admin.probe_listen", &self.admin.probe_listen)] {
+            if text != "off"
+                && let Err(why) = parse_listen(text)
+            {
+                problem(key, format!("{why}, or \"off\""));
+            }
+        }
+        if self.admin.public_metrics && self.admin.probe_listen == "off" {
+            problem("admin.public_metrics", "is for admin.probe_listen, which is \"off\": set an address there".into());
         }
         for (name, plugin) in &self.plugins {
             let key = format!("plugins.{name}");

@@ -297,6 +297,7 @@ mod tests {
             listeners: vec![ListenerStatus { scheme: Scheme::Http, server: "default".into(), address: address.into() }],
             certificates: Vec::new(),
             admin: None,
+            probes: None,
             plugin_dir: String::new(),
             runs_as: None,
             generations: vec![GenerationStatus {

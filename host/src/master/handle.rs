@@ -1,8 +1,9 @@
 //! How the rest of the master's process (admin, dev) talks to the loop: requests in, reports and status out. Every request is
-//! answered exactly once; a loop that has ended answers [`Gone`].
+//! answered exactly once; a loop that has ended answers [`Gone`]. Readiness is not asked for: the loop publishes it, so that
+//! probes cost it nothing.
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::report::{Cause, Generation, OpId, Report, Status, Verb};
 
@@ -57,16 +58,41 @@ impl OpOptions {
 #[error("failed to reach the master: it has ended")]
 pub struct Gone;
 
+/// Whether new requests should come here: what `/readyz` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    Ready,
+    NotServing,
+    ShuttingDown,
+}
+
 #[derive(Clone, Debug)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
+    readiness: watch::Receiver<Readiness>,
+}
+
+/// The loop's end of a [`Handle`].
+#[derive(Debug)]
+pub struct Desk {
+    pub requests: mpsc::Receiver<Request>,
+    /// Nothing serves before the loop has said so.
+    pub readiness: watch::Sender<Readiness>,
 }
 
 impl Handle {
     /// A handle and the loop's end of it.
-    pub fn new() -> (Handle, mpsc::Receiver<Request>) {
-        let (requests, receiver) = mpsc::channel(64);
-        (Handle { requests }, receiver)
+    pub fn new() -> (Handle, Desk) {
+        let (sender, requests) = mpsc::channel(64);
+        let (readiness, receiver) = watch::channel(Readiness::NotServing);
+        (Handle { requests: sender, readiness: receiver }, Desk { requests, readiness })
+    }
+
+    /// Returns what the loop has published last.
+    pub fn readiness(&self) -> Result<Readiness, Gone> {
+        // The loop has its end for as long as it lives.
+        self.readiness.has_changed().map_err(|_| Gone)?;
+        Ok(*self.readiness.borrow())
     }
 
     pub async fn operate(&self, verb: Verb, cause: Cause, options: OpOptions) -> Result<Report, Gone> {

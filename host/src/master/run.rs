@@ -13,13 +13,13 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tokio::io::Interest;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use self::restart::PickedUp;
 use super::admin::{self, AdminOptions};
 use super::children::Children;
-use super::handle::{Handle, OpOptions, Request};
+use super::handle::{Desk, Handle, OpOptions, Readiness, Request};
 use super::identity::Identity;
 use super::inventory::{Inventory, Set};
 use super::listeners::Listeners;
@@ -94,6 +94,8 @@ struct Master {
     events: mpsc::Sender<Event>,
     prepared: mpsc::Sender<Prepared>,
     admin_url: Option<String>,
+    probe_url: Option<String>,
+    readiness: watch::Sender<Readiness>,
     announced: bool,
     systemd: Systemd,
     /// Shutdowns that wait until systemd has let go of the listening sockets.
@@ -176,7 +178,7 @@ async fn serve(
     let store = Store::open(&dirs.state, identity.trust())?;
     begin_as(&identity, &dirs, &image)?;
 
-    let (handle, mut requests) = Handle::new();
+    let (handle, Desk { mut requests, readiness }) = Handle::new();
     let (events_sender, mut events) = mpsc::channel(256);
     let (prepared_sender, mut prepared) = mpsc::channel(4);
     let (notebook, records) = Notebook::open(&dirs.state);
@@ -232,6 +234,8 @@ async fn serve(
         events: events_sender,
         prepared: prepared_sender,
         admin_url: admin.url(),
+        probe_url: admin.probe_url(),
+        readiness,
         systemd,
         postponed: Vec::new(),
     };
@@ -316,8 +320,19 @@ impl Master {
             }
         }
         self.forget();
+        self.publish_readiness();
         self.tell_systemd();
         exit.or_else(|| self.watch_what_serves())
+    }
+
+    /// Lets probes know, which do not ask the loop.
+    fn publish_readiness(&self) {
+        let now = match (self.state.is_ready(), self.state.is_shutting_down()) {
+            (true, _) => Readiness::Ready,
+            (false, true) => Readiness::ShuttingDown,
+            (false, false) => Readiness::NotServing,
+        };
+        self.readiness.send_if_modified(|published| std::mem::replace(published, now) != now);
     }
 
     /// Tells the watcher of another configuration.

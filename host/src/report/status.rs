@@ -351,6 +351,9 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<CertificateStatus>,
     pub admin: Option<String>,
+    /// Where `/livez` and `/readyz` are answered to anyone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes: Option<String>,
     pub plugin_dir: String,
     /// Absent from an older master.
     #[serde(default)]

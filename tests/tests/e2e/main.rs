@@ -2,6 +2,7 @@
 //! happens when it cannot be kept.
 
 mod admin;
+mod admin_surface;
 mod broken;
 mod cold;
 mod command_line;
@@ -38,6 +39,7 @@ mod under_load;
 mod units;
 mod unix_sockets;
 mod upgrade;
+mod waits;
 mod watch;
 
 use baton_tests::http::{Connection, Response};

@@ -140,7 +140,7 @@ fn a_cut_names_what_it_ended_and_a_drain_what_it_waits_for() {
         "draining generation {}: 9 connections, 3 in flight, 2 upgraded, 4 idle, the oldest request 12 s, at most 50 s more",
         old.generation
     );
-    assert_eq!((phase(&at, Verb::Reload), phase(&at, Verb::Cut)), (line.clone(), line));
+    assert_eq!((phase(&at, Verb::Reload).whole, phase(&at, Verb::Cut).whole), (line.clone(), line));
 }
 
 fn world() -> Status {
@@ -182,6 +182,7 @@ fn world() -> Status {
             address: "127.0.0.1:8080".into(),
         }],
         certificates: vec![certificate(Validity::Valid, 80), certificate(Validity::ExpiresSoon, 3)],
+        probes: None,
         admin: Some("http://127.0.0.1:9700/debug/admin".into()),
         plugin_dir: "/srv/plugins".into(),
         runs_as: None,
@@ -279,19 +280,31 @@ fn the_status_names_the_limits_that_were_met() {
 fn progress_says_what_is_waited_for() {
     let mut at = world();
     at.generations[0].state = GenerationState::Loading;
-    assert_eq!(phase(&at, Verb::Reload), "loading generation 8");
+    assert_eq!(phase(&at, Verb::Reload).whole, "loading generation 8");
     at.operations[0].queued = Some("draining full".into());
-    assert_eq!(phase(&at, Verb::Reload), "waiting: draining full");
-    assert_eq!(phase(&at, Verb::Shutdown), "4 in flight on 64 connections");
+    assert_eq!(phase(&at, Verb::Reload).whole, "waiting: draining full");
+    at.generations[1].state = GenerationState::Retiring;
+    at.generations[1].deadline_ms = Some(540_000);
+    let waits = Phase {
+        what: "waiting: draining full".into(),
+        whole: "waiting: draining full: generation 7 drains 64 connections, 4 in flight, 60 idle, at most 9 min more".into(),
+    };
+    assert_eq!(phase(&at, Verb::Reload), waits);
+    at.operations[0].result = OpResult::Queued;
+    assert!(status(&at, PLAIN).contains(&format!("queued: draining full\n{}\n", waits.whole)), "{}", status(&at, PLAIN));
+    at.operations[0].result = OpResult::Switched;
+    at.generations[1].state = GenerationState::Exited;
+    at.generations[1].deadline_ms = None;
+    assert_eq!(phase(&at, Verb::Shutdown).whole, "shutting down: 4 in flight on 64 connections");
     at.operations[0].queued = None;
     at.generations[0].state = GenerationState::Serving;
     at.generations[1].state = GenerationState::Retiring;
-    assert_eq!(phase(&at, Verb::Reload), "draining generation 7: 64 connections, 4 in flight, 60 idle");
+    assert_eq!(phase(&at, Verb::Reload).whole, "draining generation 7: 64 connections, 4 in flight, 60 idle");
     at.operations[0].result = OpResult::Running;
-    assert_eq!(phase(&at, Verb::Reload), "reading the plugins");
+    assert_eq!(phase(&at, Verb::Reload).whole, "reading the plugins");
     at.generations.clear();
     at.operations.clear();
-    assert_eq!(phase(&at, Verb::Reload), "reading the plugins");
+    assert_eq!(phase(&at, Verb::Reload).whole, "reading the plugins");
 }
 
 #[test]

@@ -1,55 +1,49 @@
-//! The admin surface: a Unix socket for the command line, TCP with a token for people.
+//! The admin surface: a Unix socket for the command line, TCP with a token for people, and TCP without one for probes.
 //!
-//! Owns both addresses, who may ask, and the page. It changes nothing itself: every request becomes one on the [`Handle`].
-//! It lives in the master and never moves. The two sides have separate room, so that nobody on TCP can lock out the socket.
+//! Owns the addresses, who may ask, and the page. It changes nothing itself: every request becomes one on the [`Handle`].
+//! It lives in the master and never moves. The sides have separate room, so that nobody on TCP can lock out the socket.
 
+mod accept;
 mod access;
+mod denials;
 mod exposition;
 mod page;
+mod probe;
+mod response;
 mod routes;
+mod signature;
+mod slots;
+mod stall;
 mod token;
 
-use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, Uri};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::Method;
 use serde::{Deserialize, Serialize};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
-use self::access::{Access, Denied, Policy};
-use self::token::Token;
+use self::accept::{Listening, accept};
+use self::access::{Access, Denied, Head, Policy};
+use self::denials::{Denials, PeerKey};
+use self::signature::{Challenger, Proof};
+use self::token::Tokens;
+use self::probe::Probes;
 use super::handle::Handle;
 use super::resume::{Fd, Luggage};
 use super::socket_file::{self, SavedFile, SocketFile};
 use crate::config::{self, ConfigError};
 use crate::dirs::Dirs;
-use crate::telemetry::Seldom;
 
-/// Connections at once, on each side.
-const CONNECTIONS: usize = 32;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
-/// A request's head must be here by then; an idle connection ends then too.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes of a head.
-const HEAD_LIMIT: usize = 32 * 1024;
-/// A peer that takes nothing for this long is gone.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// After a failed accept (no descriptors): the kernel holds the connection, a hot loop would help nobody.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// How long [`Admin::close`] waits for answers under way.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -57,18 +51,22 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub enum AdminError {
     #[error("failed to listen on the admin socket {}: {source}", path.display())]
     Socket { path: PathBuf, source: io::Error },
-    #[error("failed to listen on the admin address {address}: {source}{}", in_use(source))]
+    #[error("failed to listen on the admin address {address}: {source}{}", in_use(source, "choose another with --admin"))]
     Listen { address: SocketAddr, source: io::Error },
+    #[error("failed to listen on the probe address {address}: {source}{}", in_use(source, "set admin.probe_listen to another"))]
+    ListenForProbes { address: SocketAddr, source: io::Error },
     #[error(transparent)]
     Address(#[from] ConfigError),
     #[error(transparent)]
     Token(#[from] token::TokenError),
+    #[error("failed to get random bytes for the admin surface: {0}")]
+    Random(#[from] getrandom::Error),
 }
 
-fn in_use(error: &io::Error) -> &'static str {
+fn in_use(error: &io::Error, remedy: &str) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "; choose another with --admin, or \"off\"",
-        _ => "",
+        io::ErrorKind::AddrInUse => format!("; {remedy}, or \"off\""),
+        _ => String::new(),
     }
 }
 
@@ -92,6 +90,7 @@ pub struct Admin {
     /// Copies of what is listened on, for a pause and for another program of this process.
     unix: OwnedFd,
     tcp: Option<OwnedFd>,
+    probes: Option<OwnedFd>,
 }
 
 /// The surface's sockets as another program of this process goes on with them.
@@ -100,12 +99,19 @@ pub struct SavedAdmin {
     unix: Fd,
     socket: SavedFile,
     tcp: Option<Fd>,
+    #[serde(default)]
+    probes: Option<Fd>,
 }
 
 impl Admin {
     /// Where the page is, without the token.
     pub fn url(&self) -> Option<String> {
         self.surface.url()
+    }
+
+    /// Where probes are answered.
+    pub fn probe_url(&self) -> Option<String> {
+        self.surface.probes.as_ref().map(|probes| format!("http://{}", probes.address))
     }
 
     /// Where the page is, with the token: for a terminal, never for a log.
@@ -115,7 +121,8 @@ impl Admin {
 
     pub fn save(&self, luggage: &mut Luggage) -> io::Result<SavedAdmin> {
         let tcp = self.tcp.as_ref().map(|tcp| luggage.put(tcp)).transpose()?;
-        Ok(SavedAdmin { unix: luggage.put(&self.unix)?, socket: self.socket.save(), tcp })
+        let probes = self.probes.as_ref().map(|probes| luggage.put(probes)).transpose()?;
+        Ok(SavedAdmin { unix: luggage.put(&self.unix)?, socket: self.socket.save(), tcp, probes })
     }
 
     /// Takes nothing new, which waits, and lets answers under way get out, for a moment.
@@ -129,9 +136,8 @@ impl Admin {
     /// Goes on after a pause.
     pub fn go_on(&mut self) -> Result<(), AdminError> {
         let failed = |source| AdminError::Socket { path: self.socket.path().into(), source };
-        let unix = self.unix.try_clone().map_err(failed)?;
-        let tcp = self.tcp.as_ref().map(OwnedFd::try_clone).transpose().map_err(failed)?;
-        self.stop = accept(unix, tcp, &self.surface).map_err(failed)?;
+        let listening = copies(&self.unix, self.tcp.as_ref(), self.probes.as_ref()).map_err(failed)?;
+        self.stop = accept(listening, &self.surface).map_err(failed)?;
         Ok(())
     }
 
@@ -150,19 +156,28 @@ impl Drop for Admin {
     }
 }
 
-/// Binds both sides and answers from now on, within the current runtime. The instance's lock must be held.
+/// Binds all sides and answers from now on, within the current runtime. The instance's lock must be held.
 pub fn start(options: AdminOptions<'_>, handle: Handle) -> Result<Admin, AdminError> {
-    let tcp = match options.config.listen.as_str() {
-        "off" => None,
-        text => {
-            let address = config::parse_listen(text).map_err(|why| ConfigError::at_key("admin.listen", why))?;
+    let address = |key, text: &str| match text {
+        "off" => Ok(None),
+        text => config::parse_listen(text).map(Some).map_err(|why| ConfigError::at_key(key, why)),
+    };
+    let tcp = match address("admin.listen", &options.config.listen)? {
+        None => None,
+        Some(address) => {
             Some(listen(address, options.asked).map_err(|source| AdminError::Listen { address, source })?)
+        }
+    };
+    let probes = match address("admin.probe_listen", &options.config.probe_listen)? {
+        None => None,
+        Some(address) => {
+            Some(listen(address, true).map_err(|source| AdminError::ListenForProbes { address, source })?)
         }
     };
     let path = options.dirs.socket();
     let failed = |source| AdminError::Socket { path: path.clone(), source };
     let (unix, socket) = SocketFile::bind(&path, socket_file::Access::OURS, BACKLOG).map_err(failed)?;
-    over(&options, handle, unix, socket, tcp.map(OwnedFd::from))
+    over(&options, handle, socket, Listening { unix, tcp: tcp.map(OwnedFd::from), probes: probes.map(OwnedFd::from) })
 }
 
 /// As [`start`], on what an earlier program of this process has listened on.
@@ -170,46 +185,59 @@ pub fn resume(options: AdminOptions<'_>, handle: Handle, saved: SavedAdmin) -> R
     let failed = |source| AdminError::Socket { path: options.dirs.socket(), source };
     let unix = saved.unix.copy().map_err(failed)?;
     let tcp = saved.tcp.map(|tcp| tcp.copy()).transpose().map_err(failed)?;
-    over(&options, handle, unix, saved.socket.into(), tcp)
+    let probes = saved.probes.map(|probes| probes.copy()).transpose().map_err(failed)?;
+    over(&options, handle, saved.socket.into(), Listening { unix, tcp, probes })
 }
 
 fn over(
     options: &AdminOptions<'_>,
     handle: Handle,
-    unix: OwnedFd,
     socket: SocketFile,
-    tcp: Option<OwnedFd>,
+    listening: Listening,
 ) -> Result<Admin, AdminError> {
     let failed = |source| AdminError::Socket { path: socket.path().into(), source };
-    let facts = match &tcp {
+    let address_of = |listener: &OwnedFd| {
+        let address = SockRef::from(listener).local_addr().map_err(failed)?.as_socket();
+        address.ok_or_else(|| failed(io::Error::other("the admin address is none of TCP")))
+    };
+    let tcp = match &listening.tcp {
         None => None,
         Some(listener) => {
-            let address = SockRef::from(listener).local_addr().map_err(failed)?.as_socket();
-            let address = address.ok_or_else(|| failed(io::Error::other("the admin address is none of TCP")))?;
-            let token = Token::open(&options.dirs.token())?;
-            Some(Tcp { address, policy: Policy { token, hosts: options.config.hosts.clone() } })
+            let policy = Policy {
+                tokens: Arc::new(Tokens::open(options.dirs)?),
+                hosts: options.config.hosts.clone(),
+                challenger: Challenger::new()?,
+                started: Instant::now(),
+            };
+            Some(Tcp { address: address_of(listener)?, policy })
+        }
+    };
+    let probes = match &listening.probes {
+        None => None,
+        Some(listener) => {
+            Some(Probes::new(address_of(listener)?, probe::Metrics::of(options.config.public_metrics)))
         }
     };
     let path = socket.path().into();
-    let surface = Arc::new(Surface { handle, name: options.name.into(), socket: path, tcp: facts });
-    let copies = (unix.try_clone().map_err(failed)?, tcp.as_ref().map(OwnedFd::try_clone).transpose().map_err(failed)?);
-    let stop = accept(unix, tcp, &surface).map_err(failed)?;
+    let denials = Denials::default();
+    let surface = Arc::new(Surface { handle, name: options.name.into(), socket: path, tcp, probes, denials });
+    let kept = copies(&listening.unix, listening.tcp.as_ref(), listening.probes.as_ref()).map_err(failed)?;
+    let stop = accept(listening, &surface).map_err(failed)?;
     if let Some(url) = surface.url() {
         tracing::info!(socket = %socket.path().display(), "admin listening on {url}");
     }
-    Ok(Admin { surface, stop, socket, unix: copies.0, tcp: copies.1 })
+    if let Some(probes) = &surface.probes {
+        tracing::info!("probes answered on http://{}", probes.address);
+    }
+    Ok(Admin { surface, stop, socket, unix: kept.unix, tcp: kept.tcp, probes: kept.probes })
 }
 
-/// Takes connections on both sides until the sender says so.
-fn accept(unix: OwnedFd, tcp: Option<OwnedFd>, surface: &Arc<Surface>) -> io::Result<watch::Sender<bool>> {
-    let unix = UnixListener::from_std(unix.into())?;
-    let tcp = tcp.map(|tcp| TcpListener::from_std(tcp.into())).transpose()?;
-    let (stop, stopped) = watch::channel(false);
-    tokio::spawn(accept_unix(unix, surface.clone(), stopped.clone()));
-    if let Some(tcp) = tcp {
-        tokio::spawn(accept_tcp(tcp, surface.clone(), stopped));
-    }
-    Ok(stop)
+fn copies(unix: &OwnedFd, tcp: Option<&OwnedFd>, probes: Option<&OwnedFd>) -> io::Result<Listening> {
+    Ok(Listening {
+        unix: unix.try_clone()?,
+        tcp: tcp.map(OwnedFd::try_clone).transpose()?,
+        probes: probes.map(OwnedFd::try_clone).transpose()?,
+    })
 }
 
 fn listen(address: SocketAddr, asked: bool) -> io::Result<StdTcpListener> {
@@ -231,6 +259,15 @@ enum Peer {
     Tcp { peer: SocketAddr, local: SocketAddr },
 }
 
+impl Peer {
+    fn key(&self) -> PeerKey {
+        match self {
+            Peer::Unix { uid, .. } => PeerKey::User(*uid),
+            Peer::Tcp { peer, .. } => PeerKey::of_address(peer.ip()),
+        }
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -248,6 +285,8 @@ struct Surface {
     name: String,
     socket: PathBuf,
     tcp: Option<Tcp>,
+    probes: Option<Probes>,
+    denials: Denials,
 }
 
 #[derive(Debug)]
@@ -257,11 +296,11 @@ struct Tcp {
 }
 
 impl Surface {
-    fn check(&self, peer: &Peer, access: Access, uri: &Uri, headers: &HeaderMap) -> Result<(), Denied> {
+    fn check(&self, peer: &Peer, access: Access, head: Head<'_>) -> Result<Option<Proof>, Denied> {
         match (peer, &self.tcp) {
-            (Peer::Tcp { local, .. }, Some(tcp)) => tcp.policy.check(access, *local, uri, headers),
+            (Peer::Tcp { local, .. }, Some(tcp)) => tcp.policy.check(access, *local, head),
             // On the socket the kernel has said who it is, and `accept_unix` has looked.
-            _ => Ok(()),
+            _ => Ok(None),
         }
     }
 
@@ -279,7 +318,7 @@ impl Surface {
     }
 
     fn link(&self) -> Option<String> {
-        Some(format!("{}#token={}", self.url()?, self.tcp.as_ref()?.policy.token.expose()))
+        Some(format!("{}#token={}", self.url()?, self.tcp.as_ref()?.policy.tokens.admin().expose()))
     }
 
     /// The line for a shell that sends `method` to `path` the way `peer` came.
@@ -293,102 +332,6 @@ impl Surface {
                 format!("curl -H \"Authorization: Bearer $TOKEN\" -X {method} http://{local}{path}")
             }
         }
-    }
-}
-
-async fn accept_unix(listener: UnixListener, surface: Arc<Surface>, mut stop: watch::Receiver<bool>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let own = nix::unistd::geteuid().as_raw();
-    let mut logged = Seldom::default();
-    loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
-            accepted = listener.accept() => accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?, stream))),
-        };
-        let Some((credentials, stream)) = or_backoff(accepted, &mut logged).await else { continue };
-        let peer = Peer::Unix { uid: credentials.uid(), pid: credentials.pid() };
-        // The file's mode says so already, unless somebody changed it.
-        if credentials.uid() != own && credentials.uid() != 0 {
-            tracing::warn!(%peer, status = 403, "admin connection denied: another user's");
-            continue;
-        }
-        let (surface, stop) = (surface.clone(), stop.clone());
-        tokio::spawn(async move {
-            converse(stream, &surface, &peer, stop).await;
-            drop(permit);
-        });
-    }
-}
-
-async fn accept_tcp(listener: TcpListener, surface: Arc<Surface>, mut stop: watch::Receiver<bool>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut logged = Seldom::default();
-    loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
-            accepted = listener.accept() => accepted.and_then(|(stream, peer)| {
-                stream.set_nodelay(true)?;
-                // Also ends a connection whose peer never reads.
-                socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(STALL_TIMEOUT))?;
-                Ok((Peer::Tcp { peer, local: stream.local_addr()? }, stream))
-            }),
-        };
-        let Some((peer, stream)) = or_backoff(accepted, &mut logged).await else { continue };
-        let (surface, stop) = (surface.clone(), stop.clone());
-        tokio::spawn(async move {
-            converse(stream, &surface, &peer, stop).await;
-            drop(permit);
-        });
-    }
-}
-
-async fn or_backoff<T>(accepted: io::Result<T>, logged: &mut Seldom) -> Option<T> {
-    match accepted {
-        Ok(accepted) => Some(accepted),
-        // The peer left before we came; the next one may be fine.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::ENOTCONN | libc::EINVAL)) => None,
-        Err(error) => {
-            if logged.again() {
-                tracing::warn!(%error, "failed to accept an admin connection");
-            }
-            // The connection still waits: without a pause, descriptors that ran out would make this a busy loop.
-            tokio::time::sleep(ACCEPT_BACKOFF).await;
-            None
-        }
-    }
-}
-
-/// One connection to its end.
-async fn converse(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    surface: &Surface,
-    peer: &Peer,
-    mut stop: watch::Receiver<bool>,
-) {
-    let service =
-        service_fn(|request| async move { Ok::<_, Infallible>(routes::answer(surface, peer, request).await) });
-    let mut connection = pin!(
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(HEAD_LIMIT)
-            .serve_connection(TokioIo::new(stream), service)
-    );
-    let mut stopping = false;
-    let ended = loop {
-        tokio::select! {
-            ended = connection.as_mut() => break ended,
-            _ = stop.wait_for(|stop| *stop), if !stopping => {
-                stopping = true;
-                connection.as_mut().graceful_shutdown();
-            }
-        }
-    };
-    if let Err(error) = ended {
-        // A peer that leaves, or is slow: nothing an operator must act on.
-        tracing::debug!(%peer, %error, "admin connection ended early");
     }
 }
 

@@ -14,6 +14,7 @@ pub struct Asset {
 }
 
 pub const INDEX: Asset = Asset { kind: "text/html; charset=utf-8", text: include_str!("page/index.html") };
+pub const AUTH: Asset = Asset { kind: "text/javascript; charset=utf-8", text: include_str!("page/auth.js") };
 pub const SCRIPT: Asset = Asset { kind: "text/javascript; charset=utf-8", text: include_str!("page/admin.js") };
 pub const STYLE: Asset = Asset { kind: "text/css; charset=utf-8", text: include_str!("page/admin.css") };
 pub const ICON: Asset = Asset { kind: "image/svg+xml", text: include_str!("page/icon.svg") };
@@ -63,6 +64,8 @@ fn escape(to: &mut String, text: &str) {
 }
 
 #[cfg(test)]
+mod script_tests;
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -83,6 +86,6 @@ mod tests {
             }
             assert!(page.contains("<html lang=\"en\">") && page.contains("viewport"));
         }
-        assert!(!SCRIPT.text.contains("innerHTML"));
+        assert!(!SCRIPT.text.contains("innerHTML") && !AUTH.text.contains("innerHTML"));
     }
 }

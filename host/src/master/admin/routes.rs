@@ -11,20 +11,25 @@
 //! | POST | `/debug/admin/cut` | token | `Report` once what drained has ended: 200, or 409 |
 //! | POST | `/debug/admin/rollback` | token | the same |
 //! | POST | `/debug/admin/shutdown` | token | `Report` once it has begun: 202 |
+//! | GET | `/debug/admin/challenge` | right Host | what the page signs its requests with (see `signature`) |
 //! | GET | `/debug/admin/link` | Unix socket | the page's address with the token |
-//! | GET | `/metrics` | token | counters and gauges, for Prometheus |
+//! | POST | `/debug/admin/rotate` | Unix socket | the same, with a new token: those before are worth nothing |
+//! | GET | `/metrics` | token, or that for metrics | counters and gauges, for Prometheus |
 //! | GET | `/livez`, `/readyz`, `/healthz` | anyone | 200, or 503 while nothing serves or a shutdown has begun |
 //!
 //! On the Unix socket the kernel has said who asks, so all of it is open there. A state changes by POST only.
 
 use http::{Method, StatusCode, header};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes};
 use serde::{Deserialize, Serialize};
 
-use super::access::{Access, Denied};
-use super::{Peer, Surface, exposition, page};
-use crate::master::handle::{Gone, OpOptions};
+use super::access::{Access, Denied, Head};
+use super::response::{Response, full, json, problem, text};
+use super::signature;
+use super::slots::Slot;
+use super::{Peer, Surface, Tcp, exposition, page};
+use crate::master::handle::{Gone, OpOptions, Readiness};
 use crate::report::{Cause, Generation, OpId, OpResult, Report, Verb};
 
 /// Bytes of a request's body.
@@ -33,8 +38,6 @@ const BODY_LIMIT: usize = 64 * 1024;
 const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// How late a guess at the token is answered. Only the guesser waits.
 const GUESS_DELAY: std::time::Duration = std::time::Duration::from_secs(1);
-
-pub type Response = http::Response<Full<Bytes>>;
 
 #[derive(Clone, Copy, Debug)]
 enum To {
@@ -45,7 +48,9 @@ enum To {
     Status,
     Operation,
     Operate(Verb),
+    Challenge,
     Link,
+    Rotate,
     Metrics,
 }
 
@@ -74,8 +79,11 @@ static ROUTES: &[Route] = &[
     route(Method::POST, "/debug/admin/restart", Access::Token, To::Operate(Verb::Restart)),
     route(Method::POST, "/debug/admin/rollback", Access::Token, To::Operate(Verb::Rollback)),
     route(Method::POST, "/debug/admin/shutdown", Access::Token, To::Operate(Verb::Shutdown)),
+    route(Method::GET, "/debug/admin/auth.js", Access::RightHost, To::Asset(&page::AUTH)),
+    route(Method::GET, "/debug/admin/challenge", Access::RightHost, To::Challenge),
     route(Method::GET, "/debug/admin/link", Access::Socket, To::Link),
-    route(Method::GET, "/metrics", Access::Token, To::Metrics),
+    route(Method::POST, "/debug/admin/rotate", Access::Socket, To::Rotate),
+    route(Method::GET, "/metrics", Access::MetricsToken, To::Metrics),
     route(Method::GET, "/livez", Access::Anyone, To::Live),
     route(Method::GET, "/readyz", Access::Anyone, To::Ready),
     route(Method::GET, "/healthz", Access::Anyone, To::Ready),
@@ -112,8 +120,8 @@ struct Ask {
     with_config: bool,
 }
 
-/// Answers one request.
-pub async fn answer<B>(surface: &Surface, peer: &Peer, request: http::Request<B>) -> Response
+/// Answers one request on the connection of `slot`.
+pub async fn answer<B>(surface: &Surface, peer: &Peer, slot: &Slot, request: http::Request<B>) -> Response
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -129,30 +137,49 @@ where
         );
     };
     // HEAD is GET without the body, which hyper leaves out.
-    let method = if head.method == Method::HEAD { Method::GET } else { head.method };
+    let method = if head.method == Method::HEAD { &Method::GET } else { &head.method };
     // Who may not even see it learns no more; who only came the wrong way is told the right one, token or not.
-    let access = if method == route.method { route.access } else { route.access.min(Access::RightHost) };
-    if let Err(denied) = surface.check(peer, access, &head.uri, &head.headers) {
-        tracing::warn!(peer = %peer, %method, path, status = denied.status.as_u16(), "admin request denied: {}", denied.error);
-        if denied.guess {
-            // A price on each guess at the token.
-            tokio::time::sleep(GUESS_DELAY).await;
+    let access = if *method == route.method { route.access } else { route.access.min(Access::RightHost) };
+    let checked = Head { method: &head.method, uri: &head.uri, headers: &head.headers };
+    let proof = match surface.check(peer, access, checked) {
+        Ok(proof) => proof,
+        Err(denied) => {
+            surface.denials.log(peer, &head.method, path, denied.status, &denied.error);
+            if denied.guess {
+                // A price on each guess at the token.
+                tokio::time::sleep(GUESS_DELAY).await;
+            }
+            return denial(&denied);
         }
-        return denial(&denied);
-    }
-    if method != route.method {
-        tracing::warn!(peer = %peer, %method, path, status = 405, "admin request denied: it needs {}", route.method);
+    };
+    let mut response = if *method != route.method {
+        let why = format!("it needs {}", route.method);
+        surface.denials.log(peer, &head.method, path, StatusCode::METHOD_NOT_ALLOWED, &why);
         let html = head.headers.get(header::ACCEPT).is_some_and(|accept| {
             accept.to_str().is_ok_and(|accept| accept.split(',').any(|kind| kind.trim().starts_with("text/html")))
         });
-        return wrong_method(surface, peer, route, html);
-    }
-    serve(surface, peer, route, id, body).await.unwrap_or_else(|Gone| {
-        problem(StatusCode::SERVICE_UNAVAILABLE, &Gone.to_string(), "it is shutting down; start it anew")
-    })
+        wrong_method(surface, peer, route, html)
+    } else {
+        serve(surface, peer, slot, (route, id), body).await.unwrap_or_else(|Gone| gone())
+    };
+    prove(&mut response, proof.as_ref());
+    response
 }
 
-async fn serve<B>(surface: &Surface, peer: &Peer, route: &'static Route, id: &str, body: B) -> Result<Response, Gone>
+/// Shows the page that the response comes from a server that knows the token.
+fn prove(response: &mut Response, proof: Option<&signature::Proof>) {
+    if let Some(value) = proof.and_then(|proof| header::HeaderValue::from_str(proof.as_str()).ok()) {
+        response.headers_mut().insert(signature::PROOF, value);
+    }
+}
+
+async fn serve<B>(
+    surface: &Surface,
+    peer: &Peer,
+    slot: &Slot,
+    (route, id): (&'static Route, &str),
+    body: B,
+) -> Result<Response, Gone>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -164,13 +191,8 @@ where
             response
         }
         To::Asset(asset) => full(StatusCode::OK, asset.kind, asset.text.into()),
-        To::Live => text(StatusCode::OK, "ok\n"),
-        To::Ready => match surface.handle.status().await {
-            Ok(status) if status.ready => text(StatusCode::OK, "ok\n"),
-            Ok(status) if status.shutting_down => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
-            Ok(_) => text(StatusCode::SERVICE_UNAVAILABLE, "no generation serves\n"),
-            Err(gone) => return Err(gone),
-        },
+        To::Live => live(),
+        To::Ready => ready(surface),
         To::Status => json(StatusCode::OK, &surface.handle.status().await?),
         To::Operation => match id.parse() {
             Err(_) => problem(StatusCode::NOT_FOUND, "failed to understand the operation's number", "such as ops/12"),
@@ -186,6 +208,7 @@ where
         To::Operate(verb) => match ask(body).await {
             Err(refused) => refused,
             Ok(Ask { allow_empty, generation, force, cold, to, with_config }) => {
+                let Some(_operation) = slot.begin_operation() else { return Ok(too_many()) };
                 let cause = Cause::Admin { peer: peer.to_string() };
                 let (generation, to) = (generation.map(Generation), to.map(Generation));
                 let options = OpOptions { allow_empty, generation, force, cold, to, with_config };
@@ -197,21 +220,95 @@ where
             let text = exposition::text(&surface.handle.status().await?);
             full(StatusCode::OK, exposition::KIND, text.into())
         }
-        To::Link => match surface.link() {
-            Some(url) => json(StatusCode::OK, &Link { url }),
-            None => problem(
-                StatusCode::NOT_FOUND,
-                "failed to find the admin page: [admin] listen is \"off\"",
-                "use the command line, or set an address",
+        To::Challenge => match &surface.tcp {
+            Some(Tcp { policy, .. }) => json(
+                StatusCode::OK,
+                &Challenge { instance: policy.challenger.instance(), challenge: policy.challenge() },
             ),
+            None => page_is_off(),
         },
+        To::Link => link(surface),
+        To::Rotate => rotate(surface, peer).await,
     })
+}
+
+pub fn live() -> Response {
+    text(StatusCode::OK, "ok\n")
+}
+
+/// Returns what the loop has said last, without asking it: however many probes come, it has no work with them.
+pub fn ready(surface: &Surface) -> Response {
+    match surface.handle.readiness() {
+        Ok(Readiness::Ready) => text(StatusCode::OK, "ok\n"),
+        Ok(Readiness::ShuttingDown) => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
+        Ok(Readiness::NotServing) => text(StatusCode::SERVICE_UNAVAILABLE, "no generation serves\n"),
+        Err(Gone) => gone(),
+    }
+}
+
+pub fn gone() -> Response {
+    problem(StatusCode::SERVICE_UNAVAILABLE, &Gone.to_string(), "it is shutting down; start it anew")
+}
+
+fn too_many() -> Response {
+    problem(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "failed to begin another operation: too many callers wait for theirs",
+        "wait for some of them, or see /debug/admin/status",
+    )
+}
+
+fn page_is_off() -> Response {
+    problem(
+        StatusCode::NOT_FOUND,
+        "failed to find the admin page: [admin] listen is \"off\"",
+        "use the command line, or set an address",
+    )
+}
+
+fn link(surface: &Surface) -> Response {
+    match (surface.link(), &surface.tcp) {
+        (Some(url), Some(tcp)) => {
+            let metrics_token_file = tcp.policy.tokens.metrics_path().display().to_string();
+            json(StatusCode::OK, &Link { url, metrics_token_file })
+        }
+        _ => page_is_off(),
+    }
+}
+
+/// Replaces the tokens, off this thread.
+async fn rotate(surface: &Surface, peer: &Peer) -> Response {
+    let Some(tcp) = &surface.tcp else { return page_is_off() };
+    let tokens = tcp.policy.tokens.clone();
+    match tokio::task::spawn_blocking(move || tokens.replace()).await {
+        Ok(Ok(())) => {
+            tracing::info!(%peer, "admin tokens replaced");
+            link(surface)
+        }
+        Ok(Err(error)) => {
+            tracing::error!(%peer, "{error}");
+            let hint = "see to the state directory and try again; a token that is not replaced stays in force";
+            problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string(), hint)
+        }
+        Err(error) => {
+            tracing::error!(%peer, "failed to replace the admin tokens: {error}");
+            problem(StatusCode::INTERNAL_SERVER_ERROR, &format!("failed to replace the tokens: {error}"), "try again")
+        }
+    }
+}
+
+/// What a page signs.
+#[derive(Serialize)]
+struct Challenge<'a> {
+    instance: &'a str,
+    challenge: String,
 }
 
 /// The page's address with the token.
 #[derive(Debug, Serialize)]
 struct Link {
     url: String,
+    metrics_token_file: String,
 }
 
 fn status_of(report: &Report) -> StatusCode {
@@ -281,59 +378,7 @@ fn denial(denied: &Denied) -> Response {
     if denied.status == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
     }
-    response
-}
-
-#[derive(Serialize)]
-struct Problem<'a> {
-    error: &'a str,
-    hint: &'a str,
-}
-
-fn problem(status: StatusCode, error: &str, hint: &str) -> Response {
-    json(status, &Problem { error, hint })
-}
-
-fn text(status: StatusCode, text: &'static str) -> Response {
-    full(status, "text/plain; charset=utf-8", text.into())
-}
-
-fn json(status: StatusCode, value: &impl Serialize) -> Response {
-    match serde_json::to_vec(value) {
-        Ok(mut bytes) => {
-            // For who reads it with curl.
-            bytes.push(b'\n');
-            full(status, "application/json", bytes.into())
-        }
-        Err(error) => {
-            tracing::error!(%error, "failed to put an admin answer into JSON");
-            text(StatusCode::INTERNAL_SERVER_ERROR, "failed to put the answer into JSON\n")
-        }
-    }
-}
-
-/// Every answer carries what keeps a browser from being used against us.
-fn full(status: StatusCode, kind: &'static str, bytes: Bytes) -> Response {
-    const HEADERS: [(header::HeaderName, &str); 7] = [
-        (header::CACHE_CONTROL, "no-store"),
-        (
-            header::CONTENT_SECURITY_POLICY,
-            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
-             base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        ),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::X_FRAME_OPTIONS, "DENY"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-        (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-    ];
-    let mut response = Response::new(Full::new(bytes));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
-    for (name, value) in HEADERS {
-        headers.insert(name, header::HeaderValue::from_static(value));
-    }
+    prove(&mut response, denied.proof.as_ref());
     response
 }
 

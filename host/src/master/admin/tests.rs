@@ -2,19 +2,21 @@
 
 use std::io;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
-use crate::master::handle::{OpOptions, Request};
+use crate::master::handle::{Desk, OpOptions, Readiness, Request};
 use crate::report::{Cause, OpId, OpResult, Report, Verb};
 use routes::tests::{refused, status, switched};
 
 /// A loop that switches, or refuses when told to allow nothing; it remembers what it was asked.
 fn fake_loop() -> (Handle, std::sync::mpsc::Receiver<(Verb, Cause, OpOptions)>) {
-    let (handle, mut requests) = Handle::new();
+    let (handle, Desk { mut requests, readiness }) = Handle::new();
+    readiness.send_replace(Readiness::Ready);
     let (seen, asked) = std::sync::mpsc::channel();
     tokio::spawn(async move {
+        let _readiness = readiness;
         while let Some(request) = requests.recv().await {
             match request {
                 Request::Operate { verb, cause, options, reply } => {
@@ -38,7 +40,7 @@ fn dirs(root: &std::path::Path) -> Dirs {
 }
 
 fn anywhere() -> config::Admin {
-    config::Admin { listen: "127.0.0.1:0".into(), hosts: Vec::new() }
+    config::Admin { listen: "127.0.0.1:0".into(), ..config::Admin::default() }
 }
 
 async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> io::Result<String> {
@@ -132,11 +134,138 @@ async fn a_head_that_does_not_come_ends_the_connection() {
     assert!(before.elapsed() >= Duration::from_secs(4));
 }
 
+const PROBE: &str = "GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+/// A probe that takes longer has failed.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+#[tokio::test]
+async fn slow_and_idle_connections_do_not_keep_a_probe_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let (handle, _asked) = fake_loop();
+    let admin = start(AdminOptions { dirs: &dirs, name: "x", config: &anywhere(), asked: true }, handle).unwrap();
+    let mut held = Vec::new();
+    for number in 0..200 {
+        let mut one = TcpStream::connect(tcp_of(&admin)).await.unwrap();
+        match number % 3 {
+            0 => {}
+            1 => one.write_all(b"GET /livez HTTP/1.1\r\nhost:").await.unwrap(),
+            _ => one.write_all(b"POST /debug/admin/reload HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n").await.unwrap(),
+        }
+        held.push(one);
+    }
+    let probe = exchange(TcpStream::connect(tcp_of(&admin)).await.unwrap(), PROBE);
+    let answer = tokio::time::timeout(PROBE_TIMEOUT, probe).await.expect("the probe waits").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[tokio::test]
+async fn callers_that_wait_for_operations_do_not_keep_a_probe_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let (handle, Desk { mut requests, readiness }) = Handle::new();
+    readiness.send_replace(Readiness::Ready);
+    let _admin = start(AdminOptions { dirs: &dirs, name: "x", config: &anywhere(), asked: true }, handle).unwrap();
+    let (mut held, mut replies) = (Vec::new(), Vec::new());
+    for _ in 0..100 {
+        let mut one = UnixStream::connect(dirs.socket()).await.unwrap();
+        one.write_all(b"POST /debug/admin/reload HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        held.push(one);
+    }
+    // As many as may wait; the others are refused.
+    while replies.len() < 32 {
+        let Some(Request::Operate { verb, cause, reply, .. }) = requests.recv().await else { panic!("another request") };
+        replies.push((verb, cause, reply));
+    }
+    let probe = exchange(UnixStream::connect(dirs.socket()).await.unwrap(), PROBE);
+    let answer = tokio::time::timeout(PROBE_TIMEOUT, probe).await.expect("the probe waits").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    for (verb, cause, reply) in replies {
+        reply.send(switched(verb, &cause)).unwrap();
+    }
+    let mut switched = 0;
+    for mut one in held {
+        let mut head = [0; 16];
+        // One that had to give way is at its end.
+        let count = one.read(&mut head).await.unwrap_or(0);
+        switched += usize::from(head[..count].starts_with(b"HTTP/1.1 200 "));
+    }
+    assert_eq!(switched, 32, "whoever waited for an operation got its report");
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_sending_side_gets_its_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let (handle, Desk { mut requests, readiness: _readiness }) = Handle::new();
+    let _admin = start(AdminOptions { dirs: &dirs, name: "x", config: &anywhere(), asked: true }, handle).unwrap();
+    let mut stream = UnixStream::connect(dirs.socket()).await.unwrap();
+    stream
+        .write_all(b"POST /debug/admin/reload HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        .await
+        .unwrap();
+    stream.shutdown().await.unwrap();
+    let Some(Request::Operate { verb, cause, reply, .. }) = requests.recv().await else { panic!("another request") };
+    // The end of the request has been seen before the answer is there.
+    tokio::task::yield_now().await;
+    reply.send(switched(verb, &cause)).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("\"result\":\"switched\""), "{answer}");
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order_and_a_huge_head_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let (handle, _asked) = fake_loop();
+    let admin = start(AdminOptions { dirs: &dirs, name: "x", config: &anywhere(), asked: true }, handle).unwrap();
+    let many = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n".repeat(500) + PROBE;
+    let answer = exchange(TcpStream::connect(tcp_of(&admin)).await.unwrap(), &many).await.unwrap();
+    assert_eq!(answer.matches("HTTP/1.1 200 OK\r\n").count(), 501);
+    let huge = format!("GET /livez HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(1 << 20));
+    // It may be closed before all was sent.
+    let answer = exchange(TcpStream::connect(tcp_of(&admin)).await.unwrap(), &huge).await.unwrap_or_default();
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
+}
+
+#[tokio::test]
+async fn the_probe_address_has_room_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let (handle, _asked) = fake_loop();
+    let config = config::Admin { probe_listen: "127.0.0.1:0".into(), ..anywhere() };
+    let admin = start(AdminOptions { dirs: &dirs, name: "x", config: &config, asked: true }, handle).unwrap();
+    let url = admin.probe_url().unwrap();
+    let address: SocketAddr = url.strip_prefix("http://").unwrap().parse().unwrap();
+    let answer = exchange(TcpStream::connect(address).await.unwrap(), PROBE).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let link = "GET /debug/admin/link HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let answer = exchange(TcpStream::connect(address).await.unwrap(), link).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 404 ") && !answer.contains("token"), "{answer}");
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    slow.write_all(b"GET /livez HTTP/1.1\r\nhost:").await.unwrap();
+    let mut rest = Vec::new();
+    tokio::time::timeout(Duration::from_secs(30), slow.read_to_end(&mut rest)).await.expect("it waits for ever").ok();
+}
+
+#[tokio::test]
+async fn a_busy_probe_address_is_refused_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let taken = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    let config = config::Admin { probe_listen: taken.local_addr().unwrap().to_string(), ..anywhere() };
+    let (handle, _asked) = fake_loop();
+    let error = start(AdminOptions { dirs: &dirs, name: "x", config: &config, asked: false }, handle).unwrap_err();
+    assert!(error.to_string().contains("admin.probe_listen"), "{error}");
+    assert!(!dirs.socket().exists(), "a refused start leaves nothing behind");
+}
+
 #[tokio::test]
 async fn the_end_waits_for_answers_and_not_for_idle_connections() {
     let dir = tempfile::tempdir().unwrap();
     let dirs = dirs(dir.path());
-    let (handle, mut requests) = Handle::new();
+    let (handle, Desk { mut requests, readiness: _readiness }) = Handle::new();
     let admin = start(AdminOptions { dirs: &dirs, name: "x", config: &anywhere(), asked: true }, handle).unwrap();
     let mut idle = TcpStream::connect(tcp_of(&admin)).await.unwrap();
     idle.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
@@ -160,7 +289,7 @@ async fn a_busy_address_is_refused_only_if_it_was_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let dirs = dirs(dir.path());
     let taken = StdTcpListener::bind("127.0.0.1:0").unwrap();
-    let config = config::Admin { listen: taken.local_addr().unwrap().to_string(), hosts: Vec::new() };
+    let config = config::Admin { listen: taken.local_addr().unwrap().to_string(), ..config::Admin::default() };
     let (handle, _asked) = fake_loop();
     let error =
         start(AdminOptions { dirs: &dirs, name: "x", config: &config, asked: true }, handle.clone()).unwrap_err();
@@ -175,7 +304,7 @@ async fn off_leaves_the_socket_alone() {
     let dir = tempfile::tempdir().unwrap();
     let dirs = dirs(dir.path());
     let (handle, _asked) = fake_loop();
-    let off = config::Admin { listen: "off".into(), hosts: Vec::new() };
+    let off = config::Admin { listen: "off".into(), ..config::Admin::default() };
     let admin = start(AdminOptions { dirs: &dirs, name: "x", config: &off, asked: true }, handle).unwrap();
     assert_eq!((admin.url(), admin.link()), (None, None));
     assert!(!dirs.token().exists());

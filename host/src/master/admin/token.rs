@@ -1,25 +1,29 @@
-//! The admin token: 32 random bytes as hex, made once per instance, in a file that only its owner may read. Whoever can read
-//! the file may use the admin address; so a file that others can read is refused, not repaired.
+//! The tokens of the admin address: 32 random bytes as hex each, made once per instance, in files that only their owner may
+//! read. One is for everything, one for `/metrics` alone. Whoever can read a file may do what its token allows; so a file that
+//! others can read is refused, not repaired.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use subtle::ConstantTimeEq;
+
+use crate::dirs::Dirs;
 
 /// Random bytes in a token; twice as many characters.
 const BYTES: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    #[error("failed to read the admin token {}: {source}", path.display())]
+    #[error("failed to read the token {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("failed to make the admin token {}: {source}", path.display())]
+    #[error("failed to make the token {}: {source}", path.display())]
     Make { path: PathBuf, source: std::io::Error },
-    #[error("failed to trust the admin token {}: {why}; delete the file and a new one is made", path.display())]
+    #[error("failed to trust the token {}: {why}; delete the file and a new one is made", path.display())]
     Unsafe { path: PathBuf, why: String },
-    #[error("failed to get random bytes for the admin token: {0}")]
+    #[error("failed to get random bytes for a token: {0}")]
     Random(getrandom::Error),
 }
 
@@ -52,6 +56,82 @@ impl std::fmt::Debug for Token {
     }
 }
 
+/// The tokens in force, each with its file.
+#[derive(Debug)]
+pub struct Tokens {
+    admin: Held,
+    metrics: Held,
+    /// Held while they are replaced, so that two callers do not mix their files.
+    replacing: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Held {
+    path: PathBuf,
+    token: Mutex<Token>,
+}
+
+impl Held {
+    fn open(path: PathBuf) -> Result<Held, TokenError> {
+        let token = Mutex::new(Token::open(&path)?);
+        Ok(Held { path, token })
+    }
+
+    fn get(&self) -> Token {
+        locked(&self.token).clone()
+    }
+
+    fn replace(&self) -> Result<(), TokenError> {
+        let token = make(&self.path)?;
+        *locked(&self.token) = token;
+        Ok(())
+    }
+}
+
+impl Tokens {
+    pub fn open(dirs: &Dirs) -> Result<Tokens, TokenError> {
+        let (admin, metrics) = (Held::open(dirs.token())?, Held::open(dirs.metrics_token())?);
+        Ok(Tokens { admin, metrics, replacing: Mutex::default() })
+    }
+
+    /// The one that allows everything.
+    pub fn admin(&self) -> Token {
+        self.admin.get()
+    }
+
+    /// The one that allows `GET /metrics`.
+    pub fn metrics(&self) -> Token {
+        self.metrics.get()
+    }
+
+    /// Where the token for `/metrics` is.
+    pub fn metrics_path(&self) -> &Path {
+        &self.metrics.path
+    }
+
+    /// Replaces both: the ones before are worth nothing from then on. Blocks on the files.
+    pub fn replace(&self) -> Result<(), TokenError> {
+        let _replacing = locked(&self.replacing);
+        self.admin.replace()?;
+        self.metrics.replace()
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What it holds is replaced as a whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        write!(text, "{byte:02x}").ok();
+        text
+    })
+}
+
 fn read(path: &Path) -> Result<Option<Token>, TokenError> {
     let failed = |source| TokenError::Read { path: path.into(), source };
     let mut file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
@@ -82,7 +162,7 @@ fn read(path: &Path) -> Result<Option<Token>, TokenError> {
 fn make(path: &Path) -> Result<Token, TokenError> {
     let mut bytes = [0; BYTES];
     getrandom::fill(&mut bytes).map_err(TokenError::Random)?;
-    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let text = hex(&bytes);
     let failed = |source| TokenError::Make { path: path.into(), source };
     if let Some(dir) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
@@ -120,6 +200,36 @@ mod tests {
         assert_eq!(path.parent().unwrap().metadata().unwrap().mode() & 0o7777, 0o700);
         assert_eq!(Token::open(&path).unwrap().expose(), first.expose());
         assert!(!format!("{first:?}").contains(first.expose()));
+    }
+
+    #[test]
+    fn replaced_tokens_are_worth_nothing_and_the_files_hold_the_new_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = Dirs { runtime: dir.path().into(), state: dir.path().into() };
+        let tokens = Tokens::open(&dirs).unwrap();
+        let (admin, metrics) = (tokens.admin(), tokens.metrics());
+        assert!(!admin.is(metrics.expose().as_bytes()));
+        tokens.replace().unwrap();
+        for (old, new, path) in
+            [(admin, tokens.admin(), dirs.token()), (metrics, tokens.metrics(), dirs.metrics_token())]
+        {
+            assert!(!new.is(old.expose().as_bytes()));
+            assert_eq!(Token::open(&path).unwrap().expose(), new.expose());
+            assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o600);
+        }
+    }
+
+    #[test]
+    fn a_token_stays_as_it_was_if_it_cannot_be_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = Dirs { runtime: dir.path().into(), state: dir.path().into() };
+        let tokens = Tokens::open(&dirs).unwrap();
+        let before = tokens.admin();
+        // In the way of the new file.
+        std::fs::create_dir(dirs.token().with_extension("new")).unwrap();
+        assert!(matches!(tokens.replace(), Err(TokenError::Make { .. })));
+        assert_eq!(tokens.admin().expose(), before.expose());
+        assert_eq!(Token::open(&dirs.token()).unwrap().expose(), before.expose());
     }
 
     #[test]

@@ -26,6 +26,7 @@ impl Master {
             listeners: self.listeners.status(self.sets.claims(shown)),
             certificates: self.sets.certificates(shown).map(Certificates::status).unwrap_or_default(),
             admin: self.admin_url.clone(),
+            probes: self.probe_url.clone(),
             plugin_dir: self.source.config.plugin_dir.display().to_string(),
             runs_as: Some(self.identity.status()),
             watcher: self.watcher.status(),

@@ -1,5 +1,5 @@
 // The admin page: asks for the status each second and shows it. It puts nothing into the page but text, keeps the token in
-// this tab only, and says so when the server does not answer.
+// this tab only, never sends it (see auth.js), and says so when the server does not answer or is another one.
 "use strict";
 
 const BASE = "/debug/admin";
@@ -26,9 +26,24 @@ function el(tag, options = {}, ...children) {
 
 // --- The token: from the link's fragment, which never leaves the browser, into this tab's storage. ---
 
+let session = null;
+
+function useToken(token) {
+  session = new Session(token, location.host, send);
+  sessionStorage.setItem(KEY, token);
+}
+
+/** Another page of this address, from whatever server, finds no token in the storage. */
+function forgetToken() {
+  session = null;
+  sessionStorage.removeItem(KEY);
+}
+
 function takeToken() {
   const match = /(?:^#|&)token=([0-9a-fA-F]+)/.exec(location.hash);
-  if (match) sessionStorage.setItem(KEY, match[1]);
+  const token = match?.[1] ?? sessionStorage.getItem(KEY) ?? "";
+  if (isToken(token)) useToken(token);
+  else forgetToken();
   if (location.hash) history.replaceState(null, "", location.pathname + location.search);
 }
 
@@ -38,47 +53,64 @@ let askedForToken = null;
 function askForToken(why) {
   askedForToken ??= new Promise((resolve) => {
     const dialog = $("ask-token");
+    const complain = (text) => { $("token-wrong").textContent = text; $("token-wrong").hidden = !text; };
     const done = (event) => {
       event.preventDefault();
-      sessionStorage.setItem(KEY, $("token").value.trim());
+      const token = $("token").value.trim();
+      if (!isToken(token)) return complain("This is no token: it has 64 hexadecimal digits.");
+      $("token-form").removeEventListener("submit", done);
+      useToken(token);
       $("token").value = "";
       askedForToken = null;
       dialog.close();
       resolve();
     };
-    $("token-wrong").textContent = why ?? "";
-    $("token-wrong").hidden = !why;
-    $("token-form").addEventListener("submit", done, { once: true });
+    complain(why ?? "");
+    $("token-form").addEventListener("submit", done);
     dialog.addEventListener("cancel", (event) => event.preventDefault());
     dialog.showModal();
   });
   return askedForToken;
 }
 
-class Unreachable extends Error {}
+/** A request as the browser sends it. An operation takes its time. */
+async function send(method, path, headers) {
+  const response = await fetch(path, {
+    method,
+    headers: { accept: "application/json", ...headers },
+    cache: "no-store",
+    credentials: "omit",
+    redirect: "error",
+    signal: method === "GET" ? AbortSignal.timeout(PATIENCE_MS) : undefined,
+  });
+  const body = await response.json().catch(() => null);
+  return { status: response.status, proof: response.headers.get("baton-proof"), body };
+}
 
-async function call(method, path, patience) {
+const UNKNOWN = "The server at this address has not proved that it knows this page's token: the token was replaced, or another program has taken the address.";
+
+/** The answer of the server that knows the token. At any other it stops, and waits for the person. */
+async function call(method, path) {
   for (;;) {
-    const token = sessionStorage.getItem(KEY);
-    if (!token) {
+    if (!session) {
       await askForToken();
       continue;
     }
-    let response, body;
+    const used = session;
     try {
-      response = await fetch(BASE + path, {
-        method,
-        headers: { authorization: "Bearer " + token, accept: "application/json" },
-        cache: "no-store",
-        signal: patience ? AbortSignal.timeout(patience) : undefined,
-      });
-      body = await response.json();
+      const answer = await used.call(method, BASE + path);
+      // It is there, and is the one: a reload of the page need not ask again.
+      if (session === used) sessionStorage.setItem(KEY, used.token);
+      return answer;
     } catch (error) {
-      throw new Unreachable(String(error));
+      if (error instanceof Unreachable) sessionStorage.removeItem(KEY);
+      if (!(error instanceof Unknown)) throw error;
+      if (session === used) {
+        forgetToken();
+        showStopped();
+      }
+      await askForToken(UNKNOWN);
     }
-    if (response.status !== 401) return { status: response.status, body };
-    sessionStorage.removeItem(KEY);
-    await askForToken("The server does not know this token.");
   }
 }
 
@@ -187,7 +219,7 @@ async function ended(report) {
   while (["queued", "running"].includes(report.result) && performance.now() < until) {
     await new Promise((resolve) => setTimeout(resolve, FOLLOW_MS));
     try {
-      const { status, body } = await call("GET", "/ops/" + report.op, PATIENCE_MS);
+      const { status, body } = await call("GET", "/ops/" + report.op);
       if (status === 200) report = body;
     } catch (error) {
       if (!(error instanceof Unreachable)) throw error;
@@ -406,6 +438,16 @@ function showGone() {
   gone.hidden = false;
 }
 
+/** Another server may be there: nothing is shown of it, and nothing asked. */
+function showStopped() {
+  if (!$("state")) return;
+  showGone();
+  setState("bad", "stopped");
+  const since = seen ? ` What follows is from ${seen.toLocaleTimeString()}.` : "";
+  $("gone").textContent = `${UNKNOWN} This page has stopped. It has not sent the token, and has forgotten it: run "baton admin" on the server and open the link it prints.${since}`;
+  $("gone").className = "notice bad";
+}
+
 let timer = null;
 let polling = false;
 
@@ -414,7 +456,7 @@ async function poll() {
   polling = true;
   clearTimeout(timer);
   try {
-    const { status, body } = await call("GET", "/status", PATIENCE_MS);
+    const { status, body } = await call("GET", "/status");
     if (status === 200) show(body);
     else showGone();
   } catch (error) {
