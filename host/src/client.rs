@@ -73,9 +73,14 @@ struct Problem {
     hint: String,
 }
 
-#[derive(Deserialize)]
-struct Link {
-    url: String,
+/// How people and Prometheus come in over TCP.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Link {
+    /// The admin page's address with the token.
+    pub url: String,
+    /// The file with the token that reads `/metrics` and nothing else. Absent from an older master.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_token_file: Option<String>,
 }
 
 impl Client {
@@ -91,10 +96,13 @@ impl Client {
         self.ask(Method::GET, &format!("/debug/admin/ops/{id}"), Bytes::new(), Some(PATIENCE)).await
     }
 
-    /// The admin page's address with the token.
-    pub async fn link(&self) -> Result<String, ClientError> {
-        let link: Link = self.ask(Method::GET, "/debug/admin/link", Bytes::new(), Some(PATIENCE)).await?;
-        Ok(link.url)
+    pub async fn link(&self) -> Result<Link, ClientError> {
+        self.ask(Method::GET, "/debug/admin/link", Bytes::new(), Some(PATIENCE)).await
+    }
+
+    /// Replaces the tokens, and returns the new link.
+    pub async fn rotate(&self) -> Result<Link, ClientError> {
+        self.ask(Method::POST, "/debug/admin/rotate", Bytes::new(), Some(PATIENCE)).await
     }
 
     /// Answered when the operation has ended, or a shutdown has begun.

@@ -1,6 +1,7 @@
 //! The command line: what may be typed, how it ends (exit codes), and nothing of how it is done: `run`, `verbs` and `dev` do.
 
 mod instances;
+mod printable;
 mod progress;
 mod render;
 mod run;
@@ -60,6 +61,12 @@ pub enum CliError {
     Binary(std::io::Error),
     #[error("failed to start the runtime: {0}")]
     Runtime(std::io::Error),
+    #[error("failed to see the end of the {verb} within {}: it goes on; `baton status` shows what it waits for", humantime::format_duration(*.after))]
+    GaveUp { verb: crate::report::Verb, after: Duration },
+    #[error("failed to make the answer printable: {0}")]
+    Printable(#[from] serde_json::Error),
+    #[error("failed to do this: the running server {0}; `baton restart` replaces it by the program that is installed")]
+    OldMaster(&'static str),
     #[error("failed to write to stdout: {0}")]
     Output(std::io::Error),
     #[error("failed to print the configuration: {0}")]
@@ -205,7 +212,12 @@ Examples:
     #[command(after_help = "\
 Examples:
   baton admin
-  xdg-open \"$(baton admin)\"")]
+  xdg-open \"$(baton admin)\"
+  baton admin --metrics                   # the file with the token for Prometheus
+  baton admin --rotate                    # new tokens: the ones before are worth nothing from now on
+
+--rotate needs a running server. Without one remove admin-token and metrics-token from the state directory: the next
+start makes new ones.")]
     Admin(AdminArgs),
     /// Print a completion script
     #[command(after_help = "\
@@ -388,6 +400,12 @@ pub struct StatusArgs {
 pub struct AdminArgs {
     #[command(flatten)]
     which: Which,
+    /// Replace the tokens first; pages that are open must log in again
+    #[arg(long)]
+    rotate: bool,
+    /// Print the path of the file with the token that reads /metrics and nothing else
+    #[arg(long)]
+    metrics: bool,
     /// Print it as JSON
     #[arg(long)]
     json: bool,
@@ -421,7 +439,7 @@ pub fn main() -> ExitCode {
             exit::DONE => {}
             // Where the log goes, its readers look.
             _ if crate::telemetry::is_on() => tracing::error!("{error}"),
-            _ => crate::telemetry::print(&format!("baton: {error}")),
+            _ => crate::telemetry::print(&printable::text(&format!("baton: {error}"))),
         }
         code
     });

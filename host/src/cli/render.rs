@@ -175,10 +175,31 @@ pub fn drain(drain: &DrainReport, paint: Paint) -> String {
     format!("drained in {}: {}", millis(drain.ms), parts.join(", "))
 }
 
+/// What an operation under way does or waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Phase {
+    /// What it is; changes when something else is done or waited for.
+    pub what: String,
+    /// The same with how far it is, and until when it may take.
+    pub whole: String,
+}
+
+impl Phase {
+    fn plain(what: impl Into<String>) -> Phase {
+        let what = what.into();
+        Phase { whole: what.clone(), what }
+    }
+
+    fn of(what: impl Into<String>, state: &str) -> Phase {
+        let what = what.into();
+        Phase { whole: format!("{what}: {state}"), what }
+    }
+}
+
 /// What an operation under way does now, by the newest generation.
-pub fn phase(status: &Status, verb: Verb) -> String {
+pub fn phase(status: &Status, verb: Verb) -> Phase {
     if let Some(why) = status.operations.iter().find(|op| op.verb == verb).and_then(|op| op.queued.as_ref()) {
-        return format!("waiting: {why}");
+        return queued(status, why);
     }
     let newest = status.generations.first();
     match (verb, newest) {
@@ -187,25 +208,36 @@ pub fn phase(status: &Status, verb: Verb) -> String {
             let alive = || status.generations.iter().filter(|generation| generation.state != GenerationState::Exited);
             let open: u64 = alive().map(|generation| generation.load.connections).sum();
             let busy: u64 = alive().map(|generation| generation.load.requests_in_flight).sum();
-            format!("{busy} in flight on {open} connections")
+            let most = alive().filter_map(|generation| generation.deadline_ms).max();
+            let most = most.map(|ms| format!(", at most {} more", duration(Duration::from_millis(ms))));
+            Phase::of("shutting down", &format!("{busy} in flight on {open} connections{}", most.unwrap_or_default()))
         }
-        (Verb::Cut, _) => draining(status).unwrap_or_else(|| "ending".into()),
+        (Verb::Cut, _) => draining(status).unwrap_or_else(|| Phase::plain("ending")),
         (Verb::Reload | Verb::Restart | Verb::Rollback, Some(newest)) => match newest.state {
-            GenerationState::Starting => format!("starting generation {}", newest.generation),
-            GenerationState::Loading => format!("loading generation {}", newest.generation),
-            GenerationState::Proving => format!("probing generation {}", newest.generation),
+            GenerationState::Starting => Phase::plain(format!("starting generation {}", newest.generation)),
+            GenerationState::Loading => Phase::plain(format!("loading generation {}", newest.generation)),
+            GenerationState::Proving => Phase::plain(format!("probing generation {}", newest.generation)),
             GenerationState::Ready | GenerationState::Committing => {
-                format!("switching to generation {}", newest.generation)
+                Phase::plain(format!("switching to generation {}", newest.generation))
             }
             _ if newest.state == GenerationState::Serving && standby(status).is_some() => {
-                format!("generation {} is on probation", newest.generation)
+                Phase::plain(format!("generation {} is on probation", newest.generation))
             }
-            _ => match retiring(status) {
-                Some(line) => line,
-                None => "reading the plugins".into(),
-            },
+            _ => retiring(status).unwrap_or_else(|| Phase::plain("reading the plugins")),
         },
-        (Verb::Reload | Verb::Restart | Verb::Rollback, None) => "reading the plugins".into(),
+        (Verb::Reload | Verb::Restart | Verb::Rollback, None) => Phase::plain("reading the plugins"),
+    }
+}
+
+/// Why an operation has not begun: with the generations that drain, if it waits for room.
+fn queued(status: &Status, why: &str) -> Phase {
+    let what = format!("waiting: {why}");
+    let draining = status.generations.iter().filter(|generation| generation.state == GenerationState::Retiring);
+    // The one that ends first makes room.
+    let first = draining.min_by_key(|generation| generation.deadline_ms.unwrap_or(u64::MAX));
+    match first {
+        Some(old) => Phase::of(what, &format!("generation {} drains {}", old.generation, left(old))),
+        None => Phase::plain(what),
     }
 }
 
@@ -214,7 +246,7 @@ fn standby(status: &Status) -> Option<&crate::report::GenerationStatus> {
 }
 
 /// What the last switch left behind, once no operation is under way.
-fn retiring(status: &Status) -> Option<String> {
+fn retiring(status: &Status) -> Option<Phase> {
     let under_way = |result| matches!(result, OpResult::Queued | OpResult::Running);
     if status.operations.iter().any(|op| under_way(op.result)) {
         return None;
@@ -223,9 +255,9 @@ fn retiring(status: &Status) -> Option<String> {
 }
 
 /// What the newest of those that drain still has.
-fn draining(status: &Status) -> Option<String> {
+fn draining(status: &Status) -> Option<Phase> {
     let old = status.generations.iter().find(|generation| generation.state == GenerationState::Retiring)?;
-    Some(format!("draining generation {}: {}", old.generation, left(old)))
+    Some(Phase::of(format!("draining generation {}", old.generation), &left(old)))
 }
 
 /// What a generation that drains still has, by class, and for how long at most.
@@ -269,6 +301,9 @@ pub fn status(status: &Status, paint: Paint) -> String {
     if let Some(admin) = &status.admin {
         push(&mut text, format_args!("  admin      {admin}\n"));
     }
+    if let Some(probes) = &status.probes {
+        push(&mut text, format_args!("  probes     {probes}\n"));
+    }
     push(&mut text, format_args!("  plugins    {}{}\n", status.plugin_dir, runs_as(status.runs_as.as_ref(), paint)));
     text.push_str(&watcher(&status.watcher, paint));
     text.push_str(&systemd(status.systemd.as_ref(), paint));
@@ -291,6 +326,9 @@ pub fn status(status: &Status, paint: Paint) -> String {
         let line = report(last, &[], false, Paint(false));
         let first = line.lines().next().unwrap_or_default();
         push(&mut text, format_args!("\nlast operation: {} {} by {}: {first}\n", last.verb, last.op, last.cause));
+        if let Some(why) = &last.queued {
+            push(&mut text, format_args!("{}\n", queued(status, why).whole));
+        }
         if let Some(hint) = &last.hint {
             push(&mut text, format_args!("hint: {hint}\n"));
         }

@@ -1,13 +1,14 @@
 //! The verbs that talk to a running master: ask, wait as long as was asked for, and say how it ended. A report goes to stdout
 //! when it is good news or JSON, to stderr when the old code serves on.
 
+use std::cell::Cell;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use super::render::{self, Paint};
 use super::{
     AdminArgs, CliError, CutArgs, ReloadArgs, RollbackArgs, ShutdownArgs, StatusArgs, Wait, WaitEnd, Waiting, Which,
-    exit, progress, say,
+    exit, printable, progress, say,
 };
 use crate::client::{Ask, Client, ClientError};
 use crate::report::{Generation, GenerationState, OpResult, PluginStatus, Report, Status, Verb};
@@ -63,6 +64,7 @@ async fn done(
 fn switch(which: &Which, args: &Waiting, verb: Verb, ask: Ask) -> Result<u8, CliError> {
     with_master(which, async |client| {
         let begun = Instant::now();
+        let until = Cell::new(begun + args.timeout.unwrap_or(SWITCH_PATIENCE));
         let work = async {
             let patience = args.timeout.unwrap_or(SWITCH_PATIENCE);
             let report = client.operate(verb, ask, Some(patience)).await?;
@@ -70,19 +72,22 @@ fn switch(which: &Which, args: &Waiting, verb: Verb, ask: Ask) -> Result<u8, Cli
             // What was given is for all of it.
             let patience = args.timeout.unwrap_or(DRAIN_PATIENCE);
             let deadline = if args.timeout.is_some() { begun } else { Instant::now() } + patience;
+            until.set(deadline);
             match (report.result, args.wait) {
                 (OpResult::Switched, Wait::Settled) => settled(client, report, patience, deadline).await,
                 (OpResult::Switched, Wait::Drained) => drained(client, report, patience, deadline).await,
                 _ => Ok(report),
             }
         };
-        let report = progress::show(args.json, client, verb, work).await?;
+        let waiting = progress::Waiting { verb, deadline: &until, json: args.json };
+        let report = progress::show(client, waiting, work).await.map_err(|error| gave_up(verb, error))?;
         let switched = report.result == OpResult::Switched;
         if args.json {
             say(&json(&report))?;
         } else if switched {
             // Only to name versions; without them the line is still right.
             let plugins = client.status().await.map(|status| plugins_of(&status, &report)).unwrap_or_default();
+            let (report, plugins) = (printable::of(&report)?, printable::of(&plugins)?);
             let paint = Paint(colours(&std::io::stdout()));
             say(&format!("{}\n", render::report(&report, &plugins, args.verbose, paint)))?;
             if let (Wait::Drained, Some(drain)) = (args.wait, &report.drain) {
@@ -90,10 +95,18 @@ fn switch(which: &Which, args: &Waiting, verb: Verb, ask: Ask) -> Result<u8, Cli
             }
         } else {
             let paint = Paint(colours(&std::io::stderr()));
-            crate::telemetry::print(&render::report(&report, &[], args.verbose, paint));
+            crate::telemetry::print(&render::report(&printable::of(&report)?, &[], args.verbose, paint));
         }
         Ok(if switched { exit::DONE } else { exit::FAILED })
     })
+}
+
+/// Names what goes on although it is waited for no longer.
+fn gave_up(verb: Verb, error: ClientError) -> CliError {
+    match error {
+        ClientError::Timeout(after) => CliError::GaveUp { verb, after },
+        error => error.into(),
+    }
 }
 
 /// Waits until nobody stands by to take over again.
@@ -148,14 +161,24 @@ pub fn cut(args: &CutArgs) -> Result<u8, CliError> {
     with_master(&args.which, async |client| {
         let ask = Ask { generation: args.generation.map(Generation), ..Ask::default() };
         let work = client.operate(Verb::Cut, ask, Some(args.timeout));
-        let report = progress::show(args.json, client, Verb::Cut, work).await?;
+        let until = Cell::new(Instant::now() + args.timeout);
+        let waiting = progress::Waiting { verb: Verb::Cut, deadline: &until, json: args.json };
+        let report = progress::show(client, waiting, work).await.map_err(|error| gave_up(Verb::Cut, error))?;
         let done = report.result == OpResult::Done;
         if args.json {
             say(&json(&report))?;
         } else if done {
-            say(&format!("{}\n", render::report(&report, &[], false, Paint(colours(&std::io::stdout())))))?;
+            say(&format!(
+                "{}\n",
+                render::report(&printable::of(&report)?, &[], false, Paint(colours(&std::io::stdout())))
+            ))?;
         } else {
-            crate::telemetry::print(&render::report(&report, &[], false, Paint(colours(&std::io::stderr()))));
+            crate::telemetry::print(&render::report(
+                &printable::of(&report)?,
+                &[],
+                false,
+                Paint(colours(&std::io::stderr())),
+            ));
         }
         Ok(if done { exit::DONE } else { exit::FAILED })
     })
@@ -169,7 +192,10 @@ pub fn shutdown(args: &ShutdownArgs) -> Result<u8, CliError> {
         let accepted = report.result == OpResult::ShuttingDown;
         if accepted && args.wait == WaitEnd::Ended {
             let deadline = begun + args.timeout;
-            progress::show(args.json, client, Verb::Shutdown, ended(client, pid, args.timeout, deadline)).await?;
+            let until = Cell::new(deadline);
+            let waiting = progress::Waiting { verb: Verb::Shutdown, deadline: &until, json: args.json };
+            let ended = progress::show(client, waiting, ended(client, pid, args.timeout, deadline)).await;
+            ended.map_err(|error| gave_up(Verb::Shutdown, error))?;
         }
         if args.json {
             say(&json(&report))?;
@@ -179,7 +205,7 @@ pub fn shutdown(args: &ShutdownArgs) -> Result<u8, CliError> {
             say("shutting down\n")?;
         } else {
             let paint = Paint(colours(&std::io::stderr()));
-            crate::telemetry::print(&render::report(&report, &[], true, paint));
+            crate::telemetry::print(&render::report(&printable::of(&report)?, &[], true, paint));
         }
         Ok(if accepted { exit::DONE } else { exit::FAILED })
     })
@@ -218,7 +244,11 @@ fn runs(pid: i32) -> bool {
 pub fn status(args: &StatusArgs) -> Result<u8, CliError> {
     with_master(&args.which, async |client| {
         let status = client.status().await?;
-        let text = if args.json { json(&status) } else { render::status(&status, Paint(colours(&std::io::stdout()))) };
+        let text = if args.json {
+            json(&status)
+        } else {
+            render::status(&printable::of(&status)?, Paint(colours(&std::io::stdout())))
+        };
         say(&text)?;
         Ok(exit::DONE)
     })
@@ -226,8 +256,15 @@ pub fn status(args: &StatusArgs) -> Result<u8, CliError> {
 
 pub fn admin(args: &AdminArgs) -> Result<u8, CliError> {
     with_master(&args.which, async |client| {
-        let url = client.link().await?;
-        say(&if args.json { json(&serde_json::json!({ "url": url })) } else { format!("{url}\n") })?;
+        let link = if args.rotate { client.rotate().await? } else { client.link().await? };
+        say(&match (args.json, args.metrics) {
+            (true, _) => json(&link),
+            (false, false) => format!("{}\n", link.url),
+            (false, true) => match link.metrics_token_file {
+                Some(path) => format!("{path}\n"),
+                None => return Err(CliError::OldMaster("has no token for metrics alone")),
+            },
+        })?;
         Ok(exit::DONE)
     })
 }

@@ -581,12 +581,7 @@ impl Default for Store {
 
 impl Default for Admin {
     fn default() -> Admin {
-        Admin {
-            listen: "127.0.0.1:9700".into(),
-            hosts: Vec::new(),
-            probe_listen: "off".into(),
-            public_metrics: false,
-        }
+        Admin { listen: "127.0.0.1:9700".into(), hosts: Vec::new(), probe_listen: "off".into(), public_metrics: false }
     }
 }
 

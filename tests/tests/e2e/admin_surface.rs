@@ -28,7 +28,8 @@ fn with_probes() -> Setup {
 
 /// Connections that a client opens and leaves: without a byte, in a head, in a body.
 fn leave_connections(addr: SocketAddr, count: usize) -> Vec<TcpStream> {
-    let begun = ["", "GET /readyz HTTP/1.1\r\nhost: x", "POST /debug/admin/reload HTTP/1.1\r\ncontent-length: 9\r\n\r\n"];
+    let begun =
+        ["", "GET /readyz HTTP/1.1\r\nhost: x", "POST /debug/admin/reload HTTP/1.1\r\ncontent-length: 9\r\n\r\n"];
     let open = |number: usize| {
         let mut stream = TcpStream::connect(addr).expect("failed to connect");
         stream.write_all(begun[number % begun.len()].as_bytes()).expect("failed to send");
@@ -159,9 +160,8 @@ fn the_metrics_token_reads_metrics_and_nothing_else() {
 fn rotated_tokens_are_worth_nothing_at_once_and_for_ever() {
     let server = Setup::probe("v1").start();
     let addr = server.admin_addr();
-    let status = |token: &str| {
-        ask(addr, "GET", "/debug/admin/status", &[("authorization", &format!("Bearer {token}"))]).status
-    };
+    let status =
+        |token: &str| ask(addr, "GET", "/debug/admin/status", &[("authorization", &format!("Bearer {token}"))]).status;
     let old = server.token();
     assert_eq!(status(&old), 200);
     let link = server.cli(&["admin", "--rotate"]).assert_code(0).stdout.trim().to_owned();

@@ -287,11 +287,16 @@ fn progress_says_what_is_waited_for() {
     at.generations[1].deadline_ms = Some(540_000);
     let waits = Phase {
         what: "waiting: draining full".into(),
-        whole: "waiting: draining full: generation 7 drains 64 connections, 4 in flight, 60 idle, at most 9 min more".into(),
+        whole: "waiting: draining full: generation 7 drains 64 connections, 4 in flight, 60 idle, at most 9 min more"
+            .into(),
     };
     assert_eq!(phase(&at, Verb::Reload), waits);
     at.operations[0].result = OpResult::Queued;
-    assert!(status(&at, PLAIN).contains(&format!("queued: draining full\n{}\n", waits.whole)), "{}", status(&at, PLAIN));
+    assert!(
+        status(&at, PLAIN).contains(&format!("queued: draining full\n{}\n", waits.whole)),
+        "{}",
+        status(&at, PLAIN)
+    );
     at.operations[0].result = OpResult::Switched;
     at.generations[1].state = GenerationState::Exited;
     at.generations[1].deadline_ms = None;

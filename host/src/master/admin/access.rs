@@ -144,8 +144,7 @@ impl Policy {
         }
         let offered = offered.trim().as_bytes();
         let passes = scheme.eq_ignore_ascii_case("bearer")
-            && (self.tokens.admin().is(offered)
-                || access == Access::MetricsToken && self.tokens.metrics().is(offered));
+            && (self.tokens.admin().is(offered) || access == Access::MetricsToken && self.tokens.metrics().is(offered));
         if passes { Ok(None) } else { Err(unknown_token("failed to recognise the token", true)) }
     }
 
@@ -379,7 +378,10 @@ mod tests {
             assert_eq!(check(&Method::GET, &headers).is_ok(), passes, "{host}");
             headers.insert("content-length", "2".parse().unwrap());
             let denied = check(&Method::GET, &headers).unwrap_err();
-            assert_eq!((denied.status.as_u16(), denied.proof.is_some()), if passes { (400, true) } else { (401, false) });
+            assert_eq!(
+                (denied.status.as_u16(), denied.proof.is_some()),
+                if passes { (400, true) } else { (401, false) }
+            );
         }
     }
 

@@ -33,9 +33,9 @@ use tokio::time::Instant;
 use self::accept::{Listening, accept};
 use self::access::{Access, Denied, Head, Policy};
 use self::denials::{Denials, PeerKey};
+use self::probe::Probes;
 use self::signature::{Challenger, Proof};
 use self::token::Tokens;
-use self::probe::Probes;
 use super::handle::Handle;
 use super::resume::{Fd, Luggage};
 use super::socket_file::{self, SavedFile, SocketFile};
@@ -51,9 +51,15 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub enum AdminError {
     #[error("failed to listen on the admin socket {}: {source}", path.display())]
     Socket { path: PathBuf, source: io::Error },
-    #[error("failed to listen on the admin address {address}: {source}{}", in_use(source, "choose another with --admin"))]
+    #[error(
+        "failed to listen on the admin address {address}: {source}{}",
+        in_use(source, "choose another with --admin")
+    )]
     Listen { address: SocketAddr, source: io::Error },
-    #[error("failed to listen on the probe address {address}: {source}{}", in_use(source, "set admin.probe_listen to another"))]
+    #[error(
+        "failed to listen on the probe address {address}: {source}{}",
+        in_use(source, "set admin.probe_listen to another")
+    )]
     ListenForProbes { address: SocketAddr, source: io::Error },
     #[error(transparent)]
     Address(#[from] ConfigError),
@@ -164,15 +170,11 @@ pub fn start(options: AdminOptions<'_>, handle: Handle) -> Result<Admin, AdminEr
     };
     let tcp = match address("admin.listen", &options.config.listen)? {
         None => None,
-        Some(address) => {
-            Some(listen(address, options.asked).map_err(|source| AdminError::Listen { address, source })?)
-        }
+        Some(address) => Some(listen(address, options.asked).map_err(|source| AdminError::Listen { address, source })?),
     };
     let probes = match address("admin.probe_listen", &options.config.probe_listen)? {
         None => None,
-        Some(address) => {
-            Some(listen(address, true).map_err(|source| AdminError::ListenForProbes { address, source })?)
-        }
+        Some(address) => Some(listen(address, true).map_err(|source| AdminError::ListenForProbes { address, source })?),
     };
     let path = options.dirs.socket();
     let failed = |source| AdminError::Socket { path: path.clone(), source };
@@ -214,9 +216,7 @@ fn over(
     };
     let probes = match &listening.probes {
         None => None,
-        Some(listener) => {
-            Some(Probes::new(address_of(listener)?, probe::Metrics::of(options.config.public_metrics)))
-        }
+        Some(listener) => Some(Probes::new(address_of(listener)?, probe::Metrics::of(options.config.public_metrics))),
     };
     let path = socket.path().into();
     let denials = Denials::default();

@@ -150,7 +150,10 @@ async fn slow_and_idle_connections_do_not_keep_a_probe_out() {
         match number % 3 {
             0 => {}
             1 => one.write_all(b"GET /livez HTTP/1.1\r\nhost:").await.unwrap(),
-            _ => one.write_all(b"POST /debug/admin/reload HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n").await.unwrap(),
+            _ => one
+                .write_all(b"POST /debug/admin/reload HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+                .await
+                .unwrap(),
         }
         held.push(one);
     }
@@ -174,7 +177,9 @@ async fn callers_that_wait_for_operations_do_not_keep_a_probe_out() {
     }
     // As many as may wait; the others are refused.
     while replies.len() < 32 {
-        let Some(Request::Operate { verb, cause, reply, .. }) = requests.recv().await else { panic!("another request") };
+        let Some(Request::Operate { verb, cause, reply, .. }) = requests.recv().await else {
+            panic!("another request")
+        };
         replies.push((verb, cause, reply));
     }
     let probe = exchange(UnixStream::connect(dirs.socket()).await.unwrap(), PROBE);

@@ -24,7 +24,10 @@ enum Peer {
     /// A server at that address or another, to which another program passes everything on.
     Server(Box<Policy>, &'static str),
     /// A program that answers this, whatever is asked.
-    Other { status: u16, body: &'static str },
+    Other {
+        status: u16,
+        body: &'static str,
+    },
     Nobody,
 }
 

@@ -363,7 +363,10 @@ async fn an_operation_too_many_is_refused_and_all_else_is_answered() {
 async fn a_loop_that_has_ended_is_said_so() {
     let (handle, desk) = Handle::new();
     drop(desk);
-    let world = World { surface: Surface { handle, ..world(Readiness::Ready, switched).surface }, ..world(Readiness::Ready, switched) };
+    let world = World {
+        surface: Surface { handle, ..world(Readiness::Ready, switched).surface },
+        ..world(Readiness::Ready, switched)
+    };
     let (status, text, _) = ask_as(&world, &SOCKET, "GET", "/debug/admin/status", &[], "").await;
     assert_eq!(status, 503);
     assert!(text.contains("ended"), "{text}");
