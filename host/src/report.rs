@@ -318,11 +318,14 @@ pub struct Cut {
     pub head: u64,
     pub upgraded: u64,
     pub http2: u64,
+    /// Responses without a length, at the end of `drain.stream`. Those of HTTP/2 are counted beside their connections.
+    #[serde(default)]
+    pub stream: u64,
 }
 
 impl Cut {
     pub fn total(&self) -> u64 {
-        self.busy + self.head + self.upgraded + self.http2
+        self.busy + self.head + self.upgraded + self.http2 + self.stream
     }
 }
 
@@ -375,6 +378,7 @@ impl std::ops::AddAssign for DrainReport {
         self.cut.head += cut.head;
         self.cut.upgraded += cut.upgraded;
         self.cut.http2 += cut.http2;
+        self.cut.stream += cut.stream;
         self.lost += lost;
         self.unanswered_pipelined += unanswered_pipelined;
         self.ms = self.ms.max(ms);

@@ -154,6 +154,18 @@ pub fn cpu_time(pid: i32) -> Option<Duration> {
     nix::time::clock_gettime(clock).ok().map(Duration::from)
 }
 
+/// The kernel's timer of the socket at `local` whose peer is at `peer` (proc(5), /proc/net/tcp): 0 for none, 1 for a
+/// retransmission, 2 for keepalive. IPv4 only.
+pub fn tcp_timer(local: SocketAddr, peer: SocketAddr) -> Option<u32> {
+    let port = |field: &str| u16::from_str_radix(field.rsplit(':').next()?, 16).ok();
+    let table = fs::read_to_string("/proc/net/tcp").ok()?;
+    table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_meant = port(fields.get(1)?) == Some(local.port()) && port(fields.get(2)?) == Some(peer.port());
+        is_meant.then(|| fields.get(5)?.split(':').next()?.parse().ok()).flatten()
+    })
+}
+
 /// The TCP sockets (IPv4) on which `pid` listens, with their inodes, as the kernel has it.
 #[track_caller]
 pub fn listening(pid: i32) -> BTreeMap<SocketAddr, u64> {

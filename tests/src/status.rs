@@ -287,10 +287,11 @@ pub struct Cut {
     pub head: u64,
     pub upgraded: u64,
     pub http2: u64,
+    pub stream: u64,
 }
 
 impl Cut {
     pub fn total(&self) -> u64 {
-        self.busy + self.head + self.upgraded + self.http2
+        self.busy + self.head + self.upgraded + self.http2 + self.stream
     }
 }

@@ -24,8 +24,12 @@ pub struct Limits {
     pub keepalive: Option<Duration>,
     /// Of a busy one, without progress.
     pub timeout: Option<Duration>,
+    /// How long the close of an idle connection lingers, if not as long as any other.
+    pub linger: Option<Duration>,
     /// Of one that has left HTTP, in all.
     pub upgraded: Option<Instant>,
+    /// Of a response without a length, in all.
+    pub stream: Option<Instant>,
     /// What moves fewer bytes per second makes none.
     pub min_rate: u64,
     /// Of all.
@@ -85,6 +89,8 @@ pub enum End {
     /// While idle, and a request came at that moment.
     Lost,
     CutBusy,
+    /// A response without a length, at the end of its time. With HTTP/2 it is counted beside its connection.
+    CutStream,
     CutHead,
     /// HTTP/2, after a GOAWAY and with every stream answered.
     Goaway,
@@ -116,6 +122,11 @@ impl Drain {
         [limits.upgraded, limits.end].into_iter().flatten().min()
     }
 
+    /// Whether responses without a length have had their time.
+    pub fn is_over_for_streams(&self) -> bool {
+        !self.is_serving() && self.limits().and_then(|limits| limits.stream).is_some_and(|at| at <= Instant::now())
+    }
+
     /// The limits, once the worker retires.
     pub fn limits(&self) -> Option<Limits> {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
@@ -131,7 +142,9 @@ impl Drain {
             since,
             keepalive: deadlines.keepalive_ms.map(Duration::from_millis),
             timeout: deadlines.timeout_ms.map(Duration::from_millis),
+            linger: deadlines.linger_ms.map(Duration::from_millis),
             upgraded: within(since, deadlines.upgraded_ms),
+            stream: within(since, deadlines.stream_ms),
             end: within(now, deadlines.max_ms),
             min_rate: deadlines.min_rate,
         };
@@ -194,6 +207,7 @@ impl Drain {
             upgraded: get(End::Upgraded),
             cut: Cut {
                 busy: get(End::CutBusy),
+                stream: get(End::CutStream),
                 head: get(End::CutHead),
                 upgraded: get(End::CutUpgraded),
                 http2: get(End::CutHttp2),
@@ -230,7 +244,7 @@ mod tests {
         let drain = Drain::default();
         assert!(drain.is_serving() && drain.limits().is_none());
         drain.note(End::Lost);
-        let never = Deadlines { keepalive_ms: None, timeout_ms: None, min_rate: 0, upgraded_ms: None, max_ms: None };
+        let never = Deadlines::default();
         let first = drain.retire(never);
         assert!(!drain.is_serving() && first.end.is_none());
         let second = drain.retire(Deadlines { max_ms: Some(10), ..never });
@@ -246,9 +260,9 @@ mod tests {
     fn each_end_is_counted_in_its_class() {
         use End::*;
         let drain = Drain::default();
-        drain.retire(Deadlines { keepalive_ms: None, timeout_ms: None, min_rate: 0, upgraded_ms: None, max_ms: None });
+        drain.retire(Deadlines::default());
         for (times, end) in
-            [Finished, Unanswered, Lingered, Lost, CutBusy, CutHead, Goaway, CutHttp2, Upgraded, CutUpgraded]
+            [Finished, Unanswered, Lingered, Lost, CutBusy, CutHead, Goaway, CutHttp2, Upgraded, CutUpgraded, CutStream]
                 .into_iter()
                 .enumerate()
         {
@@ -256,7 +270,7 @@ mod tests {
         }
         let DrainReport { finished, lingered, goaway, upgraded, cut, lost, unanswered_pipelined, .. } = drain.report();
         assert_eq!((finished, unanswered_pipelined, lingered, lost), (1 + 2, 2, 4 + 8, 8));
-        assert_eq!(cut, Cut { busy: 16, head: 32, http2: 128, upgraded: 512 });
+        assert_eq!(cut, Cut { busy: 16, head: 32, http2: 128, upgraded: 512, stream: 1024 });
         assert_eq!((goaway, upgraded), (64, 256));
     }
 }

@@ -304,7 +304,9 @@ impl State {
         let deadlines = Deadlines {
             keepalive_ms: limit(self.drain.keepalive),
             timeout_ms: limit(self.drain.timeout),
+            linger_ms: None,
             upgraded_ms: limit(self.drain.upgraded),
+            stream_ms: limit(self.drain.stream),
             min_rate: self.drain.min_rate,
             max_ms: Some(whole),
         };

@@ -24,8 +24,15 @@ use crate::sys::shared::Slots;
 use crate::sys::{seqpacket, worker};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const NOW: Deadlines =
-    Deadlines { keepalive_ms: Some(0), timeout_ms: Some(0), min_rate: 0, upgraded_ms: Some(0), max_ms: Some(0) };
+const NOW: Deadlines = Deadlines {
+    keepalive_ms: Some(0),
+    linger_ms: None,
+    timeout_ms: Some(0),
+    upgraded_ms: Some(0),
+    stream_ms: Some(0),
+    min_rate: 0,
+    max_ms: Some(0),
+};
 
 /// The master's side of one worker, which runs on a thread of this process.
 struct Master {
@@ -174,6 +181,8 @@ fn a_life_from_hello_to_done() {
     master.send(
         ToChild::Retire(Deadlines {
             keepalive_ms: Some(50),
+            linger_ms: None,
+            stream_ms: None,
             timeout_ms: None,
             min_rate: 0,
             upgraded_ms: None,
@@ -248,6 +257,8 @@ fn cut_ends_a_drain_that_waits() {
     master.send(
         ToChild::Retire(Deadlines {
             keepalive_ms: None,
+            linger_ms: None,
+            stream_ms: None,
             timeout_ms: None,
             min_rate: 0,
             upgraded_ms: None,

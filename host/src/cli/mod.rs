@@ -153,7 +153,7 @@ Examples:
   baton reload --cold                     # for plugins of which only one process can run
 
 With --cold the old code ends before the new code starts. Meanwhile connections wait; what is in flight has
-shutdown.timeout to end, connections that are open and idle drain.keepalive. If the new code fails, the old code
+shutdown.timeout to end, connections that are open and idle are closed within shutdown.idle. If the new code fails, the old code
 is started again and the reload is refused.
 
 Exit codes: 0 switched, 1 refused or rolled back (the old code serves on), 2 usage, 69 no master runs.")]

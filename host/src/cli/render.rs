@@ -160,12 +160,13 @@ pub fn drain(drain: &DrainReport, paint: Paint) -> String {
             parts.push(format!("{count} {what}"));
         }
     }
-    let Cut { busy, head, upgraded, http2 } = drain.cut;
+    let Cut { busy, head, upgraded, http2, stream } = drain.cut;
     for (count, what) in [
         (busy, "cut in a request"),
         (head, "cut in a head"),
         (upgraded, "cut after an upgrade"),
         (http2, "cut of HTTP/2"),
+        (stream, "cut in a stream"),
         (drain.lost, "lost"),
     ] {
         if count > 0 {

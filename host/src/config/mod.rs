@@ -8,6 +8,7 @@ mod bounds;
 pub mod carried;
 mod file;
 mod limit;
+mod limits;
 mod load;
 mod mode;
 mod rules;
@@ -218,6 +219,8 @@ pub struct Drain {
     pub linger: Duration,
     /// A connection that has left HTTP, such as a WebSocket, has this long to end.
     pub upgraded: Limit,
+    /// A response that announced no length, to a request that is received, has this long to end.
+    pub stream: Limit,
     /// What moves fewer bytes per second makes no progress; 0 for any.
     pub min_rate: u64,
     /// All in all, from RETIRE.
@@ -234,6 +237,8 @@ pub struct Shutdown {
     #[serde(with = "finite")]
     pub delay: Duration,
     pub timeout: Limit,
+    /// A connection without a request is closed within this time.
+    pub idle: Limit,
 }
 
 /// What one client, and all together, may take up. docs/LIMITS.md says what each meets at a limit.
@@ -266,6 +271,12 @@ pub struct Limits {
     pub http2_streams: u32,
     /// An HTTP/2 client that says nothing is asked this often whether it lives, and has as long to answer.
     pub http2_ping: Limit,
+    /// Silence on a connection until the kernel asks whether its peer still exists.
+    pub tcp_keepalive: Limit,
+    /// Bytes of a response that wait in the kernel to be sent.
+    pub send_queue: Size,
+    /// The kernel's send buffer of a connection; unlimited for the size that the kernel finds by itself.
+    pub send_buffer: Size,
 }
 
 /// For how long after a switch the old generation stands by to take over again.
@@ -516,6 +527,7 @@ impl Default for Drain {
             goaway: Limit::After(seconds(1)),
             linger: seconds(2),
             upgraded: Limit::After(seconds(60)),
+            stream: Limit::After(seconds(60)),
             max: Limit::After(seconds(600)),
             orphan: seconds(5),
         }
@@ -524,7 +536,7 @@ impl Default for Drain {
 
 impl Default for Shutdown {
     fn default() -> Shutdown {
-        Shutdown { delay: Duration::ZERO, timeout: Limit::After(seconds(30)) }
+        Shutdown { delay: Duration::ZERO, timeout: Limit::After(seconds(30)), idle: Limit::After(seconds(1)) }
     }
 }
 
@@ -545,6 +557,9 @@ impl Default for Limits {
             connections_per_peer: 0,
             http2_streams: 100,
             http2_ping: Limit::After(seconds(30)),
+            tcp_keepalive: Limit::After(seconds(60)),
+            send_queue: Size(128 << 10),
+            send_buffer: Size::UNLIMITED,
         }
     }
 }

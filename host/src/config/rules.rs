@@ -65,6 +65,9 @@ impl Config {
         if self.limits.http2_ping.duration().is_some_and(|ping| ping < Duration::from_millis(100)) {
             problem("limits.http2_ping", "must be at least 100ms, or \"never\"".into());
         }
+        for (key, why) in self.limits.problems() {
+            problem(&format!("limits.{key}"), why);
+        }
         // RFC 8446 4.6.1: no ticket lives longer than seven days, and ours may live for two turns.
         if !(1..=7 * 24 * 3600 / 2).contains(&self.tls.ticket_rotation.as_secs()) {
             problem("tls.ticket_rotation", "must lie between 1s and 3days 12h".into());

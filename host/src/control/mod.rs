@@ -247,14 +247,21 @@ pub struct ListenerInfo {
 }
 
 /// A retiring child's limits. Milliseconds from the receipt of RETIRE; absent for never.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deadlines {
     pub keepalive_ms: Option<u64>,
+    /// How long the close of an idle connection waits for the client's own; absent for as long as any other close. A master
+    /// that does not know it says nothing.
+    #[serde(default)]
+    pub linger_ms: Option<u64>,
     /// Without progress.
     pub timeout_ms: Option<u64>,
     /// Of connections that have left HTTP, in all. A master that does not know them says nothing.
     #[serde(default)]
     pub upgraded_ms: Option<u64>,
+    /// Of responses without a length, in all. A master that does not know them says nothing.
+    #[serde(default)]
+    pub stream_ms: Option<u64>,
     /// Bytes per second that are progress; 0 for any.
     #[serde(default)]
     pub min_rate: u64,

@@ -20,6 +20,7 @@ use crate::config::{Config, Listen, Server};
 use crate::control::ListenerInfo;
 use crate::report::{Failure, ListenerStatus, Scheme, Stage};
 use crate::sys::socket::{self, Address};
+use crate::sys::tcp::TcpOptions;
 use crate::sys::worker;
 use stored::{Label, Stored};
 
@@ -214,9 +215,10 @@ impl Listeners {
     pub fn open(&mut self, config: &Config) -> Result<Vec<Claim>, Failure> {
         let mut claims = Vec::new();
         let mut opened = Vec::new();
+        let options = config.limits.tcp_options();
         for server in &config.server {
             for (nth, requested) in server.listen.iter().enumerate() {
-                match self.open_one(server, nth, requested, &mut opened) {
+                match self.open_one(server, nth, requested, &options, &mut opened) {
                     Ok(one) => claims.extend(one),
                     Err(failure) => {
                         opened.into_iter().for_each(|key| self.take_back(key));
@@ -225,7 +227,18 @@ impl Listeners {
                 }
             }
         }
+        // Those that came have never had them.
+        self.set_options(&opened, &options);
         Ok(claims)
+    }
+
+    /// Sets what accepted connections inherit. A failure is logged: connections are served without.
+    fn set_options<'a>(&self, keys: impl IntoIterator<Item = &'a Key>, options: &TcpOptions) {
+        for listener in keys.into_iter().filter_map(|key| self.open.get(key)) {
+            if let Err(error) = options.apply(listener.socket.as_fd()) {
+                tracing::warn!(address = %listener.address, "failed to set the TCP options of a listening socket: {error}");
+            }
+        }
     }
 
     fn open_one(
@@ -233,6 +246,7 @@ impl Listeners {
         server: &Server,
         nth: usize,
         requested: &str,
+        options: &TcpOptions,
         opened: &mut Vec<Key>,
     ) -> Result<Vec<Claim>, Failure> {
         let refused = |why: String| Failure::new(Stage::Listen, why);
@@ -263,7 +277,7 @@ impl Listeners {
                 let bound = match self.claim_stored(&key, self.open.contains_key(&key)) {
                     Claimed::Open => None,
                     Claimed::Came(bound) => Some((bound, true)),
-                    Claimed::Absent => Some((bind(address)?, false)),
+                    Claimed::Absent => Some((bind(address, options)?, false)),
                 };
                 (key, bound, None)
             }
@@ -351,8 +365,10 @@ impl Listeners {
         named.collect()
     }
 
-    /// Opens the sockets of a set that is served now to those whom it says: they may have been others before.
-    pub fn grant(&mut self, claims: &[Claim]) {
+    /// Opens the sockets of a set that is served now to those whom it says, and sets its TCP options: both may have been
+    /// others before.
+    pub fn grant(&mut self, claims: &[Claim], options: &TcpOptions) {
+        self.set_options(claims.iter().map(|claim| &claim.key), options);
         for Claim { key, access, .. } in claims {
             let file = self.open.get_mut(key).and_then(|listener| listener.file.as_mut());
             if let Some((file, access)) = file.zip(*access)
@@ -446,7 +462,7 @@ enum Claimed {
     Absent,
 }
 
-fn bind(address: SocketAddr) -> Result<Bound, Failure> {
+fn bind(address: SocketAddr, options: &TcpOptions) -> Result<Bound, Failure> {
     let attempt = || -> std::io::Result<Bound> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
@@ -455,6 +471,8 @@ fn bind(address: SocketAddr) -> Result<Bound, Failure> {
             socket.set_only_v6(true)?;
         }
         socket.bind(&address.into())?;
+        // Before the first connection can come: it inherits them.
+        options.apply(socket.as_fd())?;
         socket.listen(BACKLOG)?;
         let bound = socket.local_addr()?.as_socket().unwrap_or(address);
         Ok((socket.into(), Address::Ip(bound), None))

@@ -13,6 +13,7 @@ pub mod sealed;
 pub mod seqpacket;
 pub mod shared;
 pub mod socket;
+pub mod tcp;
 pub mod terminal;
 pub mod worker;
 

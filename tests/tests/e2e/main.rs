@@ -9,6 +9,7 @@ mod command_line;
 mod crash;
 mod crash_loop;
 mod cut;
+mod dead_peers;
 mod descriptors;
 mod dev;
 mod faults;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use baton_tests::load::{Load, Plan};
-use baton_tests::server::{Setup, answered_by};
+use baton_tests::server::{Server, Setup, answered_by};
 use baton_tests::status::Report;
 use baton_tests::{artifacts, process};
 use nix::sys::signal::Signal;
@@ -325,4 +325,41 @@ fn requests_and_connections_are_shown_by_generation() {
     assert_eq!(serving.plugins.len(), 1);
     assert_eq!((serving.plugins[0].name.as_str(), serving.plugins[0].mount.as_str()), ("probe", "/"));
     assert_eq!(serving.plugins[0].sha256.len(), 64);
+}
+
+#[test]
+fn endless_responses_hold_a_switch_no_longer_than_drain_stream() {
+    let server = Setup::probe("v1").set("drain.stream", "1s").set("max_draining", "1").start();
+    let http2 = baton_tests::http2::Client::open(server.addr());
+    let streams: Vec<_> = (0..3)
+        .map(|_| {
+            let mut stream = server.connect();
+            stream.send("GET", "/stream?chunks=1000000&ms=50", &[], b"").expect("failed to send");
+            stream
+        })
+        .collect();
+    let stream = http2.begin("GET", "/stream?chunks=1000000&ms=50", None);
+    server.wait_for("the streams", |status| status.serving().is_some_and(|one| one.load.requests_in_flight == 4));
+    let begun = Instant::now();
+    let report = switch_report(&server, "v2");
+    // There is room for one that drains: this one waits for it.
+    switch_report(&server, "v1");
+    assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
+    for mut stream in streams {
+        stream.receive().expect_err("a cut stream must not look whole");
+    }
+    http2.wait(stream).expect_err("a cut stream must not look whole");
+    let drain = server
+        .wait_for("the drain report", |status| status.operation(report).is_some_and(|op| op.drain.is_some()))
+        .operation(report)
+        .and_then(|op| op.drain.clone())
+        .expect("just seen");
+    assert_eq!((drain.cut.stream, drain.cut.total(), drain.goaway), (4, 4, 1), "{drain:#?}");
+}
+
+/// Switches to that version of the probe; the number of the operation.
+#[track_caller]
+fn switch_report(server: &Server, version: &str) -> u64 {
+    server.bench.install("probe", &artifacts::probe(version));
+    server.switch().op
 }

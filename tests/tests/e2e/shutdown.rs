@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use baton_tests::load::{Class, Load, Plan};
 use baton_tests::server::{Server, Setup, answered_by};
-use baton_tests::wait;
+use baton_tests::{http2, wait};
 use nix::sys::signal::Signal;
 
 use crate::slow_request;
@@ -176,4 +176,55 @@ fn a_shutdown_ends_a_reload_that_waits() {
     server.signal(Signal::SIGTERM);
     assert_gone(&mut server, addr, 0);
     assert!(begun.elapsed() < Duration::from_secs(20), "a shutdown does not wait for a start that hangs");
+}
+
+/// Idle connections of all kinds whose clients ignore the server's end.
+fn idle_clients(server: &Server) -> (Vec<baton_tests::http::Connection>, http2::Client) {
+    let mut clients: Vec<_> = (0..5).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.request("GET", "/").expect("an answer").status, 200);
+    }
+    clients.push(server.connect());
+    let client = http2::Client::open(server.addr());
+    assert_eq!(client.get("/").status, 200);
+    (clients, client)
+}
+
+/// For what is to be over within a second, on a machine that does much else; before, it took at least five.
+const PROMPT: Duration = Duration::from_secs(4);
+
+#[test]
+fn idle_connections_do_not_hold_up_a_shutdown() {
+    let mut server = Setup::probe("v1").start();
+    let addr = server.addr();
+    let clients = idle_clients(&server);
+    let begun = Instant::now();
+    server.signal(Signal::SIGTERM);
+    assert_gone(&mut server, addr, 0);
+    assert!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
+    drop(clients);
+}
+
+#[test]
+fn idle_connections_do_not_hold_up_a_cold_reload() {
+    let server = Setup::probe("v1").start();
+    let clients = idle_clients(&server);
+    server.bench.install("probe", &baton_tests::artifacts::probe("v2"));
+    let report: baton_tests::status::Report =
+        server.cli(&["reload", "--cold", "--json", "--name", &server.name]).assert_code(0).json();
+    let unserved = report.unserved_ms.expect("it was cold");
+    assert!(unserved < PROMPT.as_secs_f64() * 1000.0, "nothing accepted for {unserved} ms");
+    drop(clients);
+}
+
+#[test]
+fn without_a_limit_idle_connections_are_kept_as_in_a_reload() {
+    let mut server = Setup::probe("v1").set("shutdown.idle", "never").start();
+    let addr = server.addr();
+    let clients = idle_clients(&server);
+    let begun = Instant::now();
+    server.signal(Signal::SIGTERM);
+    assert_gone(&mut server, addr, 0);
+    assert!(begun.elapsed() >= Duration::from_secs(5), "it took only {:?}", begun.elapsed());
+    drop(clients);
 }

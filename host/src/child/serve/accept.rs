@@ -71,7 +71,7 @@ impl Acceptors {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         for (socket, facts) in registered {
-            let acceptor = Acceptor { server, facts, backoff: BACKOFF.0, logged: Seldom::default() };
+            let acceptor = Acceptor { server, facts, backoff: BACKOFF.0, logged: Seldom::default(), was_empty: false };
             tasks.spawn(acceptor.run(socket, stopped.clone()));
         }
         Ok(Acceptors { stop, tasks })
@@ -97,6 +97,8 @@ struct Acceptor {
     facts: Facts,
     backoff: Duration,
     logged: Seldom,
+    /// The queue was empty once. What waited before may be older than the options of the listening socket.
+    was_empty: bool,
 }
 
 /// What a pass over the queue ended with.
@@ -177,7 +179,10 @@ impl Acceptor {
             }
             match socket::accept(socket) {
                 Ok((stream, peer)) => self.begin(stream, peer),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Pass::Empty,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.was_empty = true;
+                    return Pass::Empty;
+                }
                 Err(error) if socket::is_exhaustion(&error) => return Pass::Exhausted(error),
                 // That connection is gone again, or the call was interrupted (accept(2) lists what else to ignore).
                 Err(error) => tracing::debug!(%error, address = self.facts.address, "a connection was not accepted"),
@@ -203,6 +208,11 @@ impl Acceptor {
             && let Err(error) = stream.set_nodelay(true)
         {
             tracing::debug!(%error, "failed to set TCP_NODELAY");
+        }
+        if !self.was_empty
+            && let Err(error) = server.limits.tcp.apply(stream.as_fd())
+        {
+            tracing::debug!(%error, "failed to set the TCP options of a connection");
         }
         let origin = Origin { listener: self.facts.id, name: self.facts.server, peer, local };
         self.server.begin(origin, stream, Start::default());

@@ -19,8 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use super::Server;
 use super::discard::DiscardSlot;
 use super::h2::Streams;
-use super::limits::{Activity, Counts, Overdue, Stand};
-use super::service::Own;
+use super::limits::{Activity, Counts, Overdue, Stand, Sweep};
+use super::service::{Own, ResponseLength};
 use super::tls::TlsFacts;
 use super::upgrade::Wish;
 use crate::child::handover;
@@ -60,7 +60,7 @@ pub struct Conn {
     pub waker: OnceLock<Waker>,
 
     // ---- written by the connection's task only ----
-    /// A response is being [`MAKING`] or [`WRITING`], or 0.
+    /// A response is being [`MAKING`], [`WRITING`] or [`STREAMING`], or 0.
     answering: AtomicU32,
     /// Responses that ended since they were last counted.
     answered: AtomicU32,
@@ -94,6 +94,8 @@ pub struct Conn {
     aborted: AtomicBool,
     /// Our side was closed in good order.
     shut: AtomicBool,
+    /// The close is that of an idle connection.
+    idle_close: AtomicBool,
     /// What the metrics say of it.
     shown_in_flight: AtomicBool,
     shown_idle: AtomicBool,
@@ -152,6 +154,7 @@ impl Conn {
             ended: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
             shut: AtomicBool::new(false),
+            idle_close: AtomicBool::new(false),
             granted: Mutex::new(None),
             shown_in_flight: AtomicBool::new(false),
             shown_idle: AtomicBool::new(true),
@@ -384,8 +387,9 @@ impl Conn {
     }
 
     #[inline]
-    pub fn note_answer(&self) {
-        self.answering.store(WRITING, Relaxed);
+    pub fn note_answer(&self, length: ResponseLength) {
+        let phase = if length == ResponseLength::Open { STREAMING } else { WRITING };
+        self.answering.store(phase, Relaxed);
         self.answered.store(self.answered.load(Relaxed) + 1, Relaxed);
     }
 
@@ -488,16 +492,24 @@ impl Conn {
         }
     }
 
+    /// Whether a response is on its way whose end nothing announces, to a request that is not being received any more.
+    fn is_endless(&self) -> bool {
+        self.answering.load(Relaxed) == STREAMING && self.bodies.load(Relaxed) == 0
+    }
+
     /// The sweep's look: whether its task shall judge.
-    pub fn is_past_its_time(&self, now: u64) -> bool {
-        let counts = self.counts();
+    pub fn is_past_its_time(&self, sweep: Sweep) -> bool {
+        let (counts, now) = (self.counts(), sweep.now);
         let limits = &self.server.limits;
         self.activity.observe(now, counts, limits);
         let late = match self.streams.get() {
-            None => self.activity.overdue(now, limits, counts, self.stand()).is_some(),
+            None => {
+                self.activity.overdue(now, limits, counts, self.stand()).is_some()
+                    || sweep.streams_are_over && self.is_endless()
+            }
             Some(streams) => {
                 // Each of them has limits of its own; left for the whole is whether the kernel takes anything.
-                streams.are_past_their_time(now, limits)
+                streams.are_past_their_time(sweep, limits)
                     || self.activity.overdue(now, limits, counts, Stand::Other).is_some()
             }
         };
@@ -522,7 +534,11 @@ impl Conn {
                 let unacknowledged = crate::sys::socket::unacknowledged(self.socket);
                 self.activity.is_stuck(now, &self.server.limits, unacknowledged)
             }
-            Overdue::Request => true,
+            Overdue::Request | Overdue::Stream => true,
+        });
+        let met = met.or_else(|| {
+            let over = self.is_endless() && self.server.drain.is_over_for_streams();
+            over.then_some(Overdue::Stream)
         });
         if met.is_none() {
             self.activity.set_due(false);
@@ -586,6 +602,19 @@ impl Conn {
 
     pub fn set_ended(&self) {
         self.ended.store(true, Relaxed);
+    }
+
+    /// Its close is that of an idle connection: no response is left for the client to read.
+    pub fn set_idle_close(&self) {
+        self.idle_close.store(true, Relaxed);
+    }
+
+    /// How long its close waits for the client's own.
+    pub fn linger_time(&self) -> Duration {
+        let idle = self.idle_close.load(Relaxed);
+        let own = idle.then(|| self.server.drain.limits().and_then(|limits| limits.linger)).flatten();
+        let limit = self.server.limits.linger;
+        own.map_or(limit, |own| own.min(limit))
     }
 
     pub fn is_ended(&self) -> bool {
@@ -669,6 +698,8 @@ impl Conn {
     }
 }
 
-/// Values of [`Conn::answering`]: the handler has not said what to answer; the response is on its way.
+/// Values of [`Conn::answering`]: the handler has not said what to answer; the response is on its way; so is one whose length
+/// was not announced.
 const MAKING: u32 = 1;
 const WRITING: u32 = 2;
+const STREAMING: u32 = 3;

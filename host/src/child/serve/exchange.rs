@@ -8,7 +8,7 @@ use std::task::Waker;
 use super::conn::Conn;
 use super::h2::Stream;
 use super::refused;
-use super::service::Own;
+use super::service::{Own, ResponseLength};
 
 /// Whose request it is.
 #[derive(Clone)]
@@ -59,10 +59,10 @@ impl Answering {
 
     /// The response is known: it counts as answered.
     #[inline]
-    pub fn note_answer(&self) {
+    pub fn note_answer(&self, length: ResponseLength) {
         match &self.0 {
-            Exchange::Http1(conn) => conn.note_answer(),
-            Exchange::Http2(stream) => stream.note_answer(),
+            Exchange::Http1(conn) => conn.note_answer(length),
+            Exchange::Http2(stream) => stream.note_answer(length),
         }
     }
 

@@ -125,8 +125,8 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
                 };
             }
             Turn::Over(verdict, Standing::Busy) => {
-                debug_assert_eq!(verdict, Verdict::Cut);
-                return cut(conn, driver.http, End::CutBusy).into();
+                let end = if verdict == Verdict::StreamOver { End::CutStream } else { End::CutBusy };
+                return cut(conn, driver.http, end).into();
             }
             Turn::Leaves => {
                 http1 |= conn.calls() > 0;
@@ -351,17 +351,18 @@ impl Driver<'_> {
             Overdue::Idle => return None,
             Overdue::Body => Some(Own::BodyTimeout),
             Overdue::Request => Some(Own::RequestTimeout),
-            Overdue::Write => None,
+            Overdue::Write | Overdue::Stream => None,
         };
         conn.activity.set_due(false);
         // Counted once: one that was refused and does not end is known.
         if conn.refusal().is_none() {
-            conn.server.metrics.add(met.slot());
+            met.slot().into_iter().for_each(|slot| conn.server.metrics.add(slot));
         }
         if refusal.is_some_and(|refusal| conn.refuse(refusal)) {
             return None;
         }
-        Some(Turn::Over(Verdict::Cut, Standing::Busy))
+        let verdict = if met == Overdue::Stream { Verdict::StreamOver } else { Verdict::Cut };
+        Some(Turn::Over(verdict, Standing::Busy))
     }
 
     fn watch(&mut self, cx: &mut Context<'_>, standing: Standing) -> Poll<Turn> {
@@ -425,6 +426,8 @@ enum Verdict {
     Idle,
     /// No more time.
     Cut,
+    /// No more time for a response without a length.
+    StreamOver,
     /// A head begun is not whole in time.
     HeadTimeout,
     /// A handshake is not done in time.
@@ -561,8 +564,8 @@ async fn over(conn: &Conn, mut io: Io, verdict: Verdict, standing: Standing) -> 
             refused::log(conn, "408: the head did not come in time");
             refuse(io, NOT_IN_TIME).await
         }
-        // The latter is met in `secure` only.
-        Verdict::Cut | Verdict::HandshakeTimeout => {
+        // The others are met by a request in flight, and in `secure`.
+        Verdict::Cut | Verdict::StreamOver | Verdict::HandshakeTimeout => {
             conn.set_reset();
             End::CutHead
         }
@@ -574,6 +577,7 @@ async fn over(conn: &Conn, mut io: Io, verdict: Verdict, standing: Standing) -> 
                 conn.server.metrics.add(if spoke { Slot::IdleTimeouts } else { Slot::HeadTimeouts });
             }
             debug_assert_eq!(standing, Standing::Idle);
+            conn.set_idle_close();
             io.close().await;
             if io.discarded_request() { End::Lost } else { End::Lingered }
         }

@@ -137,7 +137,7 @@ impl Io {
             self.conn.set_shut();
         }
         let linger = self.linger.get_or_insert_with(|| Linger {
-            timer: Box::pin(tokio::time::sleep(self.conn.server.limits.linger)),
+            timer: Box::pin(tokio::time::sleep(self.conn.linger_time())),
             said: false,
             count: 0,
             first: None,

@@ -18,6 +18,7 @@ use super::Server;
 use super::demand::Demand;
 use crate::config;
 use crate::metrics::Slot;
+use crate::sys::tcp::TcpOptions;
 
 /// A tick is this part of the shortest time limit, within the bounds.
 const TICKS: u32 = 8;
@@ -54,6 +55,8 @@ pub struct Limits {
     pub goaway: Option<Duration>,
     /// How long a close waits for the client's end.
     pub linger: Duration,
+    /// As the listening sockets have them, for connections from before they had.
+    pub tcp: TcpOptions,
     /// None if there is nothing to sweep for.
     pub tick: Option<Duration>,
 }
@@ -98,6 +101,7 @@ impl Limits {
             http2_ping: limits.http2_ping.duration(),
             goaway: drain.goaway.duration(),
             linger: drain.linger,
+            tcp: limits.tcp_options(),
             tick: shortest.map(|time| (time / TICKS).clamp(TICK.0, TICK.1)),
         }
     }
@@ -127,6 +131,14 @@ impl Clock {
     }
 }
 
+/// One look of the sweep.
+#[derive(Clone, Copy, Debug)]
+pub struct Sweep {
+    pub now: u64,
+    /// In a drain: responses without a length have had their time.
+    pub streams_are_over: bool,
+}
+
 /// Wakes the connections whose time may be over, as long as the worker lives.
 pub async fn sweep(server: &'static Server, tick: Duration) {
     loop {
@@ -134,10 +146,11 @@ pub async fn sweep(server: &'static Server, tick: Duration) {
         // One timer for all connections; it stands still while there is none.
         tokio::time::sleep(tick).await;
         let now = server.clock.now();
+        let this = Sweep { now, streams_are_over: server.drain.is_over_for_streams() };
         let mut oldest: Option<u64> = None;
         server.connections.each(|conn| {
             oldest = oldest.into_iter().chain(conn.request_began()).min();
-            if conn.is_past_its_time(now)
+            if conn.is_past_its_time(this)
                 && let Some(waker) = conn.waker.get()
             {
                 waker.wake_by_ref();
@@ -158,15 +171,19 @@ pub enum Overdue {
     Body,
     Write,
     Request,
+    /// Of the drain: `drain.stream`.
+    Stream,
 }
 
 impl Overdue {
-    pub fn slot(self) -> Slot {
+    /// Where it is counted; what the drain ends is in its report.
+    pub fn slot(self) -> Option<Slot> {
         match self {
-            Overdue::Idle => Slot::IdleTimeouts,
-            Overdue::Body => Slot::BodyTimeouts,
-            Overdue::Write => Slot::WriteTimeouts,
-            Overdue::Request => Slot::RequestTimeouts,
+            Overdue::Idle => Some(Slot::IdleTimeouts),
+            Overdue::Body => Some(Slot::BodyTimeouts),
+            Overdue::Write => Some(Slot::WriteTimeouts),
+            Overdue::Request => Some(Slot::RequestTimeouts),
+            Overdue::Stream => None,
         }
     }
 }

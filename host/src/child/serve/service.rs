@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::Service;
@@ -46,6 +46,22 @@ impl Service<Request<Incoming>> for Http {
             Ok(()) => Answer::to(request, len, exchange),
             Err(refusal) => Answer::refused(exchange, refusal),
         }
+    }
+}
+
+/// Whether a response's length is known to its client from the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResponseLength {
+    Announced,
+    /// It ends when its handler ends it, if ever.
+    Open,
+}
+
+impl ResponseLength {
+    #[inline]
+    fn of(response: &Response<Body>) -> ResponseLength {
+        let known = response.body().size_hint().exact().is_some() || response.headers().contains_key(CONTENT_LENGTH);
+        if known { ResponseLength::Announced } else { ResponseLength::Open }
     }
 }
 
@@ -225,7 +241,7 @@ impl Future for Answer {
         }
         // Now and not earlier: hyper writes the head right after this.
         if let Some(answering) = this.answering.take() {
-            answering.note_answer();
+            answering.note_answer(ResponseLength::of(&response));
             if response.status().is_server_error() && response.status() != StatusCode::NOT_IMPLEMENTED {
                 answering.exchange().conn().server.metrics.add(Slot::Failures);
             }

@@ -4,8 +4,15 @@ use proptest::prelude::*;
 
 use super::*;
 
-const NEVER: Deadlines =
-    Deadlines { keepalive_ms: None, timeout_ms: None, min_rate: 0, upgraded_ms: None, max_ms: None };
+const NEVER: Deadlines = Deadlines {
+    keepalive_ms: None,
+    linger_ms: None,
+    timeout_ms: None,
+    upgraded_ms: None,
+    stream_ms: None,
+    min_rate: 0,
+    max_ms: None,
+};
 
 fn hello() -> Event {
     Event::Hello { protocols: PROTOCOL }

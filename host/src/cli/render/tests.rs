@@ -111,9 +111,12 @@ fn a_drain_names_what_was_cut_or_lost() {
     assert_eq!(drain(&clean, PLAIN), "drained in 5012 ms: 12 handed over, 3 finished");
     let harsh = DrainReport { cut: Cut { busy: 2, ..Cut::default() }, lost: 1, ..clean };
     assert_eq!(drain(&harsh, PLAIN), "drained in 5012 ms: 12 handed over, 3 finished, 2 cut in a request, 1 lost");
-    let classes = Cut { busy: 0, head: 1, upgraded: 2, http2: 3 };
+    let classes = Cut { busy: 0, head: 1, upgraded: 2, http2: 3, stream: 4 };
     let text = drain(&DrainReport { cut: classes, ..clean }, PLAIN);
-    assert!(text.ends_with("3 finished, 1 cut in a head, 2 cut after an upgrade, 3 cut of HTTP/2"), "{text}");
+    assert!(
+        text.ends_with("3 finished, 1 cut in a head, 2 cut after an upgrade, 3 cut of HTTP/2, 4 cut in a stream"),
+        "{text}"
+    );
 }
 
 #[test]

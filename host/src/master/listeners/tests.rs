@@ -5,7 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::*;
-use crate::config::Mode;
+use crate::config::{Limit, Mode};
+
+const NO_OPTIONS: TcpOptions = TcpOptions { keepalive: None, send_queue: None, send_buffer: None };
 
 fn config(listen: &[&str]) -> Config {
     Config { server: vec![Server::new("a", listen)], ..Config::default() }
@@ -28,7 +30,7 @@ fn keys(claims: &[Claim]) -> BTreeSet<Key> {
 fn passed_by_systemd(names: &[&str]) -> Listeners {
     let mut listeners = Listeners::default();
     for name in names {
-        let (socket, address, _) = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (socket, address, _) = bind("127.0.0.1:0".parse().unwrap(), &NO_OPTIONS).unwrap();
         listeners.offer(name, socket, address);
     }
     listeners
@@ -122,7 +124,7 @@ fn a_unix_socket_stays_while_it_is_named_and_its_file_goes_with_it() {
     let again = listeners.open(&config).unwrap();
     let mode = || path.metadata().unwrap().mode() & 0o777;
     assert_eq!(mode(), 0o666, "the set is not served yet");
-    listeners.grant(&again);
+    listeners.grant(&again, &NO_OPTIONS);
     assert_eq!(mode(), 0o600);
     assert_eq!((inodes(&listeners), path.metadata().unwrap().ino()), before);
     UnixStream::connect(&path).unwrap();
@@ -178,7 +180,7 @@ fn a_unix_socket_of_systemd_is_used_and_its_file_left_alone() {
     let mut listeners = Listeners::default();
     listeners.offer("web", socket, address);
     let claims = listeners.open(&config(&["systemd:web"])).unwrap();
-    listeners.grant(&claims);
+    listeners.grant(&claims, &NO_OPTIONS);
     assert_eq!(addresses(&listeners, &claims), [listen]);
     UnixStream::connect(&path).unwrap();
     drop(listeners);
@@ -197,4 +199,33 @@ fn a_socket_that_somebody_shut_down_listens_again() {
     assert!(TcpStream::connect(&free).is_err());
     assert_eq!(listeners.mend().len(), 1);
     TcpStream::connect(&free).unwrap();
+}
+
+/// Whether each socket makes the kernel probe for vanished peers.
+fn keepalives(listeners: &Listeners) -> Vec<bool> {
+    listeners.open.values().map(|listener| SockRef::from(&listener.socket).keepalive().unwrap()).collect()
+}
+
+#[test]
+fn bound_and_passed_sockets_have_keepalive_from_the_start() {
+    let mut listeners = passed_by_systemd(&["web"]);
+    listeners.open(&config(&["systemd:web", "127.0.0.1:0"])).unwrap();
+    assert_eq!(keepalives(&listeners), [true, true]);
+    let mut listeners = passed_by_systemd(&["web"]);
+    let mut off = config(&["systemd:web", "127.0.0.1:0"]);
+    off.limits.tcp_keepalive = Limit::Never;
+    listeners.open(&off).unwrap();
+    assert_eq!(keepalives(&listeners), [false, false]);
+}
+
+#[test]
+fn tcp_options_change_at_the_commit_and_not_before() {
+    let mut listeners = Listeners::default();
+    let mut config = config(&["127.0.0.1:0"]);
+    listeners.open(&config).unwrap();
+    config.limits.tcp_keepalive = Limit::Never;
+    let claims = listeners.open(&config).unwrap();
+    assert_eq!(keepalives(&listeners), [true], "the reload may be refused");
+    listeners.grant(&claims, &config.limits.tcp_options());
+    assert_eq!(keepalives(&listeners), [false]);
 }

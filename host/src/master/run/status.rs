@@ -53,7 +53,9 @@ impl Master {
         for (name, address) in self.listeners.close_unclaimed() {
             tracing::warn!(%address, "closed the socket `{name}` that systemd passed: no `listen` names it");
         }
-        self.listeners.grant(self.sets.claims(set));
+        if let Some(served) = set.and_then(|id| self.sets.get(id)) {
+            self.listeners.grant(&served.listeners, &served.content.config.limits.tcp_options());
+        }
         for listener in self.listeners.status(self.sets.claims(set)) {
             tracing::info!(
                 generation = generation.0,

@@ -68,6 +68,7 @@ impl State {
                 }
                 Phase::Serving | Phase::Standby => self.retire(generation),
                 Phase::Retiring if longer(deadline) => self.retire(generation),
+                Phase::Retiring => self.shorten_idle_of(generation),
                 // On their way out; what may be about to accept was waited for.
                 _ => {}
             }

@@ -132,15 +132,25 @@ impl State {
             Haste::Idle { since } if now >= since + ROOM_TIME => Haste::Upgraded,
             _ => return,
         };
-        let left = entry.deadline.map(|at| at.saturating_sub(now).saturating_sub(EXIT_TIMEOUT));
         let deadlines = Deadlines {
             keepalive_ms: Some(0),
             upgraded_ms: if entry.haste == Haste::Upgraded { Some(0) } else { deadlines.upgraded_ms },
-            max_ms: left.map(|left| left.as_millis() as u64),
+            max_ms: entry.time_left(now),
             ..deadlines
         };
         let number = entry.number;
         self.send(number, ToChild::Retire(deadlines));
+    }
+
+    /// The server ends, or a cold operation begins: a generation that retires already keeps its idle connections no longer
+    /// than those that do from now on. Requests in flight are not touched.
+    pub(super) fn shorten_idle_of(&mut self, generation: Generation) {
+        let now = self.now;
+        let Some(entry) = self.generations.get(&generation) else { return };
+        let Some(deadlines) = entry.deadlines.filter(|_| entry.haste < Haste::Cut) else { return };
+        let mut deadlines = Deadlines { max_ms: entry.time_left(now), ..deadlines };
+        self.shorten_idle(&mut deadlines);
+        self.send(generation, ToChild::Retire(deadlines));
     }
 
     /// When the next step towards room is due, if a switch waits for it.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cut::Haste;
 use super::{SetId, SetInfo, Time};
-use crate::control::{Deadlines, Protocols};
+use crate::control::{Deadlines, EXIT_TIMEOUT, Protocols};
 use crate::report::{Cause, Generation, GenerationState, GenerationStatus, Load, OpId};
 
 /// Where a generation stands. Ordered: before `Committing` it has touched nothing, from `Retiring` on it accepts no more.
@@ -64,6 +64,12 @@ pub(super) struct Gen {
 }
 
 impl Gen {
+    /// In milliseconds, until the child's own limit of its drain; `None` for no end.
+    pub(super) fn time_left(&self, now: Time) -> Option<u64> {
+        let left = self.deadline.map(|at| at.saturating_sub(now).saturating_sub(EXIT_TIMEOUT));
+        left.map(|left| left.as_millis() as u64)
+    }
+
     pub(super) fn status(&self, now: Time, exit: Option<String>) -> GenerationStatus {
         let state = match self.phase {
             _ if exit.is_some() => GenerationState::Exited,

@@ -62,6 +62,9 @@ const REPORTS: usize = 32;
 /// How many generations that ended are still shown.
 const HISTORY: usize = 8;
 
+/// Of `shutdown.idle`, the part that the close itself may take.
+const LINGER_PART: u64 = 4;
+
 /// Names a set: plugin snapshots with their configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -366,10 +369,15 @@ impl State {
         let mut deadlines = Deadlines {
             keepalive_ms: ms(drain.keepalive),
             timeout_ms: ms(drain.timeout),
+            linger_ms: None,
             upgraded_ms: ms(drain.upgraded),
+            stream_ms: ms(drain.stream),
             min_rate: drain.min_rate,
             max_ms: ms(drain.max),
         };
+        if self.is_stopping() || self.stopped.is_some() {
+            self.shorten_idle(&mut deadlines);
+        }
         let shutdown = self.stopping.as_ref().filter(|stopping| stopping.begun).and_then(|stopping| stopping.cut);
         let stopped = self.stopped.as_ref().and_then(|stopped| stopped.cut);
         if let Some(cut) = shutdown.into_iter().chain(stopped).min() {
@@ -377,6 +385,16 @@ impl State {
             deadlines.max_ms = Some(deadlines.max_ms.map_or(left, |max| max.min(left)));
         }
         deadlines
+    }
+
+    /// Bounds how long idle connections are kept open: nothing will accept again before they have ended.
+    fn shorten_idle(&self, deadlines: &mut Deadlines) {
+        let Some(idle) = self.settings.shutdown.idle.duration() else { return };
+        let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
+        // The close is part of that time: see docs/LIMITS.md.
+        let linger = idle / LINGER_PART;
+        deadlines.keepalive_ms = Some(deadlines.keepalive_ms.map_or(idle - linger, |own| own.min(idle - linger)));
+        deadlines.linger_ms = Some(linger);
     }
 
     // ---- what others may see ----

@@ -52,7 +52,11 @@ impl State {
             let timeout = self.settings.shutdown.timeout.duration().map(|timeout| self.now + timeout);
             stopping.cut = stopping.cut.or(timeout);
             self.respawn = None;
+            let draining = self.generations.values().filter(|entry| entry.phase == Phase::Retiring);
+            let draining: Vec<Generation> = draining.map(|entry| entry.number).collect();
+            draining.into_iter().for_each(|generation| self.shorten_idle_of(generation));
         }
+        let Some(stopping) = &mut self.stopping else { return };
         let cut = stopping.cut.is_some_and(|at| self.now >= at);
         let cut_now = cut && !stopping.cut_sent;
         stopping.cut_sent |= cut;

@@ -174,6 +174,7 @@ impl Driver<'_> {
             match ready!(self.next(cx)) {
                 Next::End => return Poll::Ready(Turn::Over),
                 Next::HangUp => {
+                    self.conn.set_idle_close();
                     self.hung_up = Some(Instant::now());
                     self.ends.hung_up.store(true, Relaxed);
                 }
@@ -224,6 +225,16 @@ impl Driver<'_> {
         }
     }
 
+    /// How long a client without a request may take to answer GOAWAY. At the end of the server no longer than an idle
+    /// connection is kept.
+    fn goaway_time(&self) -> Option<Duration> {
+        let own = self.conn.server.limits.goaway;
+        match self.conn.server.drain.limits() {
+            Some(limits) if limits.linger.is_some() => own.into_iter().chain(limits.keepalive).min(),
+            _ => own,
+        }
+    }
+
     fn due(&mut self) -> Option<(Instant, Next)> {
         let told = self.told?;
         let server = self.conn.server;
@@ -241,9 +252,9 @@ impl Driver<'_> {
             None
         } else if let Some(since) = self.hung_up {
             // What is still to be written is not waited for any longer than a client's end is.
-            after(since, Some(server.limits.linger), Next::End)
+            after(since, Some(self.conn.linger_time()), Next::End)
         } else if self.streams.open() == 0 && !self.ends.last_named.load(Relaxed) {
-            after(told.max(written_at), server.limits.goaway, Next::HangUp)
+            after(told.max(written_at), self.goaway_time(), Next::HangUp)
         } else {
             match drain {
                 Some(limits) => after(limits.since.max(progress_at), limits.timeout, Next::End),

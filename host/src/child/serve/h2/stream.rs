@@ -10,17 +10,20 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use crate::child::drain::End;
 use crate::child::serve::conn::Conn;
-use crate::child::serve::limits::{Activity, Counts, Limits, Overdue, Stand};
-use crate::child::serve::service::Own;
+use crate::child::serve::limits::{Activity, Counts, Limits, Overdue, Stand, Sweep};
+use crate::child::serve::service::{Own, ResponseLength};
 use crate::metrics::Slot;
 
 /// One request and its response.
 pub struct Stream {
     conn: Arc<Conn>,
     streams: Arc<Streams>,
-    /// [`MAKING`] or [`WRITING`].
+    /// [`MAKING`], [`WRITING`] or [`STREAMING`].
     phase: AtomicU8,
+    /// The request's body is in a handler's hands.
+    receiving: AtomicBool,
     /// Why it gets an answer of ours instead: a [`Own`], or 0.
     refusal: AtomicU8,
     /// It ends now, whatever its state.
@@ -33,9 +36,11 @@ pub struct Stream {
     waker: OnceLock<Waker>,
 }
 
-/// Values of [`Stream::phase`]: the handler has not said what to answer; the response is on its way.
+/// Values of [`Stream::phase`]: the handler has not said what to answer; the response is on its way; so is one whose length
+/// was not announced.
 const MAKING: u8 = 0;
 const WRITING: u8 = 1;
+const STREAMING: u8 = 2;
 
 impl Stream {
     pub fn conn(&self) -> &Arc<Conn> {
@@ -55,8 +60,8 @@ impl Stream {
         self.conn.server.metrics.add(Slot::InFlight);
     }
 
-    pub fn note_answer(&self) {
-        self.phase.store(WRITING, Relaxed);
+    pub fn note_answer(&self, length: ResponseLength) {
+        self.phase.store(if length == ResponseLength::Open { STREAMING } else { WRITING }, Relaxed);
         self.conn.server.metrics.add(Slot::Requests);
     }
 
@@ -65,11 +70,13 @@ impl Stream {
     }
 
     pub fn begin_body(&self) {
+        self.receiving.store(true, Relaxed);
         self.streams.open.fetch_add(1, Relaxed);
     }
 
     /// On whatever thread.
     pub fn end_body(&self) {
+        self.receiving.store(false, Relaxed);
         self.activity.body.end();
         self.streams.leave(&self.conn);
     }
@@ -101,10 +108,16 @@ impl Stream {
         Counts { read: self.read.load(Relaxed), written: self.written.load(Relaxed), calls: 1 }
     }
 
+    /// Whether a response is on its way whose end nothing announces, to a request that is not being received any more.
+    fn is_endless(&self) -> bool {
+        self.phase.load(Relaxed) == STREAMING && !self.receiving.load(Relaxed)
+    }
+
     /// The sweep's look.
-    fn is_past_its_time(&self, now: u64, limits: &Limits) -> bool {
-        self.activity.observe(now, self.counts(), limits);
-        let late = self.activity.overdue(now, limits, self.counts(), Stand::Answering).is_some();
+    fn is_past_its_time(&self, sweep: Sweep, limits: &Limits) -> bool {
+        self.activity.observe(sweep.now, self.counts(), limits);
+        let late = self.activity.overdue(sweep.now, limits, self.counts(), Stand::Answering).is_some()
+            || sweep.streams_are_over && self.is_endless();
         if late {
             self.activity.set_due(true);
         }
@@ -127,17 +140,23 @@ impl Stream {
         let met = met.filter(|met| match met {
             Overdue::Write => self.activity.is_stuck(now, &server.limits, usize::MAX),
             Overdue::Body => self.activity.body.is_confirmed(),
-            Overdue::Request | Overdue::Idle => true,
+            Overdue::Request | Overdue::Idle | Overdue::Stream => true,
         });
-        let Some(met) = met else { return false };
+        let Some(met) = met else {
+            let over = self.is_endless() && server.drain.is_over_for_streams();
+            if over {
+                server.drain.note(End::CutStream);
+            }
+            return over;
+        };
         // Counted once: one that was refused and does not end is known.
         if self.refusal().is_none() {
-            server.metrics.add(met.slot());
+            met.slot().into_iter().for_each(|slot| server.metrics.add(slot));
         }
         match met {
             Overdue::Body => !self.take_refusal(Own::BodyTimeout),
             Overdue::Request => !self.take_refusal(Own::RequestTimeout),
-            Overdue::Write | Overdue::Idle => true,
+            Overdue::Write | Overdue::Idle | Overdue::Stream => true,
         }
     }
 
@@ -284,6 +303,7 @@ impl Streams {
             conn: conn.clone(),
             streams: self.clone(),
             phase: AtomicU8::new(MAKING),
+            receiving: AtomicBool::new(false),
             refusal: AtomicU8::new(0),
             ended: AtomicBool::new(false),
             read: AtomicU64::new(0),
@@ -317,13 +337,13 @@ impl Streams {
     }
 
     /// The sweep's look: wakes the streams that are late, and says whether the connection has been without any for long.
-    pub fn are_past_their_time(&self, now: u64, limits: &Limits) -> bool {
-        let late = |stream: &&Arc<Stream>| stream.is_past_its_time(now, limits);
+    pub fn are_past_their_time(&self, sweep: Sweep, limits: &Limits) -> bool {
+        let late = |stream: &&Arc<Stream>| stream.is_past_its_time(sweep, limits);
         // Not under the lock: a waker may run what drops a stream.
         let late: Vec<_> = self.register().slots.iter().flatten().filter(late).cloned().collect();
         late.iter().for_each(|stream| stream.wake());
-        self.activity.observe(now, self.counts(), limits);
-        self.is_idle_for_long(now, limits)
+        self.activity.observe(sweep.now, self.counts(), limits);
+        self.is_idle_for_long(sweep.now, limits)
     }
 
     /// When the oldest request began, of those that the sweep has seen.

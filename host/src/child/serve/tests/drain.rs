@@ -405,3 +405,83 @@ fn a_client_of_a_unix_socket_gets_what_others_get() {
     let report = site.drained();
     assert_eq!((report.finished, report.lingered, report.cut.busy, report.lost), (1, 1, 1, 0));
 }
+
+// ---- responses without a length ----
+
+/// Answers `/events` without an end and without a length, and `/file` with a length, as slowly; `/echo` is `/events` while the
+/// handler still holds the request's body.
+fn endless() -> Site {
+    serve(|asked: Asked| async move {
+        let target = asked.target().to_owned();
+        let held = (target == "/echo").then_some(asked.body);
+        let mut begun = false;
+        let length = (target == "/file").then_some(1 << 30);
+        let body = stream(length, move |cx| {
+            let _held = &held;
+            if !std::mem::replace(&mut begun, true) {
+                return Poll::Ready(Step::Data(Bytes::from_static(b"data: x\n\n")));
+            }
+            let waker = cx.waker().clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(20));
+                waker.wake();
+            });
+            begun = false;
+            Poll::Pending
+        });
+        Reply { status: 200, headers: Vec::new(), body }
+    })
+}
+
+#[test]
+fn a_stream_is_cut_at_its_time_and_a_download_is_not() {
+    let mut site = endless();
+    let mut clients: Vec<Client> = (0..3).map(|_| site.connect()).collect();
+    clients[0].send("GET /events HTTP/1.1\r\nhost: a\r\n\r\n");
+    clients[1].send("GET /file HTTP/1.1\r\nhost: a\r\n\r\n");
+    clients[2].send("POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\n12");
+    clients.iter_mut().for_each(|client| drop(client.until(b"data: x")));
+    let start = Instant::now();
+    site.retire(Deadlines { stream_ms: Some(300), ..NEVER });
+    assert_eq!(clients[0].rest().unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    // A look of the sweep later, the others go on.
+    for client in &mut clients[1..] {
+        while start.elapsed() < Duration::from_secs(3) {
+            client.until(b"data: x");
+        }
+        client.until(b"data: x");
+    }
+    site.server.drain.cut();
+    site.server.connections.wake_all();
+    let report = site.drained();
+    assert_eq!((report.cut.stream, report.cut.busy, report.cut.total()), (1, 2, 3));
+}
+
+#[test]
+fn without_a_time_for_streams_they_go_on() {
+    let mut site = endless();
+    let mut client = site.connect();
+    client.send("GET /events HTTP/1.1\r\nhost: a\r\n\r\n");
+    client.until(b"data: x");
+    let start = Instant::now();
+    site.retire(NEVER);
+    while start.elapsed() < Duration::from_secs(2) {
+        client.until(b"data: x");
+    }
+}
+
+// ---- the end of the server ----
+
+#[test]
+fn idle_connections_are_gone_at_their_time_though_no_client_closes() {
+    let mut site = serve(mirror);
+    let mut client = site.connect();
+    client.get("/");
+    let start = Instant::now();
+    site.retire(Deadlines { linger_ms: Some(100), ..keepalive(300) });
+    assert_eq!(site.drained().lingered, 1);
+    let time = start.elapsed();
+    assert!(time >= Duration::from_millis(400) && time < site.server.limits.linger, "{time:?}");
+    client.is_closed();
+}

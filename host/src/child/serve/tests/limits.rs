@@ -517,3 +517,29 @@ fn a_peer_with_enough_connections_gets_no_more() {
     eventually(|| site.server.connections.open() == 1);
     assert_eq!(site.connect().get("/b").text(), "/b");
 }
+
+// ---- the kernel's part ----
+
+/// Whether the kernel's timer of the server's socket for this client is that of keepalive (proc(5), /proc/net/tcp).
+fn has_keepalive(client: &Client) -> bool {
+    let (own, peer) = (client.stream.local_addr().unwrap(), client.stream.peer_addr().unwrap());
+    let port = |field: &str| u16::from_str_radix(field.rsplit(':').next().unwrap(), 16).unwrap();
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let mut rows = rows.filter(|row| port(row[1]) == peer.port() && port(row[2]) == own.port());
+    rows.next().expect("the server's socket").get(5).is_some_and(|timer| timer.starts_with("02:"))
+}
+
+#[test]
+fn connections_queued_before_the_options_have_keepalive_too() {
+    for (limit, expected) in [(Limit::After(Duration::from_secs(60)), true), (Limit::Never, false)] {
+        let mut site = limited(config::Limits { tcp_keepalive: limit, ..patient() }, mirror);
+        site.stop_accepting();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        site.at = At::Port(listener.local_addr().unwrap());
+        let mut client = site.connect();
+        site.accept(listener.into());
+        client.get("/");
+        assert_eq!(has_keepalive(&client), expected);
+    }
+}

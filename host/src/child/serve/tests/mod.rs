@@ -106,8 +106,15 @@ async fn mirror(asked: Asked) -> Reply {
     reply(200, asked.target().to_owned())
 }
 
-const NEVER: Deadlines =
-    Deadlines { keepalive_ms: None, timeout_ms: None, min_rate: 0, upgraded_ms: None, max_ms: None };
+const NEVER: Deadlines = Deadlines {
+    keepalive_ms: None,
+    linger_ms: None,
+    timeout_ms: None,
+    upgraded_ms: None,
+    stream_ms: None,
+    min_rate: 0,
+    max_ms: None,
+};
 
 impl Site {
     /// From now on at a Unix socket.

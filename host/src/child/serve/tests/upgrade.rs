@@ -303,7 +303,7 @@ fn at_retire_it_stays_until_its_plugin_ends_it() {
     let (mut site, streams) = holder();
     let mut client = switched(&site);
     let mut stream = streams.recv_timeout(PATIENCE).unwrap();
-    site.retire(Deadlines { keepalive_ms: Some(0), timeout_ms: Some(0), min_rate: 0, upgraded_ms: None, max_ms: None });
+    site.retire(Deadlines { keepalive_ms: Some(0), timeout_ms: Some(0), ..NEVER });
     client.is_silent(Duration::from_millis(200));
     site.runtime.block_on(write(&mut stream, b"goodbye")).unwrap();
     // Bytes that nobody reads must not turn the close into a reset that takes the goodbye along.

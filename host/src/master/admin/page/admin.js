@@ -178,7 +178,7 @@ function timingsText(ms) {
   return ["snapshot", "load", "prove", "switch"].map((part) => `${part} ${millis(ms[part])}`).join(" · ");
 }
 
-const CUT_TEXT = { busy: "in a request", head: "in a head", upgraded: "upgraded", http2: "HTTP/2" };
+const CUT_TEXT = { busy: "in a request", head: "in a head", upgraded: "upgraded", http2: "HTTP/2", stream: "in a stream" };
 
 function drainText(drain) {
   const parts = [`drained in ${duration(drain.ms)}`, `${count(drain.handed_over)} handed over`, `${count(drain.finished)} finished`];

@@ -39,6 +39,7 @@ fn a_cold_reload_starts_the_new_one_once_the_old_one_has_ended() {
     let stopped = story.prepared(2, Ok(info(2, &["hello", "new"])));
     let [ToChild::Retire(deadlines)] = sends(&stopped, 1)[..] else { panic!("{stopped:?}") };
     assert_eq!(deadlines.max_ms, Some(30_000), "what a shutdown gives it");
+    assert_eq!((deadlines.keepalive_ms, deadlines.linger_ms), (Some(750), Some(250)), "and its idle connections");
     assert_eq!((spawns(&stopped), story.serving_generation()), (vec![], None));
     assert!(story.state.sets_accepting().any(|set| set == SetId(1)), "its addresses stay open");
     assert_eq!(spawns(&story.wait(Duration::from_secs(2))), []);
@@ -134,8 +135,8 @@ fn older_ones_end_too_and_no_later_than_they_would_have() {
     story.leaves(1);
     story.up(3);
     assert_eq!((story.answer(7).result, story.answer(7).from), (OpResult::Switched, Some(Generation(2))));
-    // One that would drain for longer than a stop may take is told so; one that has as much left, or less, is left alone.
-    for (waited, told) in [(0, true), (569, true), (570, false), (590, false)] {
+    // One that would drain for longer than a stop may take ends with it; one that has as much left, or less, keeps its end.
+    for (waited, most) in [(0, 30), (569, 30), (570, 30), (590, 10)] {
         let mut story = Story::serving();
         story.reload(1);
         story.prepared(2, Ok(info(2, &["hello"])));
@@ -144,7 +145,11 @@ fn older_ones_end_too_and_no_later_than_they_would_have() {
         story.wait(Duration::from_secs(waited));
         story.reload_cold(7);
         let stopped = story.prepared(3, Ok(info(3, &["hello"])));
-        assert_eq!(sends(&stopped, 1).len() == 1, told, "{waited}");
+        let [ToChild::Retire(Deadlines { keepalive_ms: Some(750), max_ms: Some(max), .. })] = sends(&stopped, 1)[..]
+        else {
+            panic!("{waited}: {stopped:?}")
+        };
+        assert_eq!(*max, most * 1000, "{waited}");
     }
 }
 

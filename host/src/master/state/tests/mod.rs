@@ -23,7 +23,7 @@ mod stand_in;
 mod switch;
 
 use super::*;
-use crate::control::{ControlVerb, EXIT_TIMEOUT, Hook, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT, ToMaster};
+use crate::control::{ControlVerb, Deadlines, EXIT_TIMEOUT, Hook, PAUSE_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT, ToMaster};
 use crate::report::{DrainReport, OpResult, Stage};
 use crate::sys::process::ExitKind;
 

@@ -9,6 +9,7 @@ fn a_shutdown_drains_and_a_second_signal_cuts() {
     assert_eq!(retire.iter().filter(|action| **action == Action::CloseListeners).count(), 1);
     let [ToChild::Retire(deadlines)] = sends(&retire, 1)[..] else { panic!("{retire:?}") };
     assert_eq!(deadlines.max_ms, Some(30_000), "shutdown.timeout");
+    assert_eq!((deadlines.keepalive_ms, deadlines.linger_ms), (Some(750), Some(250)), "shutdown.idle, with the close");
     assert_eq!(sends(&story.term(), 1), [&ToChild::Cut]);
     assert!(sends(&story.term(), 1).is_empty(), "once");
     let report = DrainReport { cut: crate::report::Cut { busy: 1, ..Default::default() }, ..Default::default() };
@@ -135,4 +136,30 @@ fn a_switch_that_is_let_through_pauses_whoever_was_about_to_take_service_back() 
     story.leaves(1);
     story.leaves(3);
     assert_eq!(story.finished(), Some(&Exit::Drained));
+}
+
+#[test]
+fn a_shutdown_without_a_limit_for_idle_ones_keeps_drain_keepalive() {
+    let mut story = Story::serving();
+    story.state.settings.shutdown.idle = Limit::Never;
+    let retire = story.term();
+    let [ToChild::Retire(deadlines)] = sends(&retire, 1)[..] else { panic!("{retire:?}") };
+    assert_eq!((deadlines.keepalive_ms, deadlines.linger_ms), (Some(5_000), None));
+}
+
+#[test]
+fn a_shutdown_shortens_the_idle_time_of_those_that_drain() {
+    let mut story = Story::serving();
+    story.reload(1);
+    story.prepared(2, Ok(info(2, &["hello"])));
+    story.up(2);
+    let paused = story.says(1, ToMaster::Paused);
+    let [ToChild::Retire(usual)] = sends(&paused, 1)[..] else { panic!("{paused:?}") };
+    assert_eq!((usual.keepalive_ms, usual.linger_ms, usual.stream_ms), (Some(5_000), None, Some(60_000)));
+    story.wait(Duration::from_secs(100));
+    let term = story.term();
+    let [ToChild::Retire(hurry)] = sends(&term, 1)[..] else { panic!("{term:?}") };
+    assert_eq!((hurry.keepalive_ms, hurry.linger_ms), (Some(750), Some(250)));
+    assert_eq!((hurry.timeout_ms, hurry.max_ms), (Some(60_000), Some(500_000)), "requests in flight have their time");
+    assert!(sends(&story.wait(Duration::from_secs(1)), 1).is_empty(), "once");
 }
