@@ -8,8 +8,8 @@ mod line;
 
 use std::io::{IsTerminal, Write};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -26,6 +26,8 @@ use line::{Fields, Line, Look};
 
 /// Lines that wait for a slow reader of stderr; more are dropped and counted.
 const QUEUE: usize = 4096;
+/// The same in bytes: a line may quote what another program made as long as it liked.
+const QUEUE_BYTES: usize = 4 << 20;
 /// What may happen often is said at most once in this long.
 const SELDOM: Duration = Duration::from_secs(1);
 /// How long [`flush`] waits for that reader.
@@ -133,34 +135,47 @@ enum Job {
 
 struct Out {
     queue: SyncSender<Job>,
+    /// Bytes of the lines in the queue.
+    waiting: AtomicUsize,
     dropped: AtomicU64,
 }
 
 static OUT: OnceLock<Out> = OnceLock::new();
 
+impl Out {
+    /// Queues a line if there is room for it.
+    fn queue(&self, line: Vec<u8>) {
+        let bytes = line.len();
+        let fits = self.waiting.fetch_add(bytes, Relaxed).saturating_add(bytes) <= QUEUE_BYTES;
+        if !fits || self.queue.try_send(Job::Line(line)).is_err() {
+            self.waiting.fetch_sub(bytes, Relaxed);
+            self.dropped.fetch_add(1, Relaxed);
+        }
+    }
+}
+
 fn put(stderr: &Stderr, line: Vec<u8>) {
     match OUT.get() {
         // At once: a crash a moment later must not take the last lines along.
         Some(_) if stderr.file => write(&mut std::io::stderr(), &line),
-        Some(out) => {
-            if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = out.queue.try_send(Job::Line(line)) {
-                out.dropped.fetch_add(1, Relaxed);
-            }
-        }
+        Some(out) => out.queue(line),
         None => write(&mut std::io::stderr(), &line),
     }
 }
 
 fn start_writer() -> Result<(), TelemetryError> {
     let (queue, jobs) = sync_channel(QUEUE);
-    if OUT.set(Out { queue, dropped: AtomicU64::new(0) }).is_err() {
+    let out = Out { queue, waiting: AtomicUsize::new(0), dropped: AtomicU64::new(0) };
+    if OUT.set(out).is_err() {
         return Err(TelemetryError::Twice);
     }
     // Signals are for the threads that handle them, and this one is born before those have set their masks.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok();
     let started = std::thread::Builder::new().name("log".into()).stack_size(128 * 1024).spawn(move || {
-        let dropped = || OUT.get().map_or(0, |out| out.dropped.swap(0, Relaxed));
-        write_jobs(&jobs, &mut std::io::stderr(), dropped);
+        // Set a moment ago.
+        if let Some(out) = OUT.get() {
+            write_jobs(&jobs, &mut std::io::stderr(), out);
+        }
     });
     if let Some(before) = before {
         // Cannot fail: the mask came from the kernel a moment ago.
@@ -169,14 +184,17 @@ fn start_writer() -> Result<(), TelemetryError> {
     started.map(drop).map_err(TelemetryError::Thread)
 }
 
-fn write_jobs(jobs: &Receiver<Job>, to: &mut impl Write, dropped: impl Fn() -> u64) {
+fn write_jobs(jobs: &Receiver<Job>, to: &mut impl Write, out: &Out) {
     while let Ok(job) = jobs.recv() {
         match job {
-            Job::Line(line) => write(to, &line),
+            Job::Line(line) => {
+                write(to, &line);
+                out.waiting.fetch_sub(line.len(), Relaxed);
+            }
             // Who waited in vain has gone.
             Job::Flush(done) => drop(done.send(())),
         }
-        let lost = dropped();
+        let lost = out.dropped.swap(0, Relaxed);
         if lost > 0 {
             write(to, format!("{lost} log lines dropped: stderr was not read in time\n").as_bytes());
         }
@@ -260,15 +278,42 @@ mod tests {
 
     #[test]
     fn what_was_dropped_is_told_once() {
-        let (queue, jobs) = sync_channel(8);
-        queue.send(Job::Line(b"one\n".to_vec())).unwrap();
-        queue.send(Job::Line(b"two\n".to_vec())).unwrap();
-        drop(queue);
-        let lost = AtomicU64::new(3);
-        let mut out = Vec::new();
-        write_jobs(&jobs, &mut out, || lost.swap(0, Relaxed));
-        let text = String::from_utf8(out).unwrap();
+        let (out, jobs) = out(8);
+        out.queue(b"one\n".to_vec());
+        out.queue(b"two\n".to_vec());
+        out.dropped.store(3, Relaxed);
+        let text = written(&out, &jobs);
         assert_eq!(text, "one\n3 log lines dropped: stderr was not read in time\ntwo\n");
+    }
+
+    fn out(lines: usize) -> (Out, Receiver<Job>) {
+        let (queue, jobs) = sync_channel(lines);
+        (Out { queue, waiting: AtomicUsize::new(0), dropped: AtomicU64::new(0) }, jobs)
+    }
+
+    /// What waits, written.
+    fn written(out: &Out, jobs: &Receiver<Job>) -> String {
+        let (sender, rest) = sync_channel(QUEUE);
+        jobs.try_iter().for_each(|job| sender.try_send(job).ok().unwrap());
+        drop(sender);
+        let mut to = Vec::new();
+        write_jobs(&rest, &mut to, out);
+        String::from_utf8(to).unwrap()
+    }
+
+    #[test]
+    fn long_lines_for_a_slow_reader_are_dropped_by_their_bytes() {
+        let (out, jobs) = out(QUEUE);
+        let line = vec![b'x'; QUEUE_BYTES / 10];
+        for _ in 0..25 {
+            out.queue(line.clone());
+        }
+        assert_eq!((out.waiting.load(Relaxed), out.dropped.load(Relaxed)), (10 * line.len(), 15));
+        assert!(written(&out, &jobs).contains("15 log lines dropped"));
+        // There is room again, but for one that is too long by itself.
+        out.queue(b"short\n".to_vec());
+        out.queue(vec![b'x'; QUEUE_BYTES + 1]);
+        assert_eq!((out.waiting.load(Relaxed), out.dropped.load(Relaxed)), (6, 1));
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Line<'_> {
     }
 
     fn json(&self, text: &mut String) {
-        let quoted = |value: &str| Value::from(value).to_string();
+        let quoted = |value: &str| harmless(Value::from(value).to_string());
         // Writing to a String cannot fail.
         write!(
             text,
@@ -118,7 +118,7 @@ impl Line<'_> {
         for (name, value) in &self.fields.pairs {
             // These names are the line's own.
             let prefix = if matches!(*name, "time" | "level" | "target") { "field_" } else { "" };
-            write!(text, ",{}:{value}", quoted(&format!("{prefix}{name}"))).ok();
+            write!(text, ",{}:{}", quoted(&format!("{prefix}{name}")), harmless(value.to_string())).ok();
         }
         write!(text, r#","target":{}}}"#, quoted(self.target)).ok();
     }
@@ -134,7 +134,7 @@ impl Line<'_> {
         escape(text, &self.fields.message, "\\n");
         for (name, value) in &self.fields.pairs {
             text.push(' ');
-            text.push_str(name);
+            escape(text, name, "\\n");
             text.push('=');
             plain(text, value);
         }
@@ -167,7 +167,7 @@ impl Line<'_> {
         paint(text, "2");
         for (name, value) in &self.fields.pairs {
             text.push(' ');
-            text.push_str(name);
+            escape(text, name, "\\n");
             text.push('=');
             plain(text, value);
         }
@@ -206,16 +206,38 @@ fn plain(text: &mut String, value: &Value) {
 }
 
 fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '"' | '=' | '\\'))
+    !text.is_empty() && text.chars().all(|c| !c.is_whitespace() && !steers(c) && !matches!(c, '"' | '=' | '\\'))
 }
 
-/// Control characters could move the cursor, colour the terminal or forge a line.
+/// Whether a terminal does something else with it than show it: control characters move the cursor, colour or forge a line, and marks of
+/// direction show the rest of the line in another order (Unicode, bidirectional formatting characters).
+fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// JSON text with escapes for all that [`steers`]: JSON itself asks for them only below the space.
+fn harmless(json: String) -> String {
+    if !json.contains(steers) {
+        return json;
+    }
+    let mut text = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        match c {
+            // All of these lie in the basic plane: one escape each.
+            c if steers(c) => drop(write!(text, "\\u{:04x}", u32::from(c))),
+            c => text.push(c),
+        }
+    }
+    text
+}
+
 fn escape(text: &mut String, raw: &str, newline: &str) {
     for c in raw.trim_end_matches('\n').chars() {
         match c {
             '\n' => text.push_str(newline),
             '\t' => text.push('\t'),
-            c if c.is_control() => text.extend(c.escape_default()),
+            c if steers(c) => text.extend(c.escape_default()),
             c => text.push(c),
         }
     }
@@ -281,6 +303,21 @@ mod tests {
         }
         let text = forged.render(look(LogFormat::Pretty));
         assert!(!text.contains('\x1b') && text.contains("\n     "), "{text}");
+    }
+
+    #[test]
+    fn names_of_fields_and_marks_of_direction_are_escaped_as_well() {
+        let mut forged = line(Level::INFO, "hello\u{9b}2J");
+        forged.fields.message = "a\u{202e}b\u{7f}\u{9b}31m".into();
+        forged.fields.put("na\x1b[2J\nme\u{9b}", "x\u{2066}y\u{9b}".into());
+        forged.fields.put("word", "z\u{202e}".into());
+        for format in [LogFormat::Compact, LogFormat::Json, LogFormat::Pretty] {
+            let text = forged.render(look(format));
+            let (line, end) = text.split_at(text.len() - 1);
+            assert!(end == "\n" && !line.contains(steers), "{format:?}: {text:?}");
+        }
+        let value: Value = serde_json::from_str(&forged.render(look(LogFormat::Json))).unwrap();
+        assert_eq!(value["message"], "a\u{202e}b\u{7f}\u{9b}31m", "a machine reads what was said");
     }
 
     #[test]
