@@ -325,7 +325,7 @@ pub struct Cut {
 
 impl Cut {
     pub fn total(&self) -> u64 {
-        self.busy + self.head + self.upgraded + self.http2 + self.stream
+        [self.busy, self.head, self.upgraded, self.http2, self.stream].into_iter().fold(0, u64::saturating_add)
     }
 }
 
@@ -353,7 +353,8 @@ pub struct DrainReport {
     pub ms: f64,
 }
 
-/// Of several generations: the longest time, the sum of all else.
+/// Of several generations: the longest time, the sum of all else. The numbers are the children's own word, so a sum stops at the
+/// largest number.
 impl std::ops::AddAssign for DrainReport {
     fn add_assign(&mut self, other: DrainReport) {
         let DrainReport {
@@ -368,19 +369,20 @@ impl std::ops::AddAssign for DrainReport {
             unanswered_pipelined,
             ms,
         } = other;
-        self.handed_over += handed_over;
-        self.carried += carried;
-        self.finished += finished;
-        self.lingered += lingered;
-        self.goaway += goaway;
-        self.upgraded += upgraded;
-        self.cut.busy += cut.busy;
-        self.cut.head += cut.head;
-        self.cut.upgraded += cut.upgraded;
-        self.cut.http2 += cut.http2;
-        self.cut.stream += cut.stream;
-        self.lost += lost;
-        self.unanswered_pipelined += unanswered_pipelined;
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        add(&mut self.handed_over, handed_over);
+        add(&mut self.carried, carried);
+        add(&mut self.finished, finished);
+        add(&mut self.lingered, lingered);
+        add(&mut self.goaway, goaway);
+        add(&mut self.upgraded, upgraded);
+        add(&mut self.cut.busy, cut.busy);
+        add(&mut self.cut.head, cut.head);
+        add(&mut self.cut.upgraded, cut.upgraded);
+        add(&mut self.cut.http2, cut.http2);
+        add(&mut self.cut.stream, cut.stream);
+        add(&mut self.lost, lost);
+        add(&mut self.unanswered_pipelined, unanswered_pipelined);
         self.ms = self.ms.max(ms);
     }
 }
@@ -489,5 +491,31 @@ impl Report {
             state: None,
             unserved_ms: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_of_what_children_report_stop_at_the_largest_number() {
+        let most = u64::MAX;
+        let cut = Cut { busy: most, head: most, upgraded: most, http2: most, stream: most };
+        let one = DrainReport {
+            handed_over: most,
+            carried: most,
+            finished: most,
+            lingered: most,
+            goaway: most,
+            upgraded: most,
+            cut,
+            lost: most,
+            unanswered_pipelined: most,
+            ms: f64::MAX,
+        };
+        let mut sum = one;
+        sum += one;
+        assert_eq!((sum, sum.cut.total()), (one, most));
     }
 }
