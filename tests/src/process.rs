@@ -77,6 +77,14 @@ pub fn group(group: i32) -> Vec<i32> {
     all().filter(|stat| stat.group == group && !stat.is_zombie()).map(|stat| stat.pid).collect()
 }
 
+/// Living children that the master `pid` has started, also after its death: each was told who its master is.
+pub fn workers(pid: i32) -> Vec<i32> {
+    let told = format!("BATON_WORKER={pid}");
+    let is_told = |environment: Vec<u8>| environment.split(|byte| *byte == 0).any(|entry| entry == told.as_bytes());
+    let is_worker = |stat: &Stat| fs::read(format!("/proc/{}/environ", stat.pid)).is_ok_and(is_told);
+    all().filter(|stat| !stat.is_zombie() && is_worker(stat)).map(|stat| stat.pid).collect()
+}
+
 pub fn kill(pid: i32, signal: Signal) {
     assert!(pid > 1, "refused to signal {pid}");
     signal::kill(Pid::from_raw(pid), signal)

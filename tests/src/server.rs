@@ -186,6 +186,7 @@ pub struct Setup {
     env: Vec<(String, String)>,
     own_program: bool,
     terminal: Option<PathBuf>,
+    subreaper: bool,
     through: Vec<String>,
 }
 
@@ -211,6 +212,7 @@ impl Setup {
             env: Vec::new(),
             own_program: false,
             terminal: None,
+            subreaper: false,
             through: Vec::new(),
         }
     }
@@ -280,6 +282,12 @@ impl Setup {
         self
     }
 
+    /// Adopts what its descendants leave behind.
+    pub fn subreaper(mut self) -> Setup {
+        self.subreaper = true;
+        self
+    }
+
     /// By a command that runs the words behind it. Unless it becomes what it runs, the server's pid is that of the command.
     pub fn through(mut self, command: &[&str]) -> Setup {
         self.through = command.iter().map(|word| word.to_string()).collect();
@@ -320,6 +328,9 @@ impl Setup {
         }
         if let Some(terminal) = &self.terminal {
             command.arg("--terminal").arg(terminal);
+        }
+        if self.subreaper {
+            command.arg("--subreaper");
         }
         for name in &self.passed {
             command.args(["--pass", name]);
@@ -595,7 +606,9 @@ impl Server {
 
     /// Living processes of this instance.
     pub fn processes(&self) -> Vec<i32> {
-        process::group(self.pid())
+        let mut all = process::group(self.pid());
+        all.extend(process::workers(self.pid()));
+        all
     }
 }
 
@@ -611,8 +624,12 @@ impl Drop for Server {
     fn drop(&mut self) {
         // Once the master is reaped its number may be another's, unless a process of its group is left.
         if self.ended.is_none() || !self.processes().is_empty() {
-            // Fails only if the last one ended meanwhile, which is what it is for.
-            let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
+            // Each of its children leads a group of its own.
+            let workers = process::workers(self.pid());
+            for group in [self.pid()].into_iter().chain(workers) {
+                // Fails only if the last one ended meanwhile, which is what it is for.
+                let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+            }
         }
         if self.ended.is_none() && self.child.wait().is_err() {
             eprintln!("the server {} could not be waited for", self.pid());

@@ -191,13 +191,14 @@ impl Worker {
                     Told::Loaded(result) => return Event::Loaded(result.map(|plugins| self.loaded = plugins)),
                     Told::Proved(result) => return Event::Proved(result),
                     Told::Stopped(listeners) => {
-                        self.listeners = listeners;
+                        // What came meanwhile takes the place of what was accepted from.
+                        let newer = std::mem::replace(&mut self.listeners, listeners);
+                        newer.into_iter().for_each(|listener| self.replace_listener(listener));
                         self.accepting.send_replace(false);
                         return Event::Stopped;
                     }
                     Told::Saved(message, memory) => {
-                        let memory: Vec<_> = memory.iter().map(AsFd::as_fd).collect();
-                        if let Err(error) = self.control.send(&message, &memory).await {
+                        if let Err(error) = self.send_saved(message, memory).await {
                             return lost(&error);
                         }
                     }
@@ -268,7 +269,7 @@ impl Worker {
             ToChild::Certificates => return self.take_certificates(fds).err().map(Event::Broken),
             ToChild::Tickets => return self.take_tickets(fds).err().map(Event::Broken),
             ToChild::Go => Event::Go,
-            ToChild::Save => return self.save(),
+            ToChild::Save => return self.save(fds),
             ToChild::Pause => Event::Pause,
             ToChild::Resume => Event::Resume,
             ToChild::Retire(deadlines) => Event::Retire(deadlines),
@@ -281,6 +282,7 @@ impl Worker {
                 tracing::warn!("ignored a control message that this version does not know");
                 return None;
             }
+            ToChild::Relisten { id } => return self.relisten(id, fds).err().map(Event::Broken),
             // Connections move beside the worker's life: whatever becomes of it, each is served somewhere.
             ToChild::Adopt { from } => return self.adopt(from, fds),
             ToChild::Handover { to, listeners } => return self.lend(to, listeners, fds),
@@ -310,12 +312,13 @@ impl Worker {
     }
 
     /// Beside the worker's life: whatever comes of it, all goes on as before.
-    fn save(&self) -> Option<Event> {
+    fn save(&self, fds: Vec<OwnedFd>) -> Option<Event> {
         let Some(service) = &self.service else { return Some(Event::Broken("SAVE came out of order".into())) };
         let plugins = service.plugins.iter().copied().zip(service.saving.iter().cloned()).collect();
         let told = self.told.0.clone();
         tokio::spawn(async move {
-            let (message, memory) = save::save(plugins).await;
+            // A master of an earlier version lends no memory.
+            let (message, memory) = save::save(plugins, fds.into_iter().next()).await;
             // The receiver lives as long as the process.
             let _ = told.send(Told::Saved(message, memory));
         });
@@ -374,6 +377,29 @@ impl Worker {
     }
 
     fn take_listener(&mut self, id: u32, fds: Vec<OwnedFd>) -> Result<Event, String> {
+        let listener = self.listener(id, fds)?;
+        self.listeners.push(listener);
+        Ok(Event::Listener)
+    }
+
+    /// Beside the worker's life: the listener of that number is another socket from now on.
+    fn relisten(&mut self, id: u32, fds: Vec<OwnedFd>) -> Result<(), String> {
+        let listener = self.listener(id, fds)?;
+        let accepting = self.acceptors.as_mut().zip(self.service.as_ref());
+        let Some((acceptors, Service { server, runtime, .. })) = accepting else {
+            self.replace_listener(listener);
+            return Ok(());
+        };
+        let _entered = runtime.enter();
+        acceptors.replace(server, listener).map_err(|error| format!("listener {id} cannot be registered: {error}"))
+    }
+
+    fn replace_listener(&mut self, listener: Listener) {
+        self.listeners.retain(|before| before.id() != listener.id());
+        self.listeners.push(listener);
+    }
+
+    fn listener(&self, id: u32, fds: Vec<OwnedFd>) -> Result<Listener, String> {
         let load = &self.set.as_ref().ok_or("a LISTENER came before LOAD")?.load;
         let info = load
             .listeners
@@ -383,10 +409,8 @@ impl Worker {
         let socket = fds.into_iter().next().ok_or_else(|| format!("listener {id} came without its socket"))?;
         // A worker has its listeners for life.
         let server = Box::leak(info.server.clone().into_boxed_str());
-        let listener = Listener::new(socket, id, server, info.address.clone())
-            .map_err(|error| format!("listener {id} ({}) cannot be used: {error}", info.address))?;
-        self.listeners.push(listener);
-        Ok(Event::Listener)
+        Listener::new(socket, id, server, info.address.clone())
+            .map_err(|error| format!("listener {id} ({}) cannot be used: {error}", info.address))
     }
 
     // ---- what is to be done ----
@@ -451,6 +475,16 @@ impl Worker {
             }
         }
         Step::On
+    }
+
+    async fn send_saved(&self, message: ToMaster, memory: Option<OwnedFd>) -> Result<(), ChannelError> {
+        let fds: Vec<_> = memory.iter().map(AsFd::as_fd).collect();
+        match self.control.send(&message, &fds).await {
+            Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::PermissionDenied && !fds.is_empty() => {
+                self.control.send(&save::not_taken(message), &[]).await
+            }
+            result => result,
+        }
     }
 
     async fn send(&self, message: ToMaster, events: &mut VecDeque<Event>) {

@@ -34,7 +34,6 @@ pub const ROLE: &str = "BATON_WORKER";
 
 /// Descriptors that the master leaves.
 const CONTROL: i32 = 3;
-const HANDOVER: i32 = 4;
 const STDERR: i32 = 5;
 
 /// From the end of an orphan's time to its exit, if it does not end by itself.
@@ -65,8 +64,6 @@ pub fn run() -> ExitCode {
 /// What a child is started with.
 struct Birth {
     control: OwnedFd,
-    /// Kept for the day on which connections are handed over.
-    _handover: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     orphan: Orphan,
     master: i32,
@@ -77,15 +74,12 @@ fn prepare() -> Result<Birth, WorkerError> {
     let master = worker::take_env(ROLE).and_then(|pid| pid.parse().ok()).ok_or(WorkerError::NoMaster)?;
     let control = worker::inherited(CONTROL)?.ok_or(WorkerError::NoMaster)?;
     worker::set_nonblocking(&control)?;
-    let handover = worker::inherited(HANDOVER)?;
     let stderr = worker::inherited(STDERR)?;
     worker::set_name(c"baton-worker")?;
-    // Beside the end of the control channel: TERM is handled, and asks who sent it.
-    worker::signal_at_parents_death()?;
     worker::install_no_op_handlers()?;
     let time = Arc::new(AtomicU64::new(Drain::default().orphan.as_millis() as u64));
     watch_master(&control, time.clone())?;
-    Ok(Birth { control, _handover: handover, stderr, orphan: Orphan { time, enforce: enforce_end }, master })
+    Ok(Birth { control, stderr, orphan: Orphan { time, enforce: enforce_end }, master })
 }
 
 /// Sees that an orphan ends, from a thread that no plugin and no runtime can hold up.

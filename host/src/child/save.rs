@@ -1,7 +1,7 @@
 //! What the plugins hand on to those that follow: each is asked on a thread of its own, and none is waited for longer than
 //! its time. The author's code runs here beside the requests; whatever it does, these go on.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,14 +10,15 @@ use tokio::time::{Instant, timeout_at};
 
 use super::plugin::{Plugin, SavePanicked};
 use crate::control::ToMaster;
-use crate::control::states::{self, PluginState, SAVE_TIME};
+use crate::control::states::{self, PluginState, SAVE_TIME, StateEntry, StatesError};
 use crate::report::NotSaved;
 
 /// Whether a plugin is still at what it was asked before. One that never answers costs one thread, not one for each reload.
 pub type Busy = Arc<AtomicBool>;
 
-/// SAVED, with what goes beside it. Within [`SAVE_TIME`].
-pub async fn save(plugins: Vec<(&'static Plugin, Busy)>) -> (ToMaster, Option<OwnedFd>) {
+/// Asks the plugins. Returns SAVED within [`SAVE_TIME`]: the states are in `memory`, which the master has lent, or else in memory to be
+/// sent beside it.
+pub async fn save(plugins: Vec<(&'static Plugin, Busy)>, memory: Option<OwnedFd>) -> (ToMaster, Option<OwnedFd>) {
     let until = Instant::now() + SAVE_TIME;
     let asked: Vec<_> = plugins.into_iter().map(|(plugin, busy)| (plugin, ask(plugin, busy))).collect();
     let (mut states, mut failed) = (Vec::new(), Vec::new());
@@ -30,21 +31,53 @@ pub async fn save(plugins: Vec<(&'static Plugin, Busy)>) -> (ToMaster, Option<Ow
             Err(error) => failed.push(NotSaved { plugin: Some(plugin.name().into()), error }),
         }
     }
-    if states.is_empty() {
-        return (ToMaster::Saved { states: Vec::new(), failed }, None);
-    }
-    match states::seal(states) {
-        Ok((states, memory, left)) => {
+    let identity = memory.as_ref().and_then(|memory| states::identity(memory.as_fd()).ok());
+    let (states, own) = match write(states, memory) {
+        Ok(Written { entries, own, left }) => {
             failed.extend(left);
-            (ToMaster::Saved { states, failed }, Some(memory))
+            (entries, own)
         }
         Err(error) => {
             let error = error.to_string();
             let error = error.strip_prefix("failed to ").unwrap_or(&error).to_owned();
             failed.push(NotSaved { plugin: None, error });
-            (ToMaster::Saved { states: Vec::new(), failed }, None)
+            (Vec::new(), None)
         }
+    };
+    (ToMaster::Saved { states, failed, memory: identity }, own)
+}
+
+/// SAVED of a child whose memory the master does not take: its kernel refuses descriptors, and its program, an earlier version, lends
+/// no memory.
+pub fn not_taken(message: ToMaster) -> ToMaster {
+    match message {
+        ToMaster::Saved { mut failed, .. } => {
+            let error = "hand on the states: the master takes no memory of a child's".into();
+            failed.push(NotSaved { plugin: None, error });
+            ToMaster::Saved { states: Vec::new(), failed, memory: None }
+        }
+        other => other,
     }
+}
+
+struct Written {
+    entries: Vec<StateEntry>,
+    /// What the states are in, if the master has lent nothing.
+    own: Option<OwnedFd>,
+    /// What found no room.
+    left: Vec<NotSaved>,
+}
+
+fn write(states: Vec<PluginState>, memory: Option<OwnedFd>) -> Result<Written, StatesError> {
+    if states.is_empty() {
+        return Ok(Written { entries: Vec::new(), own: None, left: Vec::new() });
+    }
+    if let Some(memory) = memory {
+        let (entries, left) = states::fill(memory, states)?;
+        return Ok(Written { entries, own: None, left });
+    }
+    let (entries, own, left) = states::seal(states)?;
+    Ok(Written { entries, own: Some(own), left })
 }
 
 type Answer = Result<Option<(u32, Vec<u8>)>, SavePanicked>;

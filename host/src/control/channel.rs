@@ -65,22 +65,51 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         }
     }
 
-    /// The next message with its descriptors, or nothing at the peer's end. Safe to drop between polls.
+    /// Receives the next message with its descriptors; `None` at the peer's end. Safe to drop between polls.
     pub async fn recv(&self) -> Result<Option<(R, Vec<OwnedFd>)>, ChannelError> {
+        match self.receive().await? {
+            Some(Incoming { message, fds, .. }) => message.map(|message| Some((message, fds))),
+            None => Ok(None),
+        }
+    }
+
+    /// As [`recv`](Channel::recv), for a peer that is not trusted: its descriptors come also with a broken message, since where
+    /// they are closed matters.
+    pub async fn receive(&self) -> io::Result<Option<Incoming<R>>> {
         let mut buffer = vec![0; MAX_MESSAGE];
         loop {
             let mut guard = self.socket.readable().await?;
             let Ok(received) = guard.try_io(|socket| seqpacket::recv(socket.as_fd(), &mut buffer)) else { continue };
-            let received = received?;
-            if received.len == 0 {
-                return Ok(None);
-            }
-            if received.truncated {
-                return Err(ChannelError::Decode("it was cut short on the way".into()));
-            }
-            return decode(&buffer[..received.len], received.fds).map(Some);
+            return Ok(incoming(&buffer, received?));
         }
     }
+
+    /// As [`receive`](Channel::receive); `None` also if there is no message.
+    pub fn try_receive(&self) -> io::Result<Option<Incoming<R>>> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        match seqpacket::recv(self.as_fd(), &mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            received => Ok(incoming(&buffer, received?)),
+        }
+    }
+}
+
+/// A message as it came from a peer that is not trusted.
+#[derive(Debug)]
+pub struct Incoming<R> {
+    pub message: Result<R, ChannelError>,
+    pub fds: Vec<OwnedFd>,
+    /// Its length in bytes.
+    pub len: usize,
+}
+
+fn incoming<R: DeserializeOwned>(buffer: &[u8], received: seqpacket::Received) -> Option<Incoming<R>> {
+    let seqpacket::Received { len, fds, truncated } = received;
+    let message = match truncated {
+        true => Err(ChannelError::Decode("it was cut short on the way".into())),
+        false => decode(&buffer[..len], fds.len()),
+    };
+    (len > 0).then_some(Incoming { message, fds, len })
 }
 
 impl<S, R> AsFd for Channel<S, R> {
@@ -99,13 +128,14 @@ fn encode<S: Serialize>(message: &S, fds: usize) -> Result<Vec<u8>, ChannelError
     Ok(bytes)
 }
 
-fn decode<R: DeserializeOwned>(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<(R, Vec<OwnedFd>), ChannelError> {
+/// The message in `bytes`, with which so many descriptors came.
+fn decode<R: DeserializeOwned>(bytes: &[u8], came: usize) -> Result<R, ChannelError> {
     let envelope: Envelope<R> =
         serde_json::from_slice(bytes).map_err(|error| ChannelError::Decode(error.to_string()))?;
-    if envelope.fds != fds.len() || fds.len() > MAX_FDS {
-        return Err(ChannelError::Descriptors { said: envelope.fds, came: fds.len() });
+    if envelope.fds != came || came > MAX_FDS {
+        return Err(ChannelError::Descriptors { said: envelope.fds, came });
     }
-    Ok((envelope.message, fds))
+    Ok(envelope.message)
 }
 
 #[cfg(test)]
@@ -131,40 +161,40 @@ mod tests {
         #[test]
         fn every_message_comes_back_as_it_was(message in any_to_master()) {
             let bytes = encode(&message, 0).unwrap();
-            let (back, _) = decode::<ToMaster>(&bytes, Vec::new()).unwrap();
+            let back = decode::<ToMaster>(&bytes, 0).unwrap();
             prop_assert_eq!(back, message);
         }
 
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = decode::<ToMaster>(&bytes, Vec::new());
-            let _ = decode::<ToChild>(&bytes, Vec::new());
+            let _ = decode::<ToMaster>(&bytes, 0);
+            let _ = decode::<ToChild>(&bytes, 0);
         }
 
         #[test]
         fn a_message_cut_anywhere_is_an_error(message in any_to_master(), at in any::<prop::sample::Index>()) {
             let bytes = encode(&message, 0).unwrap();
             let at = at.index(bytes.len());
-            prop_assert!(decode::<ToMaster>(&bytes[..at], Vec::new()).is_err());
+            prop_assert!(decode::<ToMaster>(&bytes[..at], 0).is_err());
         }
     }
 
     #[test]
     fn unknown_fields_are_ignored_and_unknown_messages_told_apart_from_broken_ones() {
         let newer = br#"{"fds":0,"message":{"type":"go","fast":true},"more":1}"#;
-        assert_eq!(decode::<ToChild>(newer, Vec::new()).unwrap().0, ToChild::Go);
+        assert_eq!(decode::<ToChild>(newer, 0).unwrap(), ToChild::Go);
         let unknown = br#"{"fds":0,"message":{"type":"juggle"}}"#;
-        assert_eq!(decode::<ToChild>(unknown, Vec::new()).unwrap().0, ToChild::Unknown);
-        assert_eq!(decode::<ToMaster>(unknown, Vec::new()).unwrap().0, ToMaster::Unknown);
+        assert_eq!(decode::<ToChild>(unknown, 0).unwrap(), ToChild::Unknown);
+        assert_eq!(decode::<ToMaster>(unknown, 0).unwrap(), ToMaster::Unknown);
         for broken in [r#"{"fds":0,"message":{"type":"listener"}}"#, r#"{"fds":0,"message":{}}"#] {
-            assert!(matches!(decode::<ToChild>(broken.as_bytes(), Vec::new()), Err(ChannelError::Decode(_))));
+            assert!(matches!(decode::<ToChild>(broken.as_bytes(), 0), Err(ChannelError::Decode(_))));
         }
     }
 
     #[test]
     fn a_wrong_number_of_descriptors_is_an_error() {
         let bytes = encode(&ToChild::Listener { id: 1 }, 1).unwrap();
-        assert!(matches!(decode::<ToChild>(&bytes, Vec::new()), Err(ChannelError::Descriptors { said: 1, came: 0 })));
+        assert!(matches!(decode::<ToChild>(&bytes, 0), Err(ChannelError::Descriptors { said: 1, came: 0 })));
     }
 
     #[test]

@@ -11,14 +11,15 @@
 //! | `Certificates` (+ sealed memory) | master | after `Load`, before `Listener`, once; only if a server has TLS | - | - | as `Load` |
 //! | `Tickets` (+ sealed memory) | master | after `Certificates`, to the child's end, each time that the keys change | - | - | - |
 //! | `Listener` (+ socket) | master | after `Load`, before `Ready` | - | - | as `Load` |
+//! | `Relisten` (+ socket) | master | after `Listener`, until `Retire`: the socket of that listener was shut down | - | - | - |
 //! | `Loading` | child | after the listeners came, once per plugin | - | - | names the plugin that killed it |
 //! | `Proving` | child | all listeners came, plugins are up, and there are probes | - | - | refused, stage prove |
 //! | `Ready` | child | all listeners came, plugins are up, every probe passed | `Go` | - | refused |
 //! | `Failed` | child | from `Load` to `Ready` | SIGKILL | - | - |
 //! | `Go` | master | after `Ready`, once | `Serving` | [`SWITCH_TIMEOUT`] | refused, stage switch |
 //! | `Serving` | child | after `Go` or `Resume`: accepting | - | - | a crash: respawn or take-back |
-//! | `Save` | master | serving, before another is started | `Saved` | [`SAVE_TIMEOUT`](states::SAVE_TIMEOUT), then without | without |
-//! | `Saved` (+ states memfd) | child | after `Save`, once | - | - | - |
+//! | `Save` (+ memory to fill) | master | serving, before another is started | `Saved` | [`SAVE_TIMEOUT`](states::SAVE_TIMEOUT), then without | without |
+//! | `Saved` | child | after `Save`, once | - | - | - |
 //! | `Pause` | master | serving | `Paused` | [`PAUSE_TIMEOUT`] | reaped; a crash |
 //! | `Paused` | child | nothing is accepted any more | `Retire` or `Resume` | - | - |
 //! | `Adopt` (+ socket) | master | serving | - | - | its connections stay with the old one |
@@ -45,7 +46,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use channel::{ChannelError, MasterEnd, WorkerEnd};
+pub use channel::{ChannelError, Incoming, MasterEnd, WorkerEnd};
 
 use self::states::StateEntry;
 
@@ -99,8 +100,12 @@ pub enum ToChild {
     Listener {
         id: u32,
     },
+    /// With another socket for a listener that the child has: the one before was shut down for good.
+    Relisten {
+        id: u32,
+    },
     Go,
-    /// Ask the plugins for what they hand on; all goes on as before.
+    /// Ask the plugins for what they hand on; all goes on as before. With [`states::lend`]: a child sends no descriptors.
     Save,
     Pause,
     Resume,
@@ -145,10 +150,14 @@ pub enum ToMaster {
     Ready,
     Failed(Failure),
     Serving,
-    /// With [`states::seal`], if there are any.
+    /// The states lie in the memory that came with SAVE, as [`states::fill`] leaves it. An earlier version sends memory of its
+    /// own beside this.
     Saved {
         states: Vec<StateEntry>,
         failed: Vec<NotSaved>,
+        /// [`states::identity`] of the memory that came with SAVE.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        memory: Option<u64>,
     },
     Paused,
     Done(DrainReport),
@@ -166,6 +175,28 @@ pub enum ToMaster {
     /// What a newer child says: ignored. Never sent.
     #[serde(other)]
     Unknown,
+}
+
+impl ToMaster {
+    /// The name of the message, for a log line: its content is the child's.
+    pub fn name(&self) -> &'static str {
+        match self {
+            ToMaster::Hello { .. } => "HELLO",
+            ToMaster::Loading { .. } => "LOADING",
+            ToMaster::Proving => "PROVING",
+            ToMaster::Ready => "READY",
+            ToMaster::Failed(_) => "FAILED",
+            ToMaster::Serving => "SERVING",
+            ToMaster::Saved { .. } => "SAVED",
+            ToMaster::Paused => "PAUSED",
+            ToMaster::Done(_) => "DONE",
+            ToMaster::ReplaceMe => "REPLACEME",
+            ToMaster::Control { .. } => "CONTROL",
+            #[cfg(feature = "next")]
+            ToMaster::Novelty { .. } => "NOVELTY",
+            ToMaster::Unknown => "an unknown message",
+        }
+    }
 }
 
 /// A signal that plugins may hear of.

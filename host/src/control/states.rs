@@ -5,7 +5,7 @@
 //! plugins, and perhaps from another one of this program.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -91,8 +91,36 @@ impl States {
     }
 }
 
-/// Seals states for those that follow. What has no place any more is answered.
+/// Memory for all states of a child: it goes with SAVE, and the child [fills](fill) it.
+pub fn lend() -> io::Result<OwnedFd> {
+    sealed::lend(c"baton-states", MAX_STATES as u64)
+}
+
+/// Identifies lent memory in SAVED.
+pub fn identity(memory: BorrowedFd<'_>) -> io::Result<u64> {
+    sealed::inode(memory)
+}
+
+/// Whether that is memory that nobody can change any more. Of any other descriptor nothing is asked that could take its time.
+pub fn is_sealed(memory: BorrowedFd<'_>) -> bool {
+    sealed::length(memory).is_ok()
+}
+
+/// Writes states into the memory that came with SAVE. Returns the entries, and the states that found no room.
+pub fn fill(memory: OwnedFd, states: Vec<PluginState>) -> Result<(Vec<StateEntry>, Vec<NotSaved>), StatesError> {
+    let (entries, all, left) = join(states);
+    sealed::fill(memory, &all)?;
+    Ok((entries, left))
+}
+
+/// Seals states in memory of this process's own, for a master that lends none. Returns as [`fill`] does.
 pub fn seal(states: Vec<PluginState>) -> Result<(Vec<StateEntry>, OwnedFd, Vec<NotSaved>), StatesError> {
+    let (entries, all, left) = join(states);
+    Ok((entries, sealed::seal(c"baton-states", &all)?, left))
+}
+
+/// One after the other, as far as there is room.
+fn join(states: Vec<PluginState>) -> (Vec<StateEntry>, Vec<u8>, Vec<NotSaved>) {
     let (mut entries, mut all, mut left) = (Vec::new(), Vec::new(), Vec::new());
     for PluginState { plugin, version, bytes } in states {
         if bytes.len() > MAX_STATE {
@@ -106,7 +134,7 @@ pub fn seal(states: Vec<PluginState>) -> Result<(Vec<StateEntry>, OwnedFd, Vec<N
             all.extend(bytes);
         }
     }
-    Ok((entries, sealed::seal(c"baton-states", &all)?, left))
+    (entries, all, left)
 }
 
 #[cfg(test)]
@@ -142,6 +170,17 @@ mod tests {
         let many = (0..65).map(|_| state("p", vec![0; MAX_STATE])).collect();
         let (entries, _, left) = seal(many).unwrap();
         assert_eq!((entries.len(), left.len()), (64, 1));
+    }
+
+    #[test]
+    fn lent_memory_carries_states_and_an_unfilled_one_is_refused() {
+        let states = vec![state("a", vec![1; 70_000]), state("b", b"x".to_vec())];
+        let memory = lend().unwrap();
+        let entry = StateEntry { plugin: "a".into(), version: 1, length: MAX_STATE };
+        assert!(States::take(vec![entry; 64], memory.try_clone().unwrap()).is_err(), "as long, but not sealed");
+        let (entries, left) = fill(memory.try_clone().unwrap(), states.clone()).unwrap();
+        assert_eq!(left, []);
+        assert_eq!(States::take(entries, memory).unwrap().open().unwrap(), states);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! generation has stopped accepting (so what waited in its queue was served). The file of a Unix socket goes with it. What an
 //! earlier master has left with systemd is taken up again where the configuration still names it.
 
+mod relisten;
 mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +11,6 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -22,6 +22,8 @@ use crate::report::{Failure, ListenerStatus, Scheme, Stage};
 use crate::sys::socket::{self, Address};
 use crate::sys::tcp::TcpOptions;
 use crate::sys::worker;
+use crate::telemetry::Seldom;
+pub use relisten::{How, Relistened};
 use stored::{Label, Stored};
 
 /// What the kernel cuts down to net.core.somaxconn (listen(2)).
@@ -72,8 +74,10 @@ struct Listener {
     /// Of a Unix socket. Before the socket: nobody finds the one without the other.
     file: Option<SocketFile>,
     socket: OwnedFd,
-    /// It came from systemd, which has it still: bound anew it cannot be.
+    /// It came from systemd, which has it still.
     came: bool,
+    /// What failed to be repaired is said once in a while.
+    complaints: Seldom,
 }
 
 impl Listener {
@@ -129,7 +133,9 @@ impl SavedListeners {
                 (Key::Systemd { name, .. }, None) => Address::Unix(name.into()),
                 (_, Some(address)) => address,
             };
-            open.insert(key, Listener { id, address, file: file.map(SocketFile::from), socket, came: false });
+            lock_filter(&socket, &address);
+            let (file, complaints) = (file.map(SocketFile::from), Seldom::default());
+            open.insert(key, Listener { id, address, file, socket, came: false, complaints });
         }
         Ok(Listeners { open, next_id: self.next_id, settled: true, ..Listeners::default() })
     }
@@ -330,7 +336,9 @@ impl Listeners {
     }
 
     fn insert(&mut self, key: Key, (socket, address, file): Bound, came: bool) {
-        self.open.insert(key, Listener { id: self.next_id, address, file, socket, came });
+        lock_filter(&socket, &address);
+        self.open
+            .insert(key, Listener { id: self.next_id, address, file, socket, came, complaints: Seldom::default() });
         self.next_id += 1;
     }
 
@@ -411,26 +419,6 @@ impl Listeners {
         clear.filter_map(|claim| self.open.get(&claim.key)).map(|listener| listener.id).collect()
     }
 
-    /// Somebody called shutdown(2) on a shared socket (plugin code: Baton's child has no such call): it no longer listens,
-    /// in any process. Listening again brings it back; answers the addresses where that was needed. A Unix socket is past
-    /// that, and bound anew by the next reload.
-    pub fn mend(&self) -> Vec<&Address> {
-        let mut mended = Vec::new();
-        for listener in self.open.values() {
-            if matches!(listener.address, Address::Unix(_)) {
-                if socket::is_shut(listener.socket.as_fd()) {
-                    tracing::error!(address = %listener.address, "somebody shut the listening socket down; reload to bind it anew");
-                }
-            } else if getsockopt(&listener.socket.as_fd(), AcceptConn) == Ok(false) {
-                match SockRef::from(&listener.socket).listen(BACKLOG) {
-                    Ok(()) => mended.push(&listener.address),
-                    Err(error) => tracing::error!(address = %listener.address, "failed to listen again: {error}"),
-                }
-            }
-        }
-        mended
-    }
-
     /// Those that `claims` names.
     pub fn status(&self, claims: &[Claim]) -> Vec<ListenerStatus> {
         let status = |claim: &Claim| {
@@ -438,6 +426,14 @@ impl Listeners {
             Some(ListenerStatus { scheme: claim.scheme, server: claim.server.clone(), address })
         };
         claims.iter().filter_map(status).collect()
+    }
+}
+
+/// Keeps every process that has the socket from attaching a BPF filter, with which it could drop what clients send. Before the socket
+/// is lent the first time, or as soon as it came from elsewhere; a filter that was attached before that goes.
+fn lock_filter(socket: &OwnedFd, address: &Address) {
+    if let Err(error) = socket::lock_filter(socket.as_fd()) {
+        tracing::error!(%address, "failed to keep filters off the listening socket: {error}; only a stop and a start make it anew");
     }
 }
 

@@ -5,6 +5,7 @@
 //! child has two tasks that only carry messages.
 
 pub mod admin;
+mod child_reader;
 mod children;
 mod environment;
 pub mod handle;

@@ -49,8 +49,8 @@ pub fn log(note: &Note) {
             tracing::warn!(generation = generation.0, plugin = failed.plugin, "failed to {}", failed.error);
         }
         Note::Killed { generation, why } => tracing::warn!(generation = generation.0, "child killed: {why}"),
-        Note::Unexpected { generation, what } => {
-            tracing::warn!(generation = generation.0, "child broke the protocol: {what}")
+        Note::Unexpected { generation, what, left_out } => {
+            tracing::warn!(generation = generation.0, left_out, "child broke the protocol: {what}")
         }
         Note::ShuttingDown { cause } => tracing::info!(%cause, "server shutting down"),
         Note::Cutting => tracing::warn!("cutting what is still open"),

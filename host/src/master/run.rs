@@ -22,7 +22,7 @@ use super::children::Children;
 use super::handle::{Desk, Handle, OpOptions, Readiness, Request};
 use super::identity::Identity;
 use super::inventory::{Inventory, Set};
-use super::listeners::Listeners;
+use super::listeners::{How, Listeners, Relistened};
 use super::memory::Notebook;
 use super::pid_file::PidFile;
 use super::resume::{self, ResumeError, Resumption};
@@ -36,18 +36,22 @@ use super::tls::{self, Certificates, Tickets};
 use super::watcher::{Sighting, Watcher};
 use super::{Options, StartError, notes};
 use crate::config::ConfigSource;
-use crate::control::{ControlVerb, ToMaster};
+use crate::control::{ControlVerb, ToChild, ToMaster};
 use crate::dirs::{self, Dirs};
 use crate::report::{Cause, Failure, OpId, Report, Rights, RunsAs, Stage, Verb};
 use crate::sys::process::{self, Image};
 use crate::sys::terminal::Terminal;
-use crate::sys::{credentials, files, readiness};
+use crate::sys::{credentials, files, readiness, reaping};
 use crate::version::VERSION;
 
 /// How often the answers of a generation on probation are counted.
 const COUNT: Duration = Duration::from_millis(100);
-/// How often the listeners are looked after.
-const MEND: Duration = Duration::from_secs(1);
+/// How often the listeners are looked after, and processes reaped that nothing else waits for.
+const UPKEEP: Duration = Duration::from_millis(500);
+/// Events of children in a row, then everything else has its turn: a child makes as many as it likes.
+const EVENTS_IN_A_ROW: usize = 32;
+/// Processes that are reaped in one go.
+const REAPED_AT_ONCE: usize = 1000;
 
 /// With fewer descriptors no child can be started.
 pub(super) const LEAST_OPEN_FILES: u64 = 64;
@@ -240,7 +244,8 @@ async fn serve(
         postponed: Vec::new(),
     };
     let signals = readiness::signals(signals).map_err(system("wait for signals"))?;
-    let mut mend = tokio::time::interval(MEND);
+    let mut upkeep = tokio::time::interval(UPKEEP);
+    upkeep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut count = tokio::time::interval(COUNT);
     count.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // What a set brings is spoken of when it is committed.
@@ -253,7 +258,11 @@ async fn serve(
         resume::resumed(left);
     }
     let mut exit = master.handle(first);
+    let mut events_in_a_row = 0;
     while exit.is_none() {
+        // Events come first, so that a message is acted on before the deadline that it is meant to keep.
+        let events_are_due = events_in_a_row < EVENTS_IN_A_ROW;
+        events_in_a_row = if events_are_due { events_in_a_row + 1 } else { 0 };
         let deadline = master.state.next_deadline().map(|at| master.started + at);
         exit = tokio::select! {
             biased;
@@ -261,7 +270,7 @@ async fn serve(
                 Turn::Said => None,
                 Turn::LetGo => master.go_on_with_shutdown(),
             },
-            Some(event) = events.recv() => master.handle(event),
+            Some(event) = events.recv(), if events_are_due => master.handle(event),
             Some(prepared) = prepared.recv() => master.take_prepared(prepared),
             signal = signals.async_io(Interest::READABLE, process::next_signal) => match signal {
                 Ok(received) => master.signal(received),
@@ -269,11 +278,13 @@ async fn serve(
             },
             Some(request) = requests.recv() => master.request(request),
             wake = master.watcher.next() => { let changed = master.watcher.wake(wake); master.reload_for(changed) }
-            () = sleep_until(deadline) => master.handle(Event::Tick),
+            // Each event does what a tick does.
+            () = sleep_until(deadline), if events_are_due => master.handle(Event::Tick),
             () = sleep_until(master.tickets.deadline()) => { master.children.rotate(&mut master.tickets); None }
             _ = remind.tick() => { master.serving_certificates().inspect(|certificates| certificates.warn()); None }
-            _ = mend.tick() => { master.mend(); None }
+            _ = upkeep.tick() => { master.upkeep(); None }
             _ = count.tick(), if master.state.watched().is_some() => master.count(),
+            () = std::future::ready(()), if !events_are_due => None,
         };
         while let Some(errand) = master.errand.take().filter(|_| exit.is_none()) {
             exit = match errand {
@@ -364,7 +375,9 @@ impl Master {
     fn put_off(&mut self, event: &Event) -> bool {
         let shuts_down = match event {
             Event::Asked { verb, .. } => *verb == Verb::Shutdown,
-            Event::Message { message: ToMaster::Control { verb, .. }, .. } => *verb == ControlVerb::Shutdown,
+            Event::Message { generation, message: ToMaster::Control { plugin, verb: ControlVerb::Shutdown } } => {
+                self.state.may_control(*generation, plugin)
+            }
             _ => false,
         };
         let put_off = shuts_down && (!self.postponed.is_empty() || self.systemd.release());
@@ -488,9 +501,37 @@ impl Master {
         self.sets.certificates(self.state.serving().and_then(|generation| self.state.set_of(generation)))
     }
 
-    fn mend(&self) {
-        for address in self.listeners.mend() {
-            tracing::error!(%address, "somebody shut the listening socket down (plugin code?); it listens again");
+    /// What no event tells of.
+    fn upkeep(&mut self) {
+        self.relisten();
+        // `baton dev` runs builds on other threads, which wait for them.
+        if !self.dev
+            && let Err(error) = reaping::reap_adopted(REAPED_AT_ONCE)
+        {
+            tracing::error!("failed to reap adopted processes: {error}");
+        }
+    }
+
+    /// Listens again on addresses whose sockets were shut down, and gives those that had to be made anew to the children.
+    fn relisten(&mut self) {
+        for Relistened { key, id, address, how } in self.listeners.relisten() {
+            tracing::error!(%address, "a listening socket was shut down (by plugin code?); it listens again");
+            if how == How::Listen {
+                continue;
+            }
+            for generation in self.state.accepting_generations() {
+                let set = self.state.set_of(generation).and_then(|set| self.sets.get(set));
+                if set.is_none_or(|set| set.listeners.iter().all(|claim| claim.key != key)) {
+                    continue;
+                }
+                match self.listeners.copy(&key) {
+                    Some(Ok(socket)) => self.children.send(generation, ToChild::Relisten { id }, vec![socket]),
+                    Some(Err(error)) => {
+                        tracing::error!(generation = generation.0, %address, "failed to lend it: {error}")
+                    }
+                    None => {}
+                }
+            }
         }
     }
 

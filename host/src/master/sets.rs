@@ -139,11 +139,14 @@ impl Content {
             .collect();
         let plugins = self.plugins.iter().map(|plugin| (&plugin.snapshot.name, &plugin.snapshot.sha256, &plugin.mount));
         let config = known_as(&self.config);
+        let allowed = |name: &&String| self.config.plugin(name).is_none_or(|section| section.allow_control);
+        let controllers = self.plugins.iter().map(|plugin| &plugin.snapshot.name).filter(allowed).cloned().collect();
         SetInfo {
             id,
             sha256: hash(&(plugins.collect::<Vec<_>>(), &config)),
             config,
             plugins: self.plugins.iter().map(Mounted::status).collect(),
+            controllers,
             sections,
             in_folder: self.in_folder(),
             held: self.held.clone(),

@@ -47,6 +47,12 @@ impl Access {
         Ok(Access { mode: server.socket_mode.0, owner: owner.transpose()?, group: group.transpose()? })
     }
 
+    /// As that of the file at `path`.
+    pub fn like(path: &Path) -> io::Result<Access> {
+        let file = path.symlink_metadata()?;
+        Ok(Access { mode: file.mode() & 0o777, owner: Some(file.uid()), group: Some(file.gid()) })
+    }
+
     fn grant(self, path: &Path) -> io::Result<()> {
         if self.owner.is_some() || self.group.is_some() {
             nix::unistd::chown(path, self.owner.map(Uid::from_raw), self.group.map(Gid::from_raw))?;
@@ -123,6 +129,10 @@ impl SocketFile {
 
     pub fn identity(&self) -> (u64, u64) {
         self.identity
+    }
+
+    pub fn access(&self) -> Access {
+        self.access
     }
 
     pub fn path(&self) -> &Path {

@@ -1,12 +1,11 @@
-//! One child as the master sees it: its process, its channel, its shared counters, and the tasks that carry messages both
-//! ways. Decides nothing; what comes from the child goes to the loop as events, in order, its death last.
+//! One child as the master sees it: its process, its channel, its shared counters, and the task that writes to it. Decides nothing.
+//! What comes from the child is [`child_reader`](super::child_reader)'s.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -14,29 +13,23 @@ use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::child_reader::{ChildReader, SharedStateMemory, StateMemory};
 use super::environment;
 use super::identity::Identity;
 use super::resume::{Fd, Luggage};
 use super::state::Event;
-use crate::control::states::{StateEntry, States};
-use crate::control::{ChannelError, MasterEnd, PROTOCOL, ToChild, ToMaster};
+use crate::control::states::States;
+use crate::control::{MasterEnd, PROTOCOL, ToChild};
 use crate::metrics::{Counts, SLOTS};
-use crate::report::{Generation, NotSaved};
-use crate::sys::process::{self, ExitKind, Image, Process, Spec};
+use crate::report::Generation;
+use crate::sys::process::{self, Image, Process, Spec};
 use crate::sys::shared::Slots;
 use crate::sys::{readiness, seqpacket};
+use crate::telemetry::Seldom;
 use crate::version::VERSION;
 
 /// Set, to the master's pid, in a child's environment: it says which role the binary plays.
 pub const ROLE: &str = "BATON_WORKER";
-/// How much of a child's output is quoted when it fails.
-const TAIL: u64 = 4096;
-/// How long the last messages of a dead child are waited for: they are in the queue, unless a stranger holds its end open.
-const LAST_WORDS: Duration = Duration::from_millis(200);
-
-/// What came beside SAVED.
-type Saved = Arc<Mutex<Option<States>>>;
-
 /// A message for the child with its descriptors.
 type Outgoing = (ToChild, Vec<OwnedFd>);
 
@@ -48,8 +41,7 @@ pub struct Child {
     output: Arc<File>,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     tasks: Tasks,
-    /// What its plugins hand on, until the loop takes it.
-    saved: Saved,
+    states: SharedStateMemory,
     slots: Slots<SLOTS>,
     /// Goes with LOAD, and on to another program of this process.
     slots_fd: OwnedFd,
@@ -59,8 +51,8 @@ pub struct Child {
 #[derive(Debug)]
 struct Tasks {
     write: JoinHandle<()>,
-    attend: JoinHandle<()>,
-    /// Ends `attend` when there is nothing in its hands.
+    read: JoinHandle<()>,
+    /// Ends `read` when there is nothing in its hands.
     stop: Option<oneshot::Sender<()>>,
 }
 
@@ -84,6 +76,8 @@ impl Child {
         events: mpsc::Sender<Event>,
     ) -> io::Result<Child> {
         let (ours, theirs) = seqpacket::pair()?;
+        // A child has none to send. Older kernels cannot refuse them, and the reader sees to them.
+        seqpacket::refuse_descriptors(ours.as_fd())?;
         let (slots_fd, slots) = Slots::create("baton-metrics")?;
         let output = process::output_file(c"baton-output")?;
         let stderr = io::stderr();
@@ -93,12 +87,20 @@ impl Child {
             argv,
             env: environment::of_child(std::env::vars_os(), identity, (ROLE, std::process::id().to_string())),
             output: output.as_fd(),
-            // 3: control; 4: the predecessor's connections; 5: takes over from the output file at GO.
+            // 3: control; 4: nothing, for as long as a program of an earlier version may be started; 5: takes over from the output
+            // file at GO.
             fds: vec![Some(theirs.as_fd()), None, Some(stderr.as_fd())],
             credentials: identity.credentials().cloned(),
         })?;
         drop(theirs);
-        let child = Child::over(generation, process, ours, output, (slots_fd, slots), events)?;
+        let process = Arc::new(process);
+        let child =
+            Child::over(generation, process.clone(), ours, output, (slots_fd, slots), events).inspect_err(|_| {
+                // The loop's upkeep reaps it.
+                if let Err(error) = process.signal(Signal::SIGKILL) {
+                    tracing::error!(pid = process.pid, "failed to kill a child that cannot be used: {error}");
+                }
+            })?;
         child.send(ToChild::Hello { protocols: PROTOCOL, version: VERSION.into(), generation }, Vec::new());
         #[cfg(feature = "next")]
         child.send(ToChild::Novelty { more: 1 }, Vec::new());
@@ -107,16 +109,16 @@ impl Child {
 
     fn over(
         generation: Generation,
-        process: Process,
+        process: Arc<Process>,
         control: OwnedFd,
         output: File,
         (slots_fd, slots): (OwnedFd, Slots<SLOTS>),
         events: mpsc::Sender<Event>,
     ) -> io::Result<Child> {
-        let (process, channel, output) = (Arc::new(process), Arc::new(MasterEnd::new(control)?), Arc::new(output));
-        let saved = Saved::default();
-        let (outgoing, tasks) = carry(generation, &process, &channel, &output, &saved, events)?;
-        Ok(Child { generation, process, channel, output, outgoing, tasks, saved, slots, slots_fd })
+        let (channel, output) = (Arc::new(MasterEnd::new(control)?), Arc::new(output));
+        let states = SharedStateMemory::default();
+        let (outgoing, tasks) = carry(generation, &process, &channel, &output, &states, events)?;
+        Ok(Child { generation, process, channel, output, outgoing, tasks, states, slots, slots_fd })
     }
 
     /// One that an earlier program of this process started.
@@ -124,7 +126,7 @@ impl Child {
         let slots_fd = saved.slots.copy()?;
         let slots = Slots::open(slots_fd.try_clone()?)?;
         let (control, output) = (saved.control.copy()?, File::from(saved.output.copy()?));
-        let process = Process::adopt(saved.pid)?;
+        let process = Arc::new(Process::adopt(saved.pid)?);
         let child = Child::over(saved.generation, process, control, output, (slots_fd, slots), events)?;
         #[cfg(feature = "next")]
         child.send(ToChild::Novelty { more: 2 }, Vec::new());
@@ -144,7 +146,7 @@ impl Child {
     /// Takes nothing more from it; answers when what was taken has gone to the loop.
     pub fn stop_reading(&mut self) -> JoinHandle<()> {
         drop(self.tasks.stop.take());
-        std::mem::replace(&mut self.tasks.attend, tokio::spawn(async {}))
+        std::mem::replace(&mut self.tasks.read, tokio::spawn(async {}))
     }
 
     /// Takes nothing more for it; answers when it has all that was taken.
@@ -155,7 +157,7 @@ impl Child {
 
     /// Carries messages again, in both directions.
     pub fn go_on(&mut self, events: mpsc::Sender<Event>) -> io::Result<()> {
-        let carried = carry(self.generation, &self.process, &self.channel, &self.output, &self.saved, events)?;
+        let carried = carry(self.generation, &self.process, &self.channel, &self.output, &self.states, events)?;
         (self.outgoing, self.tasks) = carried;
         Ok(())
     }
@@ -165,7 +167,7 @@ impl Child {
     }
 
     /// Queues a message. The state machine bounds the queue: it sends each message once.
-    pub fn send(&self, message: ToChild, fds: Vec<OwnedFd>) {
+    pub fn send(&self, message: ToChild, mut fds: Vec<OwnedFd>) {
         if let ToChild::Retire { .. } = message
             && let Err(error) = self.process.offer_to_oom_killer()
         {
@@ -175,7 +177,16 @@ impl Child {
                 "failed to prefer it to those that serve when memory is short: {error}"
             );
         }
-        // The writer ends only with the child; its death is reported by `attend`.
+        if message == ToChild::Save {
+            match StateMemory::lend(&self.states) {
+                Ok(memory) => fds.push(memory),
+                // Then it has no way to hand anything on, and says so.
+                Err(error) => {
+                    tracing::warn!(generation = self.generation.0, "failed to make memory for states: {error}")
+                }
+            }
+        }
+        // The writer ends only with the child, whose death the reader reports.
         let _ = self.outgoing.send((message, fds));
     }
 
@@ -191,7 +202,7 @@ impl Child {
 
     /// What its plugins have handed on, once.
     pub fn take_states(&self) -> Option<States> {
-        self.saved.lock().unwrap_or_else(PoisonError::into_inner).take()
+        StateMemory::take(&self.states)
     }
 
     pub fn kill(&self) -> io::Result<()> {
@@ -204,23 +215,24 @@ fn carry(
     process: &Arc<Process>,
     channel: &Arc<MasterEnd>,
     output: &Arc<File>,
-    saved: &Saved,
+    states: &SharedStateMemory,
     events: mpsc::Sender<Event>,
 ) -> io::Result<(mpsc::UnboundedSender<Outgoing>, Tasks)> {
     let ended = readiness::register(process.pidfd.try_clone()?, Interest::READABLE)?;
     let (outgoing, queue) = mpsc::unbounded_channel();
     let (stop, stopped) = oneshot::channel();
     let write = tokio::spawn(write(channel.clone(), queue, generation));
-    let attendant = Attendant {
+    let reader = ChildReader {
         channel: channel.clone(),
         process: process.clone(),
         output: output.clone(),
-        saved: saved.clone(),
+        states: states.clone(),
         generation,
         events,
+        complaints: Seldom::default(),
     };
-    let attend = tokio::spawn(attendant.attend(ended, stopped));
-    Ok((outgoing, Tasks { write, attend, stop: Some(stop) }))
+    let read = tokio::spawn(reader.run(ended, stopped));
+    Ok((outgoing, Tasks { write, read, stop: Some(stop) }))
 }
 
 async fn write(channel: Arc<MasterEnd>, mut queue: mpsc::UnboundedReceiver<Outgoing>, generation: Generation) {
@@ -231,105 +243,4 @@ async fn write(channel: Arc<MasterEnd>, mut queue: mpsc::UnboundedReceiver<Outgo
             return;
         }
     }
-}
-
-/// Carries a child's messages to the loop.
-struct Attendant {
-    channel: Arc<MasterEnd>,
-    process: Arc<Process>,
-    output: Arc<File>,
-    saved: Saved,
-    generation: Generation,
-    events: mpsc::Sender<Event>,
-}
-
-impl Attendant {
-    /// Until the child has ended, then its death.
-    async fn attend(self, ended: tokio::io::unix::AsyncFd<OwnedFd>, mut stopped: oneshot::Receiver<()>) {
-        let mut open = true;
-        loop {
-            tokio::select! {
-                biased;
-                received = self.channel.recv(), if open => open = self.forward(received).await,
-                _ = ended.readable() => break,
-                // Nothing is in our hands here; what has not been read is for whoever goes on.
-                _ = &mut stopped => return,
-            }
-        }
-        while open {
-            match tokio::time::timeout(LAST_WORDS, self.channel.recv()).await {
-                Ok(received) => open = self.forward(received).await,
-                Err(_) => open = false,
-            }
-        }
-        let generation = self.generation;
-        let exit = match self.process.try_wait() {
-            Ok(Some(exit)) => exit,
-            // The pidfd is readable, so the process has ended; no status means that somebody else took it.
-            Ok(None) => ExitKind::Code(-1),
-            Err(error) => {
-                tracing::error!(generation = generation.0, pid = self.process.pid, "failed to reap: {error}");
-                ExitKind::Code(-1)
-            }
-        };
-        let output = tail(&self.output);
-        // The loop is gone only when the master ends.
-        let _ = self.events.send(Event::Exited { generation, exit, output }).await;
-    }
-
-    /// Passes on one message; answers whether more can come.
-    async fn forward(&self, received: Result<Option<(ToMaster, Vec<OwnedFd>)>, ChannelError>) -> bool {
-        let generation = self.generation;
-        let (message, fds) = match received {
-            Ok(Some(received)) => received,
-            Ok(None) => return false,
-            // Not worth its life: a newer child may say what we do not know.
-            Err(error @ (ChannelError::Decode(_) | ChannelError::Descriptors { .. } | ChannelError::TooLong(_))) => {
-                tracing::warn!(generation = generation.0, "{error}");
-                return true;
-            }
-            Err(error @ ChannelError::Io(_)) => {
-                // A child that cannot be spoken to cannot be retired either.
-                tracing::error!(generation = generation.0, pid = self.process.pid, "{error}; killing the child");
-                if let Err(error) = self.process.signal(Signal::SIGKILL) {
-                    tracing::error!(generation = generation.0, "failed to kill: {error}");
-                }
-                return false;
-            }
-        };
-        let message = match message {
-            ToMaster::Failed(failure) if failure.detail.is_none() => {
-                ToMaster::Failed(failure.detail(tail(&self.output)))
-            }
-            #[cfg(feature = "next")]
-            ToMaster::Novelty { .. } => return true,
-            ToMaster::Unknown => {
-                tracing::warn!(generation = generation.0, "ignored a control message that this version does not know");
-                return true;
-            }
-            ToMaster::Saved { states, failed } => self.take_states(states, failed, fds),
-            other => other,
-        };
-        self.events.send(Event::Message { generation, message }).await.is_ok()
-    }
-
-    /// Keeps what came, if it is what the child says; the message says what is kept.
-    fn take_states(&self, states: Vec<StateEntry>, mut failed: Vec<NotSaved>, fds: Vec<OwnedFd>) -> ToMaster {
-        let taken = fds.into_iter().next().map(|memory| States::take(states.clone(), memory)).transpose();
-        let (kept, states) = match taken {
-            Ok(Some(kept)) => (Some(kept), states),
-            Ok(None) => (None, Vec::new()),
-            Err(error) => {
-                let error = error.to_string().trim_start_matches("failed to ").to_owned();
-                failed.push(NotSaved { plugin: None, error });
-                (None, Vec::new())
-            }
-        };
-        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = kept;
-        ToMaster::Saved { states, failed }
-    }
-}
-
-fn tail(output: &File) -> String {
-    process::tail(output, TAIL).unwrap_or_else(|error| format!("(its output cannot be read: {error})"))
 }

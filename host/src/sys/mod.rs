@@ -2,12 +2,14 @@
 //! the host, with `child::plugin` and `child::bridge`, where unsafe code may stand. Knows nothing of Baton's own terms.
 #![allow(unsafe_code)]
 
+pub mod closing;
 pub mod credentials;
 pub mod dylib;
 pub mod files;
 pub mod notify;
 pub mod process;
 pub mod readiness;
+pub mod reaping;
 pub mod renew;
 pub mod sealed;
 pub mod seqpacket;

@@ -19,6 +19,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
 use super::assert_send_sync;
 use super::credentials::Credentials;
+use super::reaping;
 
 /// An executable, open: what is started later is what was there when it was opened, whatever happens to the file.
 #[derive(Debug)]
@@ -66,11 +67,12 @@ pub struct Spec<'a> {
     pub credentials: Option<Credentials>,
 }
 
-/// A child process that its owner reaps.
+/// A child process that its owner reaps. One whose owner is gone is [reaped as if adopted](reaping::reap_adopted).
 #[derive(Debug)]
 pub struct Process {
     pub pid: i32,
     pub pidfd: OwnedFd,
+    _own: reaping::OwnChild,
 }
 
 /// How a process ended.
@@ -98,7 +100,8 @@ const FIRST_FD: RawFd = 3;
 const ABOVE: RawFd = 32;
 
 /// Starts a process: fork, then `execveat` of the image, with every signal blocked across both (the new program unblocks
-/// when its handlers exist) and no descriptor but those of `spec`.
+/// when its handlers exist) and no descriptor but those of `spec`. It leads a session of its own, without a terminal, and its input is
+/// empty.
 pub fn spawn(spec: Spec) -> io::Result<Process> {
     let mut sources = Vec::new();
     for fd in &spec.fds {
@@ -108,6 +111,9 @@ pub fn spawn(spec: Spec) -> io::Result<Process> {
         });
     }
     let image = duplicate_above(spec.image.0.as_fd())?;
+    let inherited = Inherited::find(FIRST_FD + spec.fds.len() as RawFd)?;
+    // std reports an error of the hook over a pipe of its own, which must not get a number that the hook fills.
+    let _filled = occupy_below(FIRST_FD + spec.fds.len() as RawFd)?;
     let raw: Vec<Option<RawFd>> = sources.iter().map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd)).collect();
     let exec = Exec::new(image.as_raw_fd(), &spec.argv, &spec.env);
     let credentials = spec.credentials;
@@ -115,22 +121,23 @@ pub fn spawn(spec: Spec) -> io::Result<Process> {
     // std does the fork and reports an error of the hook through its own close-on-exec pipe. The program name is never used:
     // the hook either replaces the process or fails.
     let mut command = Command::new("baton");
-    command.stdin(Stdio::inherit()).stdout(spec.output.try_clone_to_owned()?).stderr(spec.output.try_clone_to_owned()?);
+    command.stdin(Stdio::null()).stdout(spec.output.try_clone_to_owned()?).stderr(spec.output.try_clone_to_owned()?);
     let hook = move || {
         block_all_signals()?;
+        // Fails only for the leader of a process group, which no new process is.
+        nix::unistd::setsid()?;
         for (offset, source) in raw.iter().enumerate() {
+            let target = FIRST_FD + offset as RawFd;
             if let Some(source) = source {
-                let target = FIRST_FD + offset as RawFd;
                 // SAFETY: dup2 on open descriptors; async-signal-safe. The copy is not close-on-exec.
                 if unsafe { libc::dup2(*source, target) } < 0 {
                     return Err(io::Error::last_os_error());
                 }
+            } else {
+                set_cloexec(target);
             }
         }
-        let first_closed = (FIRST_FD as usize + raw.len()) as libc::c_uint;
-        // SAFETY: marks descriptors close-on-exec; async-signal-safe. Kernel 5.11 knows the flag; an older one answers EINVAL
-        // and the descriptors are close-on-exec by their creation anyway.
-        unsafe { libc::syscall(libc::SYS_close_range, first_closed, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        inherited.close_at_exec();
         if let Some(credentials) = &credentials {
             credentials.take_on()?;
         }
@@ -150,6 +157,60 @@ pub fn spawn(spec: Spec) -> io::Result<Process> {
             child.wait()?;
             Err(error)
         }
+    }
+}
+
+/// The descriptors from a number on that are closed at the exec. Ours are so by their creation; what this program was started with
+/// may not be.
+enum Inherited {
+    /// The kernel knows them (close_range(2), Linux 5.11).
+    From(libc::c_uint),
+    /// As they were before the fork: a kernel that is older, or a seccomp filter that refuses the call.
+    Listed(Vec<RawFd>),
+}
+
+impl Inherited {
+    /// Allocates, so before the fork.
+    fn find(first: RawFd) -> io::Result<Inherited> {
+        // At the end of the range there is none.
+        if close_range(libc::c_uint::MAX) == 0 {
+            return Ok(Inherited::From(first as libc::c_uint));
+        }
+        let numbers =
+            std::fs::read_dir("/proc/self/fd")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        Ok(Inherited::Listed(numbers.filter(|number| *number >= first).collect()))
+    }
+
+    /// Async-signal-safe.
+    fn close_at_exec(&self) {
+        match self {
+            Inherited::From(first) => drop(close_range(*first)),
+            Inherited::Listed(numbers) => numbers.iter().for_each(|number| set_cloexec(*number)),
+        }
+    }
+}
+
+/// Async-signal-safe.
+fn close_range(first: libc::c_uint) -> libc::c_long {
+    // SAFETY: marks descriptors close-on-exec, and takes no pointers.
+    unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) }
+}
+
+/// A number that is not open is left alone. Async-signal-safe.
+fn set_cloexec(number: RawFd) {
+    // SAFETY: only a flag of it is set.
+    unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+}
+
+/// Takes all numbers below `limit` that are free, for as long as the result lives.
+fn occupy_below(limit: RawFd) -> io::Result<Vec<OwnedFd>> {
+    let mut taken = Vec::new();
+    loop {
+        let fd = OwnedFd::from(File::open("/dev/null")?);
+        if fd.as_raw_fd() >= limit {
+            return Ok(taken);
+        }
+        taken.push(fd);
     }
 }
 
@@ -212,7 +273,8 @@ impl Process {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: as above.
-        Ok(Process { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd as RawFd) } })
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd as RawFd) };
+        Ok(Process { pid, pidfd, _own: reaping::OwnChild::new(pid) })
     }
 
     /// Sends a signal. A process that has ended already is no error.
@@ -389,6 +451,64 @@ mod tests {
         let (exit, output) = run("echo $A; ls /proc/$$/fd; exit 0", vec![None, Some(reader.as_fd())]);
         assert_eq!(exit, ExitKind::Code(0));
         assert_eq!(output, "1\n0\n1\n2\n4\n", "descriptor 3 is a gap, 4 is the pipe");
+    }
+
+    #[test]
+    fn a_process_has_a_session_of_its_own_and_an_empty_input() {
+        let (_, output) = run("cat; readlink /proc/$$/fd/0; cut -d' ' -f1,5,6,7 /proc/$$/stat; echo $$", vec![]);
+        let lines: Vec<&str> = output.lines().collect();
+        let pid = lines[2];
+        assert_eq!((lines[0], lines[1]), ("/dev/null", &*format!("{pid} {pid} {pid} 0")), "{output}");
+    }
+
+    /// A descriptor that an exec does not close, as it may have come from a shell.
+    fn stray() -> OwnedFd {
+        let file = File::open("/etc/hostname").unwrap();
+        fcntl(&file, FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        file.into()
+    }
+
+    #[test]
+    fn a_gap_and_stray_descriptors_are_closed_at_the_exec() {
+        let list = "for fd in 3 4 5 $1; do test -e /proc/$$/fd/$fd && echo $fd; done; exit 0";
+        // Also in the gap, whatever lies there.
+        let stray: Vec<OwnedFd> = (0..8).map(|_| stray()).collect();
+        let last = stray[7].as_raw_fd().to_string();
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let fds = vec![Some(reader.as_fd()), None, Some(reader.as_fd())];
+        let (_, output) = run_program(&["/bin/sh", "-c", list, "sh", &last], fds);
+        assert_eq!(output, "3\n5\n");
+    }
+
+    /// As container runtimes do with calls that they do not know (EPERM).
+    fn refuse_close_range() {
+        let instruction = |code: u32, jt, jf, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
+        let mut filter = [
+            // The number of the call is the first word.
+            instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+            instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_close_range as u32),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        nix::sys::prctl::set_no_new_privs().unwrap();
+        // SAFETY: the program and its instructions are live, and of that length.
+        let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+        assert_eq!(result, 0);
+    }
+
+    #[test]
+    fn descriptors_are_closed_one_by_one_where_close_range_is_refused() {
+        // A filter holds for a thread, and for what it starts.
+        let thread = std::thread::spawn(|| {
+            refuse_close_range();
+            assert!(matches!(Inherited::find(3).unwrap(), Inherited::Listed(_)));
+            let stray = stray();
+            let number = stray.as_raw_fd().to_string();
+            let script = "test -e /proc/$$/fd/$1 && echo open; exit 0";
+            run_program(&["/bin/sh", "-c", script, "sh", &number], vec![])
+        });
+        assert_eq!(thread.join().unwrap(), (ExitKind::Code(0), String::new()));
     }
 
     #[test]

@@ -23,7 +23,31 @@ pub fn seal(name: &CStr, bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// How many bytes another process sealed.
+/// Memory of `room` bytes for another process to [`fill`]. It cannot grow: a process that never seals it costs no more.
+pub fn lend(name: &CStr, room: u64) -> io::Result<OwnedFd> {
+    let file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
+    file.set_len(room)?;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW))?;
+    Ok(file.into())
+}
+
+/// Writes `bytes` into memory that another process has lent, and seals it.
+pub fn fill(memory: OwnedFd, bytes: &[u8]) -> io::Result<()> {
+    let file = File::from(memory);
+    // The copies of the descriptor share one offset; this goes past it.
+    file.write_all_at(bytes, 0)?;
+    file.set_len(bytes.len() as u64)?;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SEALS))?;
+    Ok(())
+}
+
+/// The number that tells one memory from another while both are open, in every process.
+pub fn inode(memory: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(fstat(memory)?.st_ino)
+}
+
+/// How many bytes another process sealed. Asks for the seals first: of what is no memory nothing else is asked, since an answer
+/// could take its time.
 pub fn length(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let seals = SealFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GET_SEALS)?);
     if !seals.contains(SEALS) {
@@ -61,6 +85,20 @@ mod tests {
         }
         assert!(File::from(fd.try_clone().unwrap()).write_at(b"x", 0).is_err());
         assert!(open(fd, 5).is_err(), "it is longer than that");
+    }
+
+    #[test]
+    fn lent_memory_is_read_once_it_was_filled_and_never_grows() {
+        let lent = lend(c"t", 10).unwrap();
+        assert!(length(lent.as_fd()).is_err(), "it could still change");
+        let file = File::from(lent.try_clone().unwrap());
+        assert!(file.set_len(11).is_err() && file.write_at(b"x", 10).is_err());
+        assert!(fill(lent.try_clone().unwrap(), b"longer than ten").is_err());
+        fill(lent.try_clone().unwrap(), b"secret").unwrap();
+        assert_eq!(inode(lent.as_fd()).unwrap(), inode(file.as_fd()).unwrap());
+        assert_ne!(inode(lent.as_fd()).unwrap(), inode(lend(c"t", 1).unwrap().as_fd()).unwrap());
+        assert_eq!(*open(lent, 6).unwrap(), b"secret");
+        assert!(file.write_at(b"x", 0).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Socket pairs that keep message boundaries, carry descriptors and report the peer's death: AF_UNIX, SOCK_SEQPACKET.
 
 use std::io::{self, IoSlice};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
@@ -10,6 +11,27 @@ use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockTy
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
+}
+
+/// asm-generic/socket.h, since Linux 6.16. libc does not have it yet.
+const SO_PASSRIGHTS: libc::c_int = 83;
+
+/// Has the kernel refuse descriptors that the peer sends to `socket`: the send fails (EPERM). Returns whether the kernel can.
+pub fn refuse_descriptors(socket: BorrowedFd) -> io::Result<bool> {
+    let (off, len) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: the option's value is one live int.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, (&raw const off).cast(), len) };
+    match Errno::result(result) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENOPROTOOPT) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Lets nothing more come, whichever process sends it (EPIPE there). What has come stays readable, and then the end is.
+pub fn stop_receiving(socket: BorrowedFd) -> io::Result<()> {
+    socket2::SockRef::from(&socket).shutdown(Shutdown::Read)
 }
 
 /// Sends one message with its descriptors, whole or not at all. `WouldBlock` when the peer's queue is full.
@@ -158,6 +180,35 @@ mod tests {
         drop(received);
         // No copy of the writing end is left anywhere.
         assert_eq!(reader.read_to_string(&mut String::new()).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_peer_whose_descriptors_are_refused_may_still_send_messages() {
+        let (left, right) = pair().unwrap();
+        let (reader, _writer) = std::io::pipe().unwrap();
+        if !refuse_descriptors(right.as_fd()).unwrap() {
+            eprintln!("not tested: this kernel has no SO_PASSRIGHTS");
+            return;
+        }
+        let error = send(left.as_fd(), b"x", &[reader.as_fd()]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        send(left.as_fd(), b"yes", &[]).unwrap();
+        assert_eq!(recv(right.as_fd(), &mut [0; 10]).unwrap().len, 3);
+        // In the other direction all is as before.
+        send(right.as_fd(), b"x", &[reader.as_fd()]).unwrap();
+        assert_eq!(recv(left.as_fd(), &mut [0; 10]).unwrap().fds.len(), 1);
+    }
+
+    #[test]
+    fn a_receiver_that_stopped_reads_what_came_before_and_nothing_after() {
+        let (left, right) = pair().unwrap();
+        send(left.as_fd(), b"before", &[]).unwrap();
+        stop_receiving(right.as_fd()).unwrap();
+        assert_eq!(send(left.as_fd(), b"after", &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        let mut buffer = [0; 64];
+        assert_eq!(recv(right.as_fd(), &mut buffer).unwrap().len, 6);
+        assert_eq!(recv(right.as_fd(), &mut buffer).unwrap().len, 0);
+        send(right.as_fd(), b"it may still send", &[]).unwrap();
     }
 
     #[test]

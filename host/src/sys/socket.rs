@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use hyper::rt::ReadBufCursor;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{MsgFlags, getsockopt, sockopt};
@@ -124,6 +125,47 @@ pub fn local_addr(socket: BorrowedFd) -> io::Result<Option<Address>> {
     Ok(ip.or_else(path).or_else(name))
 }
 
+/// Keeps BPF filters off a socket, for good and in every process that has it: removes one that is attached, and locks that
+/// (SO_LOCK_FILTER, socket(7)). Fails if a filter was locked before.
+pub fn lock_filter(socket: BorrowedFd) -> io::Result<()> {
+    let set = |option: libc::c_int, value: libc::c_int| {
+        let len = size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: the option's value is one live int.
+        let result =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const value).cast(), len) };
+        Errno::result(result)
+    };
+    match set(libc::SO_DETACH_FILTER, 0) {
+        // There is none.
+        Ok(_) | Err(Errno::ENOENT) => {}
+        Err(Errno::EPERM) if !has_filter(socket) => {}
+        Err(Errno::EPERM) => return Err(io::Error::other("a filter is attached and locked")),
+        Err(errno) => return Err(errno.into()),
+    }
+    set(SO_LOCK_FILTER, 1)?;
+    Ok(())
+}
+
+/// asm-generic/socket.h.
+const SO_LOCK_FILTER: libc::c_int = 44;
+
+fn has_filter(socket: BorrowedFd) -> bool {
+    // SO_GET_FILTER, which has the number of SO_ATTACH_FILTER: how many instructions there are, if there is room for none. An error
+    // stands for a filter that cannot be shown (eBPF).
+    let mut len: libc::socklen_t = 0;
+    // SAFETY: nothing is written to an option's value of no length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            std::ptr::null_mut(),
+            &raw mut len,
+        )
+    };
+    result < 0 || len > 0
+}
+
 /// Whether nobody can connect to a Unix socket that listened: somebody called shutdown(2) on it. There is no way back.
 pub fn is_shut(listener: BorrowedFd) -> bool {
     let mut poll = [PollFd::new(listener, PollFlags::empty())];
@@ -196,6 +238,11 @@ pub fn poll_read(
     Poll::Ready(Ok(Filled { len, end: start + len }))
 }
 
+/// Whether a listener was shut down: it may come back, and until then accepting fails at once.
+pub fn is_shut_down(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+}
+
 /// Whether accepting failed for want of something that comes back: descriptors or memory.
 pub fn is_exhaustion(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
@@ -232,6 +279,48 @@ mod tests {
         )
         .unwrap();
         assert_eq!(unread(connection.as_fd().as_raw_fd()), 3);
+    }
+
+    fn attach_filter(socket: BorrowedFd) -> io::Result<()> {
+        let mut drop_all = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
+        let program = libc::sock_fprog { len: 1, filter: drop_all.as_mut_ptr() };
+        let (value, len) = (&raw const program, size_of::<libc::sock_fprog>() as libc::socklen_t);
+        // SAFETY: the program and its one instruction are live, and of that length.
+        let result = unsafe {
+            libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value.cast(), len)
+        };
+        Errno::result(result)?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_locked_listener_takes_no_filter_and_loses_the_one_it_had() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        attach_filter(listener.as_fd()).unwrap();
+        assert!(has_filter(listener.as_fd()));
+        lock_filter(listener.as_fd()).unwrap();
+        assert!(!has_filter(listener.as_fd()));
+        // Also by another descriptor, and as often as the socket changes hands.
+        let copy = listener.try_clone().unwrap();
+        lock_filter(copy.as_fd()).unwrap();
+        assert_eq!(attach_filter(copy.as_fd()).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let unix = std::os::unix::net::UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();
+        lock_filter(unix.as_fd()).unwrap();
+        assert!(attach_filter(unix.as_fd()).is_err());
+    }
+
+    #[test]
+    fn a_filter_that_was_locked_before_is_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let fd = listener.as_fd();
+        attach_filter(fd).unwrap();
+        let on = 1 as libc::c_int;
+        // SAFETY: the option's value is one live int.
+        let result =
+            unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, SO_LOCK_FILTER, (&raw const on).cast(), 4) };
+        assert_eq!(result, 0);
+        assert!(lock_filter(fd).unwrap_err().to_string().contains("locked"));
     }
 
     #[test]

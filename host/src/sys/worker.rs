@@ -54,19 +54,12 @@ pub fn set_name(name: &std::ffi::CStr) -> io::Result<()> {
     Ok(nix::sys::prctl::set_name(name)?)
 }
 
-/// Has the kernel send SIGTERM when the parent's thread that started this process ends. A parent that ended before this call
-/// is noticed by comparing [`parent`] after it.
-pub fn signal_at_parents_death() -> io::Result<()> {
-    Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?)
-}
-
 pub fn parent() -> i32 {
     nix::unistd::getppid().as_raw()
 }
 
-/// Signals that mean nothing to a child: its master is asked instead.
-/// A stop that is typed at the terminal is among them: it stops the master, and requests are not held up; or it is one of the
-/// operator's own signals, and the master passes it on.
+/// Signals that mean nothing to a child: its master is asked instead. Those of a terminal do not reach it, since it has a session of
+/// its own; some are the operator's own signals, which the master passes on.
 const UNUSED: [Signal; 6] =
     [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTSTP, Signal::SIGUSR1, Signal::SIGUSR2];
 

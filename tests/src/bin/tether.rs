@@ -1,5 +1,5 @@
 //! Starts a program that dies with who started it:
-//! `tether [--core N] [--terminal TTY] [--pass NAME]... [--fetch PATH] PROGRAM ARGS...`.
+//! `tether [--core N] [--terminal TTY] [--subreaper] [--pass NAME]... [--fetch PATH] PROGRAM ARGS...`.
 //!
 //! The harness starts every server through this, so that none is left when a test process is killed. It only sets
 //! facts of its own process and becomes the program: the pid stays. `--pass` opens a listening socket on a port that the kernel
@@ -46,6 +46,11 @@ fn main() -> ExitCode {
             return fail(&format!("failed to begin a session at {}: {error}", path.display()));
         }
     }
+    if args.next_if(|arg| arg == "--subreaper").is_some()
+        && let Err(error) = prctl::set_child_subreaper(true)
+    {
+        return fail(&format!("failed to become a subreaper: {error}"));
+    }
     let mut passed: Vec<(String, OwnedFd)> = Vec::new();
     while args.next_if(|arg| arg == "--pass").is_some() {
         let name = args.next().and_then(|name| name.into_string().ok());
@@ -64,7 +69,9 @@ fn main() -> ExitCode {
         }
     }
     let Some(program) = args.next() else {
-        return fail("usage: tether [--core N] [--terminal TTY] [--pass NAME]... [--fetch PATH] PROGRAM ARGS...");
+        return fail(
+            "usage: tether [--core N] [--terminal TTY] [--subreaper] [--pass NAME]... [--fetch PATH] PROGRAM ARGS...",
+        );
     };
     let mut command = Command::new(&program);
     if std::env::var_os("WATCHDOG_USEC").is_some() && std::env::var_os("WATCHDOG_PID").is_none() {

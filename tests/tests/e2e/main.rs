@@ -17,6 +17,7 @@ mod from_handlers;
 mod growth;
 mod handover;
 mod hints;
+mod hostile;
 mod http;
 mod http2;
 mod inputs;

@@ -1,6 +1,7 @@
 //! Accepting: one task per listener, on GO or RESUME, until PAUSE. The listeners belong to the master and are shared with
 //! other generations: here they are only registered, accepted from, deregistered and let go.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::Server;
 use super::conn::Origin;
@@ -23,6 +24,9 @@ use crate::telemetry::Seldom;
 const BATCH: u32 = 64;
 /// How long to wait when descriptors or memory run out: doubled from the first to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+
+/// Between two looks at a listener that was shut down.
+const SHUT_DOWN_PAUSE: Duration = Duration::from_millis(50);
 
 /// A listener lent by the master.
 #[derive(Debug)]
@@ -52,6 +56,11 @@ impl Listener {
         };
         Ok(Listener { socket, facts: Facts { id, server, address, local } })
     }
+
+    /// The master's number for it.
+    pub fn id(&self) -> u32 {
+        self.facts.id
+    }
 }
 
 /// Accepting that is under way.
@@ -59,6 +68,8 @@ impl Listener {
 pub struct Acceptors {
     stop: watch::Sender<bool>,
     tasks: JoinSet<Listener>,
+    /// By the listener's number.
+    handles: HashMap<u32, AbortHandle>,
 }
 
 impl Acceptors {
@@ -68,13 +79,29 @@ impl Acceptors {
         for Listener { socket, facts } in listeners {
             registered.push((readiness::register(socket, Interest::READABLE)?, facts));
         }
-        let (stop, stopped) = watch::channel(false);
-        let mut tasks = JoinSet::new();
+        let mut acceptors =
+            Acceptors { stop: watch::Sender::new(false), tasks: JoinSet::new(), handles: HashMap::new() };
         for (socket, facts) in registered {
-            let acceptor = Acceptor { server, facts, backoff: BACKOFF.0, logged: Seldom::default(), was_empty: false };
-            tasks.spawn(acceptor.run(socket, stopped.clone()));
+            acceptors.spawn(server, socket, facts);
         }
-        Ok(Acceptors { stop, tasks })
+        Ok(acceptors)
+    }
+
+    /// Accepts from `listener` instead of the one with its number, which was shut down: nothing comes of that any more.
+    pub fn replace(&mut self, server: &'static Server, listener: Listener) -> io::Result<()> {
+        let Listener { socket, facts } = listener;
+        let socket = readiness::register(socket, Interest::READABLE)?;
+        if let Some(before) = self.handles.remove(&facts.id) {
+            before.abort();
+        }
+        self.spawn(server, socket, facts);
+        Ok(())
+    }
+
+    fn spawn(&mut self, server: &'static Server, socket: AsyncFd<OwnedFd>, facts: Facts) {
+        let id = facts.id;
+        let acceptor = Acceptor { server, facts, backoff: BACKOFF.0, logged: Seldom::default(), was_empty: false };
+        self.handles.insert(id, self.tasks.spawn(acceptor.run(socket, self.stop.subscribe())));
     }
 
     /// Empties the accept queues and deregisters: every connection that was complete before the call is being served after
@@ -85,6 +112,7 @@ impl Acceptors {
         while let Some(ended) = self.tasks.join_next().await {
             match ended {
                 Ok(listener) => listeners.push(listener),
+                Err(error) if error.is_cancelled() => {}
                 Err(error) => tracing::error!(%error, "an accept task broke"),
             }
         }
@@ -112,7 +140,7 @@ enum Pass {
 }
 
 impl Acceptor {
-    async fn run(mut self, socket: AsyncFd<OwnedFd>, mut stop: watch::Receiver<bool>) -> Listener {
+    async fn run(mut self, mut socket: AsyncFd<OwnedFd>, mut stop: watch::Receiver<bool>) -> Listener {
         // The first pass is unconditional: what was queued before the registration may not be told again.
         while !*stop.borrow_and_update() {
             match self.pass(socket.get_ref().as_fd()) {
@@ -123,7 +151,7 @@ impl Acceptor {
                 Pass::Exhausted(error) => {
                     self.exhausted(&error);
                     tokio::select! {
-                        // Nothing tells when descriptors are free again.
+                        // Nothing tells when descriptors are free again, or the listener is.
                         () = tokio::time::sleep(self.backoff) => self.backoff = (self.backoff * 2).min(BACKOFF.1),
                         _ = stop.changed() => {}
                     }
@@ -141,8 +169,14 @@ impl Acceptor {
             }
             tokio::select! {
                 ready = socket.readable() => match ready {
-                    // Before the next pass: what comes during it is told again.
-                    Ok(mut guard) => guard.clear_ready(),
+                    Ok(mut guard) => {
+                        let is_shut_down = guard.ready().is_read_closed();
+                        // Before the next pass: what comes during it is told again.
+                        guard.clear_ready();
+                        if is_shut_down {
+                            socket = self.register_again(socket, &mut stop).await;
+                        }
+                    }
                     // The runtime is ending.
                     Err(error) => {
                         tracing::error!(%error, address = self.facts.address, "failed to wait for connections");
@@ -157,6 +191,23 @@ impl Acceptor {
         let socket = socket.into_inner();
         self.empty(socket.as_fd()).await;
         Listener { socket, facts: self.facts }
+    }
+
+    /// Waits a moment for a listener that was shut down to come back. To the runtime such a socket is ready for good, so it is registered
+    /// anew: what it is by then is told again.
+    async fn register_again(&self, socket: AsyncFd<OwnedFd>, stop: &mut watch::Receiver<bool>) -> AsyncFd<OwnedFd> {
+        tokio::select! {
+            () = tokio::time::sleep(SHUT_DOWN_PAUSE) => {}
+            _ = stop.changed() => {}
+        }
+        let copy = socket.get_ref().try_clone();
+        match copy.and_then(|copy| readiness::register(copy, Interest::READABLE)) {
+            Ok(again) => again,
+            Err(error) => {
+                tracing::error!(%error, address = self.facts.address, "failed to register a listener again");
+                socket
+            }
+        }
     }
 
     async fn empty(&mut self, socket: BorrowedFd<'_>) {
@@ -183,7 +234,9 @@ impl Acceptor {
                     self.was_empty = true;
                     return Pass::Empty;
                 }
-                Err(error) if socket::is_exhaustion(&error) => return Pass::Exhausted(error),
+                Err(error) if socket::is_exhaustion(&error) || socket::is_shut_down(&error) => {
+                    return Pass::Exhausted(error);
+                }
                 // That connection is gone again, or the call was interrupted (accept(2) lists what else to ignore).
                 Err(error) => tracing::debug!(%error, address = self.facts.address, "a connection was not accepted"),
             }

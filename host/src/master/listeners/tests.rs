@@ -166,7 +166,6 @@ fn a_unix_socket_that_nobody_reaches_any_more_is_bound_anew() {
     let (_, copy) = listeners.lend(&second).unwrap().remove(0);
     Socket::from(copy).shutdown(std::net::Shutdown::Both).unwrap();
     assert!(UnixStream::connect(&path).is_err());
-    assert!(listeners.mend().is_empty(), "there is no way back");
     listeners.open(&config(&[&listen])).unwrap();
     UnixStream::connect(&path).unwrap();
 }
@@ -187,18 +186,79 @@ fn a_unix_socket_of_systemd_is_used_and_its_file_left_alone() {
     assert!(path.exists());
 }
 
+/// Has a copy, as a child does.
+fn shut_down(listeners: &Listeners, claims: &[Claim]) {
+    for (_, copy) in listeners.lend(claims).unwrap() {
+        Socket::from(copy).shutdown(std::net::Shutdown::Both).unwrap();
+    }
+}
+
 #[test]
-fn a_socket_that_somebody_shut_down_listens_again() {
-    // A port that was asked for by number: one that the kernel chose is given up by shutdown(2) and chosen anew.
+fn a_tcp_listener_that_was_shut_down_listens_again_on_its_port() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    // One that was asked for by number, one that the kernel chose, and one of systemd's.
+    let mut listeners = passed_by_systemd(&["web"]);
+    let claims = listeners.open(&config(&[&free, "127.0.0.1:0", "systemd:web"])).unwrap();
+    let before = (addresses(&listeners, &claims), inodes(&listeners));
+    assert_eq!(listeners.relisten(), []);
+    shut_down(&listeners, &claims);
+    assert!(before.0.iter().all(|address| TcpStream::connect(address).is_err()));
+    let again = listeners.relisten();
+    assert_eq!((again.len(), again.iter().all(|one| one.how == How::Listen)), (3, true), "{again:?}");
+    assert_eq!((addresses(&listeners, &claims), inodes(&listeners)), before);
+    assert!(before.0.iter().all(|address| TcpStream::connect(address).is_ok()));
+    assert_eq!(listeners.relisten(), []);
+}
+
+#[test]
+fn a_short_queue_that_a_child_asked_for_is_made_long_again() {
     let mut listeners = Listeners::default();
-    let claims = listeners.open(&config(&[&free])).unwrap();
+    let claims = listeners.open(&config(&["127.0.0.1:0"])).unwrap();
+    let address = addresses(&listeners, &claims).remove(0);
     let (_, copy) = listeners.lend(&claims).unwrap().remove(0);
-    assert!(listeners.mend().is_empty());
-    Socket::from(copy).shutdown(std::net::Shutdown::Both).unwrap();
-    assert!(TcpStream::connect(&free).is_err());
-    assert_eq!(listeners.mend().len(), 1);
-    TcpStream::connect(&free).unwrap();
+    SockRef::from(&copy).listen(0).unwrap();
+    assert_eq!(listeners.relisten(), []);
+    // More than a queue of length 0 has room for.
+    let waiting: Vec<_> = (0..20).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    let accepted = (0..20).filter(|_| socket::accept(copy.as_fd()).is_ok()).count();
+    assert_eq!(accepted, waiting.len());
+}
+
+#[test]
+fn a_unix_listener_that_was_shut_down_is_bound_anew_under_its_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, listen) = path_in(&dir);
+    let mut listeners = Listeners::default();
+    let mut config = config(&[&listen]);
+    config.server[0].socket_mode = Mode(0o640);
+    let claims = listeners.open(&config).unwrap();
+    let id = listeners.clear_ids(&claims);
+    shut_down(&listeners, &claims);
+    assert!(UnixStream::connect(&path).is_err());
+    let again = listeners.relisten();
+    assert_eq!((again.len(), again[0].how, vec![again[0].id]), (1, How::Bind, id.clone()), "{again:?}");
+    UnixStream::connect(&path).unwrap();
+    assert_eq!((listeners.clear_ids(&claims), path.metadata().unwrap().mode() & 0o777), (id, 0o640));
+    assert_eq!(listeners.relisten(), []);
+    assert_eq!(listeners.open(&config).unwrap(), claims, "the next reload finds it");
+    drop(listeners);
+    assert!(!path.exists(), "its file goes with it");
+}
+
+#[test]
+fn a_unix_listener_of_systemd_is_bound_anew_and_its_file_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = path_in(&dir);
+    let socket = OwnedFd::from(UnixListener::bind(&path).unwrap());
+    let address = socket::local_addr(socket.as_fd()).unwrap().unwrap();
+    let mut listeners = Listeners::default();
+    listeners.offer("web", socket, address);
+    let claims = listeners.open(&config(&["systemd:web"])).unwrap();
+    shut_down(&listeners, &claims);
+    assert_eq!(listeners.relisten().len(), 1);
+    UnixStream::connect(&path).unwrap();
+    drop(listeners);
+    assert!(path.exists());
 }
 
 /// Whether each socket makes the kernel probe for vanished peers.

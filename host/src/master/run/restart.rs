@@ -225,9 +225,9 @@ impl Tester {
 
 impl Drop for Tester {
     fn drop(&mut self) {
-        // One that was reaped is signalled no more; one that cannot be is left to init.
-        if self.0.signal(Signal::SIGKILL).is_ok() {
-            self.0.try_wait().ok();
+        // One that was reaped is signalled no more. One that was not has no owner from now on: the loop's upkeep reaps it.
+        if let Err(error) = self.0.signal(Signal::SIGKILL) {
+            tracing::error!(pid = self.0.pid, "failed to kill the program under test: {error}");
         }
     }
 }

@@ -61,6 +61,28 @@ pub(super) struct Gen {
     /// What it was told at RETIRE.
     pub deadlines: Option<Deadlines>,
     pub haste: Haste,
+    pub unexpected: Unexpected,
+}
+
+/// The messages of a generation that did not fit where it stood.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Unexpected {
+    noted: Option<Time>,
+    left_out: u64,
+}
+
+impl Unexpected {
+    const PAUSE: Time = Time::from_secs(1);
+
+    /// Counts one more. Returns how many were not noted since the last note, if this one is to be.
+    pub(super) fn note(&mut self, now: Time) -> Option<u64> {
+        if self.noted.is_some_and(|noted| now.saturating_sub(noted) < Self::PAUSE) {
+            self.left_out = self.left_out.saturating_add(1);
+            return None;
+        }
+        self.noted = Some(now);
+        Some(std::mem::take(&mut self.left_out))
+    }
 }
 
 impl Gen {
@@ -152,6 +174,7 @@ impl SavedGeneration {
             drained: self.drained,
             deadlines: self.deadlines,
             haste: self.haste,
+            unexpected: Unexpected::default(),
         }
     }
 }

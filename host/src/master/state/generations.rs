@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cut::Haste;
-use super::generation::{Gen, Phase};
+use super::generation::{Gen, Phase, Unexpected};
 use super::respawn::Blame;
 use super::rollback::Reason;
 use super::{Action, HISTORY, Note, Probes, SetInfo, State};
 use crate::control::{ControlVerb, EXIT_TIMEOUT, PROTOCOL, SWITCH_TIMEOUT, ToChild, ToMaster};
 use crate::master::handle::OpOptions;
-use crate::report::{Cause, Failure, Generation, Stage};
+use crate::report::{Cause, Failure, Generation, Stage, Verb};
 use crate::sys::process::ExitKind;
 
 impl State {
@@ -80,6 +80,7 @@ impl State {
                 drained: false,
                 deadlines: None,
                 haste: Haste::None,
+                unexpected: Unexpected::default(),
             },
         );
         number
@@ -127,7 +128,9 @@ impl State {
                     self.abandon(generation, Failure::new(Stage::Spawn, text));
                 }
             },
-            (Phase::Loading, ToMaster::Loading { plugin }) => entry.loading = Some(plugin),
+            (Phase::Loading, ToMaster::Loading { plugin }) if entry.set.has_plugin(&plugin) => {
+                entry.loading = Some(plugin);
+            }
             (Phase::Starting | Phase::Loading | Phase::Proving, ToMaster::Failed(failure)) => {
                 self.abandon(generation, failure);
             }
@@ -150,7 +153,7 @@ impl State {
             }
             (Phase::Committing, ToMaster::Serving) => self.commit(generation),
             (Phase::Resuming, ToMaster::Serving) => self.enter(generation, Phase::Serving, None),
-            (_, ToMaster::Saved { states, failed }) => self.saved(generation, states, failed),
+            (_, ToMaster::Saved { states, failed, .. }) => self.saved(generation, states, failed),
             (Phase::Pausing, ToMaster::Paused) => self.paused(generation),
             (Phase::Retiring, ToMaster::Done(report)) => {
                 entry.drained = true;
@@ -159,18 +162,39 @@ impl State {
                 self.drained(generation, report);
             }
             (Phase::Serving, ToMaster::ReplaceMe) => {
-                self.reload_asked(Cause::Term { generation }, OpOptions::default(), None);
+                // What a child asks for again and again makes one operation, and none beside what takes its place.
+                if self.not_now(Verb::Reload).is_none() {
+                    self.reload_asked(Cause::Term { generation }, OpOptions::default(), None);
+                }
             }
             // One that leaves is being replaced already.
             (_, ToMaster::ReplaceMe) => {}
             // The answer to a RESUME that a later PAUSE has overtaken.
             (Phase::Pausing, ToMaster::Serving) => {}
-            (_, ToMaster::Control { plugin, verb }) => self.control(plugin, verb),
+            (_, ToMaster::Control { plugin, verb }) if self.may_control(generation, &plugin) => {
+                self.control(plugin, verb);
+            }
             (phase, message) => self.unexpected(generation, phase, &message),
         }
     }
 
+    /// Whether a handler of `plugin` in this generation may ask for an operation: the generation serves, or has not heard yet that it
+    /// is to pause, and the operator allows it. The child has checked the same, and its word counts for nothing.
+    pub fn may_control(&self, generation: Generation, plugin: &str) -> bool {
+        let Some(entry) = self.generations.get(&generation) else { return false };
+        matches!(entry.phase, Phase::Serving | Phase::Pausing) && entry.set.controllers.contains(plugin)
+    }
+
     fn control(&mut self, plugin: String, verb: ControlVerb) {
+        let operation = match verb {
+            ControlVerb::Reload => Verb::Reload,
+            ControlVerb::Restart => Verb::Restart,
+            ControlVerb::Shutdown => Verb::Shutdown,
+        };
+        // A handler waits for no answer, so a request that something else supersedes leaves no report either.
+        if self.not_now(operation).is_some() {
+            return;
+        }
         let cause = Cause::Handler { plugin };
         match verb {
             ControlVerb::Reload => self.reload_asked(cause, OpOptions::default(), None),
@@ -185,14 +209,18 @@ impl State {
         back.is_some_and(|back| back.reason == Reason::Crashed)
     }
 
-    /// A message that does not fit where its sender stands: before the commit that is a failure, later only noted.
+    /// A message that does not fit where its sender stands: before the commit that is a failure, later only noted, at most once a
+    /// second. Its content stays out of both.
     fn unexpected(&mut self, generation: Generation, phase: Phase, message: &ToMaster) {
-        let what = format!("{message:?} while {phase:?}");
+        let what = format!("{} while {phase:?}", message.name());
         if phase < Phase::Committing {
             let text = format!("follow the control protocol: it sent {what}");
             self.abandon(generation, Failure::new(Stage::Spawn, text));
         }
-        self.note(Note::Unexpected { generation, what });
+        let Some(entry) = self.generations.get_mut(&generation) else { return };
+        if let Some(left_out) = entry.unexpected.note(self.now) {
+            self.note(Note::Unexpected { generation, what, left_out });
+        }
     }
 
     /// A candidate is given up, and killed.

@@ -29,7 +29,7 @@ mod switch;
 mod tests;
 mod vocabulary;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,6 +92,8 @@ pub struct SetInfo {
     /// Of its configuration.
     pub config: String,
     pub plugins: Vec<PluginStatus>,
+    /// Names of the plugins whose handlers may ask for operations.
+    pub controllers: BTreeSet<String>,
     /// Of its plugins' sections.
     pub sections: BTreeMap<String, String>,
     /// How many of its plugins came out of the plugin folder.
@@ -129,6 +131,10 @@ impl Settings {
 }
 
 impl SetInfo {
+    fn has_plugin(&self, name: &str) -> bool {
+        self.plugins.iter().any(|plugin| plugin.name == name)
+    }
+
     /// The set without plugins: every request is answered 503.
     fn empty(settings: Settings) -> SetInfo {
         SetInfo {
@@ -136,6 +142,7 @@ impl SetInfo {
             sha256: String::new(),
             config: String::new(),
             plugins: Vec::new(),
+            controllers: BTreeSet::new(),
             sections: BTreeMap::new(),
             in_folder: 0,
             held: Vec::new(),
@@ -473,6 +480,12 @@ impl State {
             .map(|generation| generation.set.id)
             .chain(self.set.as_ref().map(|set| set.id))
             .chain(prepared)
+    }
+
+    /// Generations that accept, or may yet.
+    pub fn accepting_generations(&self) -> Vec<Generation> {
+        let accepting = self.generations.values().filter(|generation| generation.phase < Phase::Retiring);
+        accepting.map(|generation| generation.number).collect()
     }
 
     /// Newest first; ended ones follow.

@@ -35,13 +35,16 @@ impl State {
         self.saving = Some(Saving { of: serving, until: self.now + SAVE_TIMEOUT });
     }
 
-    pub(super) fn saved(&mut self, generation: Generation, states: Vec<StateEntry>, failed: Vec<NotSaved>) {
+    pub(super) fn saved(&mut self, generation: Generation, states: Vec<StateEntry>, mut failed: Vec<NotSaved>) {
         // One that comes too late is gone without already.
         if self.saving.take_if(|saving| saving.of == generation).is_none() {
             return;
         }
         self.act(Action::KeepStates { generation });
-        let saved = states.into_iter().map(|entry| entry.plugin).collect();
+        let Some(set) = self.generations.get(&generation).map(|entry| entry.set.clone()) else { return };
+        // The report names the plugins of the set, however many the child has named; a failure may be each plugin's and that of all.
+        failed.truncate(set.plugins.len() + 1);
+        let saved = states.into_iter().map(|entry| entry.plugin).filter(|plugin| set.has_plugin(plugin)).collect();
         self.tell_saved(generation, StateReport { saved, failed });
     }
 

@@ -200,9 +200,11 @@ pub enum Note {
         generation: Generation,
         failed: NotSaved,
     },
+    /// `left_out` more came since the last note.
     Unexpected {
         generation: Generation,
         what: String,
+        left_out: u64,
     },
     ShuttingDown {
         cause: Cause,

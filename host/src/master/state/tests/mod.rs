@@ -59,6 +59,7 @@ fn info(id: u64, names: &[&str]) -> Arc<SetInfo> {
         sha256: format!("set {id} {names:?}"),
         config: "config".into(),
         plugins: names.iter().map(plugin).collect(),
+        controllers: names.iter().map(ToString::to_string).collect(),
         sections: names.iter().map(|name| (name.to_string(), "section".into())).collect(),
         in_folder: names.len(),
         held: Vec::new(),
@@ -72,7 +73,7 @@ fn hello() -> ToMaster {
 
 /// Nothing to hand on.
 fn saved() -> ToMaster {
-    ToMaster::Saved { states: Vec::new(), failed: Vec::new() }
+    ToMaster::Saved { states: Vec::new(), failed: Vec::new(), memory: None }
 }
 
 /// The loop sleeps until the deadline that the state names: nothing may be due before it, and nothing be left at it.
@@ -657,6 +658,42 @@ fn a_handler_that_asks_shares_the_reload_of_others_that_ask_too() {
     let report = story.answer(2);
     assert_eq!((report.op, &report.cause), (OpId(3), &Cause::Handler { plugin: "hello".into() }));
     assert!(story.state.report(OpId(4)).is_none(), "nothing is left to do");
+}
+
+#[test]
+fn a_handler_may_ask_only_where_its_generation_serves_and_its_plugin_may() {
+    let ask = |plugin: &str, verb| ToMaster::Control { plugin: plugin.into(), verb };
+    let all = [ControlVerb::Reload, ControlVerb::Restart, ControlVerb::Shutdown];
+    let asked_for = |story: &Story| story.state.reports().filter(|report| report.op > OpId(1)).count();
+    let mut story = Story::serving();
+    for verb in all {
+        story.says(1, ask("stranger", verb));
+    }
+    assert_eq!((asked_for(&story), story.state.may_control(Generation(1), "hello")), (0, true));
+    // One whose operator does not allow it.
+    story.reload(1);
+    let mute = SetInfo { controllers: Default::default(), ..(*info(2, &["hello"])).clone() };
+    story.prepared(2, Ok(Arc::new(mute)));
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    // The one before retires; the new one serves, and may not ask.
+    for (generation, verb) in all.into_iter().flat_map(|verb| [(1, verb), (2, verb)]) {
+        story.says(generation, ask("hello", verb));
+    }
+    assert_eq!((asked_for(&story), story.state.is_shutting_down()), (1, false), "the reload alone");
+}
+
+#[test]
+fn what_a_handler_asks_for_beside_a_shutdown_leaves_no_report() {
+    let mut story = Story::serving();
+    let ask = |verb| ToMaster::Control { plugin: "hello".into(), verb };
+    story.says(1, ask(ControlVerb::Shutdown));
+    let reports = story.state.reports().count();
+    for verb in [ControlVerb::Reload, ControlVerb::Restart, ControlVerb::Shutdown] {
+        story.says(1, ask(verb));
+    }
+    story.says(1, ToMaster::ReplaceMe);
+    assert_eq!(story.state.reports().count(), reports);
 }
 
 #[test]

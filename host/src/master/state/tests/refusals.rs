@@ -13,7 +13,7 @@ fn reloading() -> Story {
 
 fn unexpected(actions: &[Action]) -> Vec<(u64, &str)> {
     let of = |action| match action {
-        &Action::Note(Note::Unexpected { generation, ref what }) => Some((generation.0, what.as_str())),
+        &Action::Note(Note::Unexpected { generation, ref what, .. }) => Some((generation.0, what.as_str())),
         _ => None,
     };
     actions.iter().filter_map(of).collect()
@@ -68,9 +68,9 @@ fn a_refusal_says_where_the_child_died_and_names_a_plugin_only_if_its_init_ran()
 #[test]
 fn a_candidate_that_speaks_out_of_turn_is_killed_and_refused_with_what_it_said() {
     let steps: [(Vec<ToMaster>, ToMaster, &str); 3] = [
-        (vec![], ToMaster::Serving, "Serving while Starting"),
-        (vec![hello()], ToMaster::Paused, "Paused while Loading"),
-        (vec![hello(), ToMaster::Proving], ToMaster::Proving, "Proving while Proving"),
+        (vec![], ToMaster::Serving, "SERVING while Starting"),
+        (vec![hello()], ToMaster::Paused, "PAUSED while Loading"),
+        (vec![hello(), ToMaster::Proving], ToMaster::Proving, "PROVING while Proving"),
     ];
     for (says, wrong, what) in steps {
         let mut story = reloading();
@@ -94,10 +94,36 @@ fn from_go_on_a_message_out_of_turn_is_only_noted() {
     story.says(2, ToMaster::Ready);
     let actions = story.says(2, ToMaster::Proving);
     assert!(!kills(&actions, 2), "it may have accepted already: {actions:?}");
-    assert_eq!(unexpected(&actions), [(2, "Proving while Committing")]);
+    assert_eq!(unexpected(&actions), [(2, "PROVING while Committing")]);
     story.says(2, ToMaster::Serving);
     story.says(1, ToMaster::Paused);
     assert_eq!(story.answer(7).result, OpResult::Switched);
+    story.wait(Duration::from_secs(1));
     let actions = story.says(2, ToMaster::Paused);
-    assert_eq!((actions.len(), unexpected(&actions)), (1, vec![(2, "Paused while Serving")]));
+    assert_eq!((actions.len(), unexpected(&actions)), (1, vec![(2, "PAUSED while Serving")]));
+}
+
+#[test]
+fn messages_out_of_turn_are_noted_once_a_second() {
+    let mut story = Story::serving();
+    let left_out = |actions: &[Action]| match actions {
+        [Action::Note(Note::Unexpected { left_out, .. })] => Some(*left_out),
+        [] => None,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(left_out(&story.says(1, ToMaster::Paused)), Some(0));
+    for _ in 0..1000 {
+        assert_eq!(left_out(&story.says(1, ToMaster::Ready)), None);
+    }
+    story.wait(Duration::from_secs(1));
+    assert_eq!(left_out(&story.says(1, ToMaster::Paused)), Some(1000));
+}
+
+#[test]
+fn a_plugin_outside_of_the_set_is_not_named_as_loading() {
+    let mut story = reloading();
+    story.says(2, hello());
+    let actions = story.says(2, ToMaster::Loading { plugin: "stranger".into() });
+    assert!(kills(&actions, 2), "{actions:?}");
+    assert_eq!(story.answer(7).plugin, None);
 }

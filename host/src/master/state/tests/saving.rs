@@ -15,6 +15,7 @@ fn gives(plugin: &str) -> ToMaster {
     ToMaster::Saved {
         states: vec![StateEntry { plugin: plugin.into(), version: 1, length: 3 }],
         failed: vec![NotSaved { plugin: Some("other".into()), error: "x".into() }],
+        memory: None,
     }
 }
 
@@ -130,4 +131,20 @@ fn what_takes_the_place_of_a_set_that_is_given_up_starts_with_nothing() {
     story.prepared(3, Ok(info(3, &["hello"])));
     story.spawned(3);
     assert_eq!(inherits(&story.says(3, hello())), Some(Inherit::Nothing));
+}
+
+#[test]
+fn a_report_of_states_is_as_long_as_the_set() {
+    let mut story = asked();
+    story.prepared(2, Ok(info(2, &["hello"])));
+    let entry = |plugin: &str| StateEntry { plugin: plugin.into(), version: 1, length: 3 };
+    let failed = vec![NotSaved { plugin: None, error: "x".into() }; 1000];
+    let states = vec![entry("stranger"), entry("hello")];
+    let actions = story.says(1, ToMaster::Saved { states, failed, memory: None });
+    let noted = actions.iter().filter(|action| matches!(action, Action::Note(Note::NotSaved { .. }))).count();
+    assert_eq!(noted, 2);
+    story.up(2);
+    story.says(1, ToMaster::Paused);
+    let state = story.answer(7).state.as_ref().unwrap();
+    assert_eq!((&state.saved[..], state.failed.len()), (&["hello".to_string()][..], 2));
 }

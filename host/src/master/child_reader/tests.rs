@@ -1,0 +1,245 @@
+//! Whatever comes over a child's socket: its death is seen, reading stops when it is told to, and no close is waited for.
+
+use std::ffi::CString;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+
+use super::*;
+use crate::control::states::PluginState;
+use crate::sys::process::{Image, Spec};
+use crate::sys::readiness;
+
+/// On a machine that is busy with other tests.
+const LONG: Duration = Duration::from_secs(30);
+
+/// A child that does nothing, and the test in its place at its socket.
+struct Fixture {
+    process: Arc<Process>,
+    theirs: OwnedFd,
+    states: SharedStateMemory,
+    events: mpsc::Receiver<Event>,
+    stop: Option<oneshot::Sender<()>>,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+impl Fixture {
+    fn start() -> Fixture {
+        let (ours, theirs) = seqpacket::pair().unwrap();
+        let output = process::output_file(c"test").unwrap();
+        let image = Image::open(Path::new("/bin/sleep")).unwrap();
+        let argv = ["sleep", "600"].map(|text| CString::new(text).unwrap()).to_vec();
+        let spec = Spec { image: &image, argv, env: vec![], output: output.as_fd(), fds: vec![], credentials: None };
+        let process = Arc::new(process::spawn(spec).unwrap());
+        let ended = readiness::register(process.pidfd.try_clone().unwrap(), tokio::io::Interest::READABLE).unwrap();
+        let (sender, events) = mpsc::channel(256);
+        let (stop, stopped) = oneshot::channel();
+        let states = SharedStateMemory::default();
+        let reader = ChildReader {
+            channel: Arc::new(MasterEnd::new(ours).unwrap()),
+            process: process.clone(),
+            output: Arc::new(output),
+            states: states.clone(),
+            generation: Generation(1),
+            events: sender,
+            complaints: Seldom::default(),
+        };
+        let reader = tokio::spawn(reader.run(ended, stopped));
+        Fixture { process, theirs, states, events, stop: Some(stop), reader }
+    }
+
+    fn send(&self, message: &str) {
+        let text = format!("{{\"fds\":0,\"message\":{message}}}");
+        seqpacket::send(self.theirs.as_fd(), text.as_bytes(), &[]).unwrap();
+    }
+
+    /// Sends without end from another thread, as a process does that has inherited the socket. Ends with the error.
+    fn flood(&self) -> std::thread::JoinHandle<io::Error> {
+        let theirs = self.theirs.try_clone().unwrap();
+        std::thread::spawn(move || {
+            loop {
+                match seqpacket::send(theirs.as_fd(), b"{\"fds\":0,\"message\":{\"type\":\"paused\"}}", &[]) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                    Err(error) => return error,
+                    Ok(()) => {}
+                }
+            }
+        })
+    }
+
+    async fn event(&mut self) -> Event {
+        tokio::time::timeout(LONG, self.events.recv()).await.expect("no event").expect("the reader has ended")
+    }
+
+    async fn message(&mut self) -> ToMaster {
+        match self.event().await {
+            Event::Message { message, .. } => message,
+            other => panic!("no message: {other:?}"),
+        }
+    }
+
+    fn kill(&self) {
+        self.process.signal(Signal::SIGKILL).unwrap();
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[tokio::test]
+async fn death_is_reported_while_another_process_writes_on() {
+    let mut fixture = Fixture::start();
+    let flood = fixture.flood();
+    assert_eq!(fixture.message().await, ToMaster::Paused);
+    fixture.kill();
+    loop {
+        match fixture.event().await {
+            Event::Message { .. } => {}
+            Event::Exited { exit, .. } => break assert_eq!(exit, ExitKind::Signal(9)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(flood.join().unwrap().kind(), io::ErrorKind::BrokenPipe, "nothing takes what it writes");
+}
+
+#[tokio::test]
+async fn last_messages_of_a_child_come_before_its_death() {
+    let mut fixture = Fixture::start();
+    // All before the reader has a turn.
+    for message in ["{\"type\":\"paused\"}", "nonsense", "{\"type\":\"ready\"}"] {
+        fixture.send(message);
+    }
+    fixture.kill();
+    let mut poll = [nix::poll::PollFd::new(fixture.process.pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+    nix::poll::poll(&mut poll, 10_000_u16).unwrap();
+    assert_eq!((fixture.message().await, fixture.message().await), (ToMaster::Paused, ToMaster::Ready));
+    assert!(matches!(fixture.event().await, Event::Exited { .. }));
+}
+
+#[tokio::test]
+async fn reading_stops_during_a_flood_and_death_is_seen_by_the_next_reader() {
+    let mut fixture = Fixture::start();
+    let flood = fixture.flood();
+    fixture.message().await;
+    drop(fixture.stop.take());
+    let stopped = async {
+        // As the loop does: what was read is taken.
+        while let Some(event) = fixture.events.recv().await {
+            assert!(matches!(event, Event::Message { .. }));
+        }
+    };
+    tokio::time::timeout(LONG, stopped).await.expect("it reads on");
+    (&mut fixture.reader).await.unwrap();
+    flood.join().unwrap();
+}
+
+#[test]
+fn a_read_budget_allows_a_burst_and_then_its_rate() {
+    let start = Instant::now();
+    let mut budget = ReadBudget::new(start);
+    let mut read = 0;
+    while budget.next().is_none() {
+        budget.spend(40, start);
+        read += 1;
+    }
+    assert!((900..1100).contains(&read), "{read} short messages at once");
+    let next = budget.next().unwrap();
+    assert!(next > start && next < start + Duration::from_millis(10));
+    let mut long = ReadBudget::new(start);
+    for _ in 0..20 {
+        long.spend(128 * 1024, start);
+    }
+    assert!(long.next().unwrap() > start + Duration::from_secs(1));
+    // After a pause there is a burst again, and no larger one.
+    let later = start + Duration::from_secs(1000);
+    budget.spend(0, later);
+    assert!(budget.next().is_none() && budget.left < READ_RATE as i64);
+}
+
+#[tokio::test]
+async fn no_descriptor_from_a_child_is_closed_here() {
+    let mut fixture = Fixture::start();
+    let sink = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = TcpStream::connect(sink.local_addr().unwrap()).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    while (&stream).write(&[0; 65_536]).is_ok() {}
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::from_secs(300))).unwrap();
+    // Whether the message is broken, says another number, or is as it says.
+    for text in
+        ["nonsense", "{\"fds\":0,\"message\":{\"type\":\"paused\"}}", "{\"fds\":1,\"message\":{\"type\":\"ready\"}}"]
+    {
+        seqpacket::send(fixture.theirs.as_fd(), text.as_bytes(), &[stream.as_fd()]).unwrap();
+    }
+    // As memory of states, too.
+    let saved = "{\"fds\":1,\"message\":{\"type\":\"saved\",\"states\":[],\"failed\":[]}}";
+    seqpacket::send(fixture.theirs.as_fd(), saved.as_bytes(), &[stream.as_fd()]).unwrap();
+    // The last copy is in the reader's hands.
+    drop(stream);
+    fixture.kill();
+    loop {
+        if let Event::Exited { .. } = fixture.event().await {
+            break;
+        }
+    }
+    tokio::time::timeout(LONG, &mut fixture.reader).await.expect("a close is waited for").unwrap();
+}
+
+fn state() -> Vec<PluginState> {
+    vec![PluginState { plugin: "a".into(), version: 1, bytes: b"warm".to_vec() }]
+}
+
+/// As a child does with memory that came with SAVE.
+fn fill(memory: OwnedFd) -> String {
+    let identity = states::identity(memory.as_fd()).unwrap();
+    let (entries, _) = states::fill(memory, state()).unwrap();
+    let message = ToMaster::Saved { states: entries, failed: Vec::new(), memory: Some(identity) };
+    serde_json::to_string(&message).unwrap()
+}
+
+#[tokio::test]
+async fn states_are_kept_in_the_memory_that_was_lent_last() {
+    let mut fixture = Fixture::start();
+    let earlier = StateMemory::lend(&fixture.states).unwrap();
+    let memory = StateMemory::lend(&fixture.states).unwrap();
+    fixture.send(&fill(earlier));
+    fixture.send(&fill(memory));
+    let ToMaster::Saved { states, failed, .. } = fixture.message().await else { panic!("not SAVED") };
+    assert_eq!((states.len(), failed.len()), (1, 0));
+    let kept = StateMemory::take(&fixture.states).unwrap();
+    assert_eq!(kept.open().unwrap(), state());
+    // The answer to the earlier SAVE was none.
+    fixture.send("{\"type\":\"ready\"}");
+    assert_eq!(fixture.message().await, ToMaster::Ready);
+}
+
+#[tokio::test]
+async fn memory_that_is_not_as_was_said_is_not_kept() {
+    let mut fixture = Fixture::start();
+    let memory = StateMemory::lend(&fixture.states).unwrap();
+    let identity = states::identity(memory.as_fd()).unwrap();
+    let entry = StateEntry { plugin: "a".into(), version: 1, length: 4 };
+    // Not filled; and then none at all.
+    for memory in [Some(identity), None] {
+        let message = ToMaster::Saved { states: vec![entry.clone()], failed: Vec::new(), memory };
+        fixture.send(&serde_json::to_string(&message).unwrap());
+        let ToMaster::Saved { states, failed, .. } = fixture.message().await else { panic!("not SAVED") };
+        assert_eq!((states.len(), failed.len()), (0, 1), "{failed:?}");
+        assert!(StateMemory::take(&fixture.states).is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_child_of_an_earlier_version_brings_memory_of_its_own() {
+    let mut fixture = Fixture::start();
+    StateMemory::lend(&fixture.states).unwrap();
+    let (states, memory, _) = states::seal(state()).unwrap();
+    let entries = serde_json::to_string(&states).unwrap();
+    let text = format!("{{\"fds\":1,\"message\":{{\"type\":\"saved\",\"states\":{entries},\"failed\":[]}}}}");
+    seqpacket::send(fixture.theirs.as_fd(), text.as_bytes(), &[memory.as_fd()]).unwrap();
+    let ToMaster::Saved { states, failed, .. } = fixture.message().await else { panic!("not SAVED") };
+    assert_eq!((states.len(), failed.len()), (1, 0), "{failed:?}");
+    assert_eq!(StateMemory::take(&fixture.states).unwrap().open().unwrap(), state());
+}
