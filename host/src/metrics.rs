@@ -76,10 +76,14 @@ pub enum Slot {
     MalformedBody,
     /// Connections whose client broke off a request or its response.
     ClientAborts,
+    /// Requests that ended since their clients had closed their sending side, where `abort_on_close` is on.
+    AbortedOnClose,
+    /// Responses that broke off after their head, by their plugins' fault.
+    BrokenResponses,
 }
 
 /// How many slots there are.
-pub const SLOTS: usize = Slot::ClientAborts as usize + 1;
+pub const SLOTS: usize = Slot::BrokenResponses as usize + 1;
 
 /// A view of the slots; cheap to copy.
 #[derive(Clone, Copy, Debug)]
@@ -159,6 +163,7 @@ impl Counts {
             requests: self.get(Slot::Requests),
             failures: self.get(Slot::Failures),
             panics: self.get(Slot::Panics),
+            broken_responses: self.get(Slot::BrokenResponses),
             http2: self.get(Slot::Http2),
             upgraded: self.get(Slot::Upgraded),
             oldest_request_ms: self.get(Slot::OldestRequest),
@@ -170,8 +175,8 @@ impl Counts {
 
     /// The same once it has ended, however it did: nothing is open any more.
     pub fn past(&self) -> Load {
-        let Load { requests, failures, panics, client_aborts, malformed, limits, .. } = self.load();
-        Load { requests, failures, panics, client_aborts, malformed, limits, ..Load::default() }
+        let Load { requests, failures, panics, broken_responses, client_aborts, malformed, limits, .. } = self.load();
+        Load { requests, failures, panics, broken_responses, client_aborts, malformed, limits, ..Load::default() }
     }
 
     /// What only grows: it stays true when its generation has ended.
@@ -179,6 +184,7 @@ impl Counts {
         Totals {
             requests: self.get(Slot::Requests),
             panics: self.get(Slot::Panics),
+            broken_responses: self.get(Slot::BrokenResponses),
             handed_over: self.get(Slot::HandedOver),
             carried: self.get(Slot::Carried),
             taken_back: self.get(Slot::TakenBack),
@@ -215,6 +221,7 @@ impl Counts {
             accept_failures: self.get(Slot::AcceptFailures),
             http2_errors: self.get(Slot::Http2Errors),
             handshake_failures: self.get(Slot::HandshakeFailures),
+            aborted_on_close: self.get(Slot::AbortedOnClose),
         }
     }
 }

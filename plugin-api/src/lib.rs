@@ -10,6 +10,8 @@ pub mod abi;
 #[cfg(feature = "plugin")]
 mod body;
 #[cfg(feature = "plugin")]
+mod client_closed;
+#[cfg(feature = "plugin")]
 mod export;
 #[cfg(feature = "plugin")]
 mod ffi;
@@ -41,6 +43,7 @@ mod author {
     pub use tracing;
 
     pub use crate::body::{Body, BodyWriter, Closed, CollectError};
+    pub use crate::client_closed::ClientClosed;
     pub use crate::export::{HandlerWith, IntoApp, handler_with};
     pub use crate::ffi::{BodyError, BoxError};
     pub use crate::plugin::{ConfigError, ControlError, Exclusive, Host, Init, Shutdown, host};

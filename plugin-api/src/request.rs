@@ -9,6 +9,7 @@ use http::{Extensions, HeaderMap, HeaderValue, Method, Uri, Version};
 
 use crate::abi;
 use crate::body::Body;
+use crate::client_closed::ClientClosed;
 use crate::ffi::{Claimed, Head, Instance};
 use crate::plugin::{Host, Shutdown};
 #[cfg(feature = "ws")]
@@ -87,6 +88,34 @@ macro_rules! facts {
                 server_name: self.head.text(abi::FACT_TLS_SNI),
                 alpn: self.head.text(abi::FACT_TLS_ALPN),
             })
+        }
+
+        /// Waits until the client has closed its sending side (FIN; with TLS close_notify), has reset the request or the
+        /// connection, or the connection has ended. Never ends on a host that does not know this.
+        ///
+        /// A client that has closed its sending side may still read: the response is sent to it as to any other, and a
+        /// handler that wants to save the work has to stop by itself. Only a reset ends the request (and drops the handler),
+        /// unless the operator has set `abort_on_close` for the server. Go's request context ends at the same moments.
+        ///
+        /// ```
+        /// # use baton_plugin_api::{testing, Request};
+        /// use baton_plugin_api::tokio;
+        ///
+        /// async fn report(request: Request) -> &'static str {
+        ///     tokio::select! {
+        ///         report = long_work() => report,
+        ///         () = request.client_closed() => "stopped: the client expects no more\n",
+        ///     }
+        /// }
+        ///
+        /// async fn long_work() -> &'static str {
+        ///     "done\n"
+        /// }
+        /// # let plugin = testing::Plugin::start(report);
+        /// # assert_eq!(plugin.get("/").text(), "done\n");
+        /// ```
+        pub fn client_closed(&self) -> ClientClosed {
+            ClientClosed::new(self.instance.host.client_closed(&self.head))
         }
 
         /// Tells when this generation begins to retire.

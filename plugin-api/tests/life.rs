@@ -240,6 +240,35 @@ fn a_cancelled_request_is_dropped_where_it_runs() {
 }
 
 #[test]
+fn task_of_a_cancelled_request_learns_that_its_client_has_closed() {
+    static CLOSED: AtomicUsize = AtomicUsize::new(0);
+    async fn watched(request: Request) -> &'static str {
+        let closed = request.client_closed();
+        tokio::spawn(async move {
+            closed.await;
+            CLOSED.fetch_add(1, Ordering::SeqCst);
+        });
+        if request.path() == "/wait" {
+            std::future::pending::<()>().await;
+        }
+        "answered"
+    }
+    let plugin = Plugin::start(watched);
+    assert_eq!(plugin.get("/").text(), "answered");
+    block_on(async {
+        let mut call = Box::pin(plugin.call(request("GET", "/wait", "")));
+        std::future::poll_fn(|cx| {
+            assert!(call.as_mut().poll(cx).is_pending());
+            std::task::Poll::Ready(())
+        })
+        .await;
+        assert_eq!(CLOSED.load(Ordering::SeqCst), 0);
+        drop(call);
+    });
+    eventually(|| CLOSED.load(Ordering::SeqCst) >= 1);
+}
+
+#[test]
 fn control_is_granted_refused_or_absent() {
     async fn control(request: Request) -> Result<StatusCode, ControlError> {
         match request.path() {

@@ -165,6 +165,7 @@ pub struct LimitHits {
     pub body_too_large: u64,
     pub accept_failures: u64,
     pub http2_errors: u64,
+    pub aborted_on_close: u64,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]

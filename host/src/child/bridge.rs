@@ -5,7 +5,6 @@
 
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use baton_plugin_api::abi::{
@@ -19,16 +18,17 @@ use hyper::body::{Body as _, Incoming};
 
 use super::plugin::Plugin;
 use super::route::{self, Stripped};
-use super::serve::conn::Conn;
 use super::serve::exchange::Exchange;
 use super::serve::upgrade::{Offer, Wish};
 
 mod body;
+mod client;
 mod stream;
 mod trailers;
 mod upload;
 
 pub use body::{Body, BodyError};
+pub use client::CLIENT;
 pub use stream::UPGRADE;
 
 use upload::lend_body;
@@ -38,7 +38,7 @@ use upload::lend_body;
 /// What the plugin's [`RequestHead`] stands for.
 struct Head {
     parts: request::Parts,
-    conn: Arc<Conn>,
+    exchange: Exchange,
     prefix: &'static str,
     /// The target without the prefix, where it is no part of the original.
     target: Option<Box<str>>,
@@ -51,8 +51,8 @@ static HEAD: RequestHeadVtable =
 
 impl Head {
     #[inline]
-    fn lend(parts: request::Parts, conn: Arc<Conn>, prefix: &'static str, offer: Option<Offer>) -> RequestHead {
-        let mut head = Box::new(Head { parts, conn, prefix, target: None, offer });
+    fn lend(parts: request::Parts, exchange: Exchange, prefix: &'static str, offer: Option<Offer>) -> RequestHead {
+        let mut head = Box::new(Head { parts, exchange, prefix, target: None, offer });
         if !prefix.is_empty()
             && let Stripped::Query(query) = route::strip(route::target(&head.parts.uri), prefix)
         {
@@ -88,26 +88,26 @@ impl Head {
     }
 
     fn fact(&self, fact: u32) -> Option<Slice> {
-        let uri = &self.parts.uri;
+        let (uri, conn) = (&self.parts.uri, self.exchange.conn());
         let address = |address: &'_ baton_plugin_api::abi::FfiAddr| Slice {
             ptr: std::ptr::from_ref(address).cast(),
             len: size_of_val(address),
         };
         let text = |text: &str| Slice::new(text.as_bytes());
         match fact {
-            FACT_PEER => Some(address(&self.conn.peer)),
-            FACT_LOCAL => Some(address(&self.conn.local)),
-            FACT_SERVER => Some(text(self.conn.origin.name)),
+            FACT_PEER => Some(address(&conn.peer)),
+            FACT_LOCAL => Some(address(&conn.local)),
+            FACT_SERVER => Some(text(conn.origin.name)),
             FACT_PREFIX => Some(text(self.prefix)),
             FACT_ORIGINAL_TARGET => match (uri.path_and_query(), uri.authority()) {
                 (None, Some(authority)) => Some(text(authority.as_str())),
                 _ => Some(text(route::target(uri))),
             },
             FACT_SCHEME => uri.scheme_str().map(text),
-            FACT_TLS_VERSION => self.conn.tls().map(|tls| text(tls.version)),
-            FACT_TLS_CIPHER => self.conn.tls().map(|tls| text(tls.cipher)),
-            FACT_TLS_SNI => self.conn.tls().and_then(|tls| tls.server_name.as_deref()).map(text),
-            FACT_TLS_ALPN => self.conn.tls().and_then(|tls| tls.alpn.as_deref()).map(text),
+            FACT_TLS_VERSION => conn.tls().map(|tls| text(tls.version)),
+            FACT_TLS_CIPHER => conn.tls().map(|tls| text(tls.cipher)),
+            FACT_TLS_SNI => conn.tls().and_then(|tls| tls.server_name.as_deref()).map(text),
+            FACT_TLS_ALPN => conn.tls().and_then(|tls| tls.alpn.as_deref()).map(text),
             FACT_AUTHORITY => uri.authority().map(|authority| text(authority.as_str())),
             _ => None,
         }
@@ -195,6 +195,8 @@ pub struct Call {
     plugin: &'static Plugin,
     /// No body will be sent, whatever the length says.
     is_head: bool,
+    /// The client knows no chunks: without a length, a response ends with the connection.
+    is_http10: bool,
     /// What the client wishes the connection to become.
     wish: Option<Wish>,
 }
@@ -236,10 +238,17 @@ impl Call {
     ) -> Call {
         let (mut parts, incoming) = request.into_parts();
         let is_head = parts.method == Method::HEAD;
+        let is_http10 = parts.version == Version::HTTP_10;
         let wish = Wish::of(&mut parts, !incoming.is_end_stream());
         let body = lend_body(incoming, &parts.headers, exchange);
-        let head = Head::lend(parts, exchange.conn().clone(), prefix, wish.as_ref().map(Wish::offer));
-        Call { future: plugin.call(head, body), plugin, is_head, wish }
+        let head = Head::lend(parts, exchange.clone(), prefix, wish.as_ref().map(Wish::offer));
+        Call { future: plugin.call(head, body), plugin, is_head, is_http10, wish }
+    }
+
+    /// Whether only the end of the connection says that `response` is whole.
+    #[inline]
+    pub fn is_close_delimited(&self, response: &Response<Body>) -> bool {
+        self.is_http10 && !response.body().is_end_stream() && response.body().exact_len().is_none()
     }
 
     /// Whether `response` grants what the client wished; then the connection is the plugin's once it is written.
@@ -358,6 +367,7 @@ fn read_response(head: &ResponseHead, body: FfiBody, sink: &Sink<'_>) -> Result<
             // hyper says it, from the body itself.
             Some(actual) if actual == known && !sink.is_head => {}
             Some(_) if !sink.is_head => return Err(BadResponse::Length(known.to_string())),
+            None if !sink.is_head => body.set_length(known),
             _ => drop(headers.insert(CONTENT_LENGTH, known.into())),
         }
         if sink.is_head {

@@ -26,6 +26,8 @@ pub struct Site<T> {
     health: Option<String>,
     /// Whether its clients may speak HTTP/2.
     pub http2: bool,
+    /// Whether a client that closes its sending side ends its request.
+    pub abort_on_close: bool,
 }
 
 impl<T: Copy> Sites<T> {
@@ -35,16 +37,27 @@ impl<T: Copy> Sites<T> {
         mounts: impl Iterator<Item = (&'a str, T)> + Clone,
         plugin: impl Fn(&str) -> Option<T>,
     ) -> Sites<T> {
-        let own = servers.iter().filter(|server| !server.route.is_empty() || server.health.is_some() || !server.http2);
+        let own = servers.iter().filter(|server| {
+            !server.route.is_empty() || server.health.is_some() || !server.http2 || server.abort_on_close
+        });
         let site = |server: &config::Server| {
             let routes = match &server.route[..] {
                 [] => Routes::of_mounts(mounts.clone()),
                 // The master has refused routes to plugins that are not there; only the set without plugins is left.
                 routes => Routes::new(routes.iter().filter_map(|route| Some((route, plugin(&route.plugin)?)))),
             };
-            (server.name.clone(), Site { routes, health: server.health.clone(), http2: server.http2 })
+            (
+                server.name.clone(),
+                Site {
+                    routes,
+                    health: server.health.clone(),
+                    http2: server.http2,
+                    abort_on_close: server.abort_on_close,
+                },
+            )
         };
-        let others = Site { routes: Routes::of_mounts(mounts.clone()), health: None, http2: true };
+        let others =
+            Site { routes: Routes::of_mounts(mounts.clone()), health: None, http2: true, abort_on_close: false };
         Sites { own: own.map(site).collect(), others }
     }
 

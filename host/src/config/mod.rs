@@ -410,6 +410,9 @@ pub struct Server {
     /// Whether a client may speak HTTP/2.
     #[serde(default = "yes")]
     pub http2: bool,
+    /// Whether a client that closes its sending side ends its request; else only a reset does.
+    #[serde(default)]
+    pub abort_on_close: bool,
 }
 
 /// A request through the routes of its server, and what must come back.
@@ -627,6 +630,7 @@ impl Server {
             health: None,
             probe: Vec::new(),
             http2: true,
+            abort_on_close: false,
         }
     }
 

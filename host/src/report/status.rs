@@ -51,6 +51,9 @@ pub struct Load {
     #[serde(default)]
     pub failures: u64,
     pub panics: u64,
+    /// Responses that broke off after their head, by their plugins' fault.
+    #[serde(default)]
+    pub broken_responses: u64,
     /// Connections that speak HTTP/2.
     #[serde(default)]
     pub http2: u64,
@@ -127,11 +130,14 @@ pub struct LimitHits {
     /// Clients that spoke no TLS to a port that does, or none that both sides know.
     #[serde(default)]
     pub handshake_failures: u64,
+    /// Requests that ended since their clients had closed their sending side (`abort_on_close`).
+    #[serde(default)]
+    pub aborted_on_close: u64,
 }
 
 impl LimitHits {
     /// Each with its name, as status and metrics show it.
-    pub fn named(&self) -> [(&'static str, u64); 13] {
+    pub fn named(&self) -> [(&'static str, u64); 14] {
         let LimitHits {
             handshake_timeouts,
             head_timeouts,
@@ -146,6 +152,7 @@ impl LimitHits {
             accept_failures,
             http2_errors,
             handshake_failures,
+            aborted_on_close,
         } = *self;
         [
             ("handshake_timeouts", handshake_timeouts),
@@ -161,6 +168,7 @@ impl LimitHits {
             ("accept_failures", accept_failures),
             ("http2_errors", http2_errors),
             ("handshake_failures", handshake_failures),
+            ("aborted_on_close", aborted_on_close),
         ]
     }
 }
@@ -170,6 +178,9 @@ impl LimitHits {
 pub struct Totals {
     pub requests: u64,
     pub panics: u64,
+    /// Responses that broke off after their head, by their plugins' fault.
+    #[serde(default)]
+    pub broken_responses: u64,
     /// Connections that went from one generation to another, counted each time.
     pub handed_over: u64,
     /// Of these, with bytes that were read ahead.

@@ -6,6 +6,7 @@ pub mod closing;
 pub mod credentials;
 pub mod dylib;
 pub mod files;
+pub mod hangup;
 pub mod notify;
 pub mod process;
 pub mod readiness;

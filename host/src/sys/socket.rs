@@ -198,7 +198,15 @@ pub fn unacknowledged(socket: RawFd) -> usize {
 
 /// Makes the close of `socket` a reset (SO_LINGER 0, socket(7)). As [`unread`], it takes a number.
 pub fn reset_at_close(socket: RawFd) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    set_linger(socket, libc::linger { l_onoff: 1, l_linger: 0 });
+}
+
+/// Takes [`reset_at_close`] back: the close sends what is left to send, and a FIN.
+pub fn close_gracefully(socket: RawFd) {
+    set_linger(socket, libc::linger { l_onoff: 0, l_linger: 0 });
+}
+
+fn set_linger(socket: RawFd, linger: libc::linger) {
     let len = size_of::<libc::linger>() as libc::socklen_t;
     // SAFETY: the option's value is a `linger` of that length. It fails only on a socket that is closed already.
     unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), len) };

@@ -8,7 +8,7 @@ use std::ffi::c_void;
 
 use abi_stable::StableAbi;
 
-use super::{FfiBytes, FfiStream, PluginHandle};
+use super::{FfiBytes, FfiSignal, FfiStream, PluginHandle};
 
 /// Begins every extension table.
 #[repr(C)]
@@ -26,6 +26,8 @@ pub const HOST_CONTROL: u32 = 1;
 pub const HOST_METRICS: u32 = 2;
 /// Host: [`Upgrade`]. The byte stream that a connection becomes.
 pub const HOST_UPGRADE: u32 = 3;
+/// Host: [`Client`]. Whether a request's client is still there.
+pub const HOST_CLIENT: u32 = 4;
 /// Plugin: [`PluginState`]. Saving a state blob for the generation that follows (`on_save`, `previous`).
 pub const PLUGIN_STATE: u32 = 1 << 16;
 /// Plugin: [`PluginSignals`]. Hooks for signals that the operator routes to plugins.
@@ -62,6 +64,19 @@ pub struct Upgrade {
     ///
     /// [`RequestHead::data`]: super::RequestHead
     pub claim: unsafe extern "C" fn(context: *const c_void, head: *const c_void, out: *mut FfiStream) -> u32,
+}
+
+/// Table of [`HOST_CLIENT`], revision 1.
+#[repr(C)]
+#[derive(Clone, Copy, StableAbi)]
+pub struct Client {
+    pub header: Header,
+    /// Makes a signal that ends once the client of a request has closed its sending side, has reset the request or the
+    /// connection, or the connection has ended. Returns 1 and writes `out`, or 0. `head` is [`RequestHead::data`] of a head
+    /// that is alive; the signal may outlive it. OWNERSHIP: the caller's.
+    ///
+    /// [`RequestHead::data`]: super::RequestHead
+    pub closed: unsafe extern "C" fn(context: *const c_void, head: *const c_void, out: *mut FfiSignal) -> u32,
 }
 
 /// Table of [`PLUGIN_STATE`], revision 1.

@@ -1,10 +1,13 @@
 //! Futures and wakers. `std::task::Waker` has no stable layout, so a waker crosses as a data pointer and a table.
 
 use std::ffi::c_void;
+use std::future::Future;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
-use std::task::{RawWaker, RawWakerVTable, Waker};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
 use abi_stable::StableAbi;
 
@@ -67,6 +70,60 @@ impl Drop for FfiFuture {
         // SAFETY: the table is a static of a library that is never unloaded; this is the one call.
         unsafe { ((*self.vtable).drop)(self.data) }
     }
+}
+
+/// A future that only ends, and gives no response. It may be polled after its end.
+#[repr(transparent)]
+#[derive(StableAbi)]
+pub struct FfiSignal(FfiFuture);
+
+/// What one of this side stands for; nothing once it has ended.
+type Signal = Option<Pin<Box<dyn Future<Output = ()> + Send>>>;
+
+static SIGNAL: FfiFutureVtable = FfiFutureVtable { poll: signal_poll, drop: signal_drop };
+
+impl FfiSignal {
+    /// Lets `future` cross.
+    pub fn new(future: impl Future<Output = ()> + Send + 'static) -> FfiSignal {
+        let signal: Signal = Some(Box::pin(future));
+        // SAFETY: the functions of `SIGNAL` are made for this box, and ask for no sink.
+        FfiSignal(unsafe { FfiFuture::new(Box::into_raw(Box::new(signal)), &SIGNAL) })
+    }
+
+    /// Waits for its end. One that has panicked has ended.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // SAFETY: a signal may be polled after its end, and gives no response.
+        match unsafe { self.0.poll(cx.waker(), std::ptr::null()) } {
+            super::PENDING => Poll::Pending,
+            _ => Poll::Ready(()),
+        }
+    }
+}
+
+unsafe extern "C" fn signal_poll(data: *mut c_void, cx: *const FfiContext, _: *const ResponseSink) -> u32 {
+    let polled = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: `FfiSignal::new` made `data`; it is polled from one thread at a time, with a context that is lent.
+        let (signal, cx) = unsafe { (&mut *data.cast::<Signal>(), &*cx) };
+        let Some(future) = signal else { return Poll::Ready(()) };
+        let polled = cx.with_waker(|waker| future.as_mut().poll(&mut Context::from_waker(waker)));
+        if polled.is_ready() {
+            *signal = None;
+        }
+        polled
+    }));
+    match polled {
+        Ok(Poll::Pending) => super::PENDING,
+        Ok(Poll::Ready(())) => super::READY,
+        Err(_) => super::PANICKED,
+    }
+}
+
+unsafe extern "C" fn signal_drop(data: *mut c_void) {
+    // A panic must not cross, and there is nothing left to do about it.
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: the box of `FfiSignal::new`; the contract of the table is one call.
+        drop(unsafe { Box::from_raw(data.cast::<Signal>()) });
+    }));
 }
 
 /// Where a response goes: the host's side of a request, borrowed for one poll.

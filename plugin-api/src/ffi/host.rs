@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::{Claimed, Head};
-use crate::abi::{FfiStream, HostApi, HostApi_Ref, LogField, LogRecord, Slice, assert_send_sync, extension};
+use crate::abi::{FfiSignal, FfiStream, HostApi, HostApi_Ref, LogField, LogRecord, Slice, assert_send_sync, extension};
 
 /// The host's functions. Good on any thread, until the process ends.
 #[derive(Clone, Copy)]
@@ -81,6 +81,21 @@ impl HostRef {
         // SAFETY: a table that is not null lives as long as the process and has at least revision 1.
         Some(unsafe { ((*table).request)(self.0.context(), verb) })
     }
+
+    /// Ends once the client of the request with this head has closed; nothing if the host has no such table.
+    pub fn client_closed(self, head: &Head) -> Option<FfiSignal> {
+        let table = self.extension(extension::HOST_CLIENT).cast::<extension::Client>();
+        if table.is_null() {
+            return None;
+        }
+        let mut signal = MaybeUninit::<FfiSignal>::uninit();
+        // SAFETY: a table that is not null lives as long as the process and has at least revision 1; the head is alive, and
+        // `signal` is room for one signal.
+        let made = unsafe { ((*table).closed)(self.0.context(), head.data(), signal.as_mut_ptr()) };
+        // SAFETY: the answer says that it was written.
+        (made == 1).then(|| unsafe { signal.assume_init() })
+    }
+
     /// Claims what the connection of the request with this head becomes; nothing if it asks for nothing of the kind, or the
     /// host has no such table.
     pub fn claim(self, head: &Head) -> Option<Claimed> {

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as TaskContext, Poll};
 
 use abi_stable::prefix_type::PrefixTypeTrait;
@@ -12,15 +12,16 @@ use abi_stable::std_types::{RErr, ROk};
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{Response, StatusCode, request};
+use tokio::sync::watch;
 
 use self::line::Line;
 use super::Payload;
 use super::context::Context;
 use crate::abi::extension::{
-    CONTROL_RELOAD, CONTROL_RESTART, CONTROL_SHUTDOWN, Control, HOST_CONTROL, HOST_UPGRADE, Header, PLUGIN_SIGNALS,
-    PLUGIN_STATE, PluginSignals, PluginState, StateBlob, Upgrade,
+    CONTROL_RELOAD, CONTROL_RESTART, CONTROL_SHUTDOWN, Control, HOST_CLIENT, HOST_CONTROL, HOST_UPGRADE, Header,
+    PLUGIN_SIGNALS, PLUGIN_STATE, PluginSignals, PluginState, StateBlob, Upgrade,
 };
-use crate::abi::*;
+use crate::abi::{extension, *};
 
 mod line;
 
@@ -153,12 +154,14 @@ impl Loaded {
     /// Sends a request; nothing comes back if the plugin panicked. Dropping the future cancels the request.
     pub async fn call(self, head: Head, body: Payload) -> Option<(Response<Payload>, Option<Client>)> {
         let line = head.line.clone();
+        let client = CancelGuard(Some(head.closed.clone()));
         let mut body = Some(body);
         let body = std::future::poll_fn(|cx| Poll::Ready(body.take().unwrap_or(Payload::Empty).settle(cx))).await;
         let (head, body) = (head.export(), body.export(Context::default()));
         // SAFETY: as in `notify`.
         let future = unsafe { self.module.call()(self.plugin, head, body) };
         let (code, response) = drive(future).await;
+        client.disarm();
         let Some(mut response) = response.filter(|_| code == READY) else {
             line.refuse();
             return None;
@@ -177,6 +180,23 @@ impl Loaded {
             }
         }
         Some((response, client))
+    }
+}
+
+/// Marks the client as closed if the call is dropped before its response.
+struct CancelGuard(Option<Arc<watch::Sender<bool>>>);
+
+impl CancelGuard {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CancelGuard {
+    fn drop(&mut self) {
+        if let Some(closed) = &self.0 {
+            closed.send_replace(true);
+        }
     }
 }
 
@@ -244,6 +264,8 @@ pub struct Head {
     local: Option<FfiAddr>,
     request_id: u64,
     line: Line,
+    /// Whether the client has closed.
+    closed: Arc<watch::Sender<bool>>,
 }
 
 impl Head {
@@ -262,7 +284,17 @@ impl Head {
             _ => "/".to_owned(),
         };
         let line = Line::new(&parts);
-        Head { parts, target, facts, peer: peer.map(Into::into), local: local.map(Into::into), request_id, line }
+        let closed = Arc::new(watch::Sender::new(false));
+        Head {
+            parts,
+            target,
+            facts,
+            peer: peer.map(Into::into),
+            local: local.map(Into::into),
+            request_id,
+            line,
+            closed,
+        }
     }
 
     fn export(self) -> RequestHead {
@@ -388,6 +420,7 @@ unsafe extern "C" fn host_extension(context: *const c_void, id: u32, min_rev: u3
             std::ptr::from_ref(&CONTROL).cast()
         }
         HOST_UPGRADE if min_rev <= 1 => std::ptr::from_ref(&UPGRADE).cast(),
+        HOST_CLIENT if min_rev <= 1 => std::ptr::from_ref(&CLIENT).cast(),
         _ => std::ptr::null(),
     }
 }
@@ -400,6 +433,22 @@ unsafe extern "C" fn claim(_: *const c_void, head: *const c_void, out: *mut FfiS
     let Some(stream) = head.line.claim() else { return 0 };
     // SAFETY: `out` is the plugin's room for one stream.
     unsafe { out.write(FfiStream::export(stream)) };
+    1
+}
+
+static CLIENT: extension::Client =
+    extension::Client { header: Header { size: size_of::<extension::Client>() as u32, rev: 1 }, closed };
+
+unsafe extern "C" fn closed(_: *const c_void, head: *const c_void, out: *mut FfiSignal) -> u32 {
+    // SAFETY: `head` is the box of `Head::export`, alive as the plugin vouches.
+    let head = unsafe { &*head.cast::<Head>() };
+    let mut closed = head.closed.subscribe();
+    let signal = FfiSignal::new(async move {
+        // The sender may be gone: then the client is too.
+        let _ = closed.wait_for(|closed| *closed).await;
+    });
+    // SAFETY: `out` is the plugin's room for one signal.
+    unsafe { out.write(signal) };
     1
 }
 

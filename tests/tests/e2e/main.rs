@@ -15,6 +15,7 @@ mod dev;
 mod faults;
 mod from_handlers;
 mod growth;
+mod half_close;
 mod handover;
 mod hints;
 mod hostile;

@@ -13,6 +13,7 @@ use super::BadResponse;
 use super::trailers::read_trailers;
 use crate::child::plugin::Plugin;
 use crate::child::serve::exchange::Answering;
+use crate::metrics::Slot;
 
 /// A response's body, as hyper pulls it. Its last field keeps the request counted until it is dropped.
 pub struct Body {
@@ -23,7 +24,7 @@ pub struct Body {
 enum Kind {
     Empty,
     Full(Bytes),
-    Stream { body: FfiBodyStream, plugin: &'static Plugin },
+    Stream { body: FfiBodyStream, plugin: &'static Plugin, left: Option<u64> },
 }
 
 /// Why a response broke off. hyper then ends the connection, and the client sees that it is not whole.
@@ -35,6 +36,10 @@ pub enum BodyError {
     Panicked { plugin: &'static str },
     #[error("failed to go on with the response of plugin {plugin}: its trailers are not valid")]
     Trailers { plugin: &'static str },
+    #[error(
+        "failed to go on with the response of plugin {plugin}: its body is shorter or longer than its content-length"
+    )]
+    Length { plugin: &'static str },
 }
 
 impl Body {
@@ -58,10 +63,17 @@ impl Body {
                 bytes if bytes.is_empty() => Kind::Empty,
                 bytes => Kind::Full(bytes),
             },
-            BodyContent::Stream(body) => Kind::Stream { body, plugin },
+            BodyContent::Stream(body) => Kind::Stream { body, plugin, left: None },
             BodyContent::Unknown(_) => return Err(BadResponse::Body),
         };
         Ok(Body { kind, answering: None })
+    }
+
+    /// The head says that so many bytes follow: the body has to keep to it.
+    pub(super) fn set_length(&mut self, len: u64) {
+        if let Kind::Stream { left, .. } = &mut self.kind {
+            *left = Some(len);
+        }
     }
 
     pub(super) fn exact_len(&self) -> Option<u64> {
@@ -69,14 +81,26 @@ impl Body {
     }
 
     fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Kind::Stream { body, plugin } = &mut self.kind else { return Poll::Ready(None) };
+        let Kind::Stream { body, plugin, left } = &mut self.kind else { return Poll::Ready(None) };
         let plugin = plugin.name();
         let frame = match body.poll_frame(cx) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(frame) => frame,
         };
         let result = match frame {
-            Ok(FfiFrame { kind: FRAME_DATA, bytes }) => return Poll::Ready(Some(Ok(Frame::data(bytes.into())))),
+            Ok(FfiFrame { kind: FRAME_DATA, bytes }) => {
+                let bytes = Bytes::from(bytes);
+                match left.map(|left| left.checked_sub(bytes.len() as u64)) {
+                    Some(None) => Some(Err(BodyError::Length { plugin })),
+                    rest => {
+                        *left = rest.flatten();
+                        return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                    }
+                }
+            }
+            Ok(FfiFrame { kind: FRAME_TRAILERS | FRAME_END, .. }) if left.is_some_and(|left| left > 0) => {
+                Some(Err(BodyError::Length { plugin }))
+            }
             Ok(FfiFrame { kind: FRAME_TRAILERS, bytes }) => match read_trailers(bytes.as_slice()) {
                 Some(trailers) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
                 None => Some(Err(BodyError::Trailers { plugin })),
@@ -96,6 +120,9 @@ impl Body {
                 tracing::debug!("{error}");
             } else {
                 tracing::error!("{error}");
+            }
+            if let Some(answering) = self.answering.as_ref().filter(|_| !is_refused) {
+                answering.exchange().conn().server.metrics.add(Slot::BrokenResponses);
             }
         }
         Poll::Ready(result)
@@ -129,6 +156,7 @@ impl http_body::Body for Body {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Stream { left: Some(left), .. } => SizeHint::with_exact(*left),
             Kind::Stream { body, .. } => {
                 let FfiSizeHint { lower, upper } = body.size_hint();
                 let mut hint = SizeHint::new();

@@ -11,7 +11,7 @@ use baton_plugin_api::abi::{HostApi, HostApi_Ref, LogRecord};
 use tokio::sync::mpsc;
 
 use super::log;
-use crate::child::bridge::UPGRADE;
+use crate::child::bridge::{CLIENT, UPGRADE};
 use crate::control::ControlVerb;
 use crate::metrics::{Metrics, Slot};
 
@@ -74,6 +74,7 @@ unsafe extern "C" fn find_extension(_: *const c_void, id: u32, min_rev: u32) -> 
     match id {
         extension::HOST_CONTROL if min_rev <= CONTROL.header.rev => (&raw const CONTROL).cast(),
         extension::HOST_UPGRADE if min_rev <= UPGRADE.header.rev => (&raw const UPGRADE).cast(),
+        extension::HOST_CLIENT if min_rev <= CLIENT.header.rev => (&raw const CLIENT).cast(),
         _ => std::ptr::null(),
     }
 }

@@ -17,6 +17,7 @@ use baton_plugin_api::abi::FfiAddr;
 use tokio_rustls::TlsAcceptor;
 
 use super::Server;
+use super::closed::CloseSignal;
 use super::discard::DiscardSlot;
 use super::h2::Streams;
 use super::limits::{Activity, Counts, Overdue, Stand, Sweep};
@@ -88,7 +89,9 @@ pub struct Conn {
     held: AtomicBool,
     /// A response said `Connection: close` because the worker retires.
     announced: AtomicBool,
-    /// The client closed its side.
+    /// The response that is being written ends with the connection.
+    close_delimited: AtomicBool,
+    /// The client closed its side: nothing more comes from it, but it may still read.
     ended: AtomicBool,
     /// The client broke off what it had begun.
     aborted: AtomicBool,
@@ -113,6 +116,8 @@ pub struct Conn {
     // ---- written by anybody ----
     /// The rest of a body that no handler reads.
     pub discard: DiscardSlot,
+    /// The same, for handlers that wait for it.
+    pub closed: CloseSignal,
     /// Why the request that is being answered gets an answer of ours instead: a [`Own`], or 0.
     refusal: AtomicU8,
     /// Request bodies alive: in a handler's hands, or still to be dropped by it.
@@ -151,8 +156,10 @@ impl Conn {
             overfull: AtomicBool::new(false),
             held: AtomicBool::new(false),
             announced: AtomicBool::new(false),
+            close_delimited: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
+            closed: CloseSignal::default(),
             shut: AtomicBool::new(false),
             idle_close: AtomicBool::new(false),
             granted: Mutex::new(None),
@@ -290,6 +297,8 @@ impl Conn {
 
     #[inline]
     pub fn note_held(&self, held: bool) {
+        // A session that has ended wants no more either.
+        let held = held && !self.is_ended();
         if held != self.held.load(Relaxed) {
             self.held.store(held, Relaxed);
         }
@@ -600,8 +609,25 @@ impl Conn {
         crate::sys::socket::reset_at_close(self.socket);
     }
 
+    /// The response that follows has no length and no chunks (HTTP/1.0): only the end of the connection says that it is
+    /// whole. Until it is, the socket's end is a reset, also if this process dies (RFC 9112 8).
+    #[cold]
+    pub fn begin_close_delimited(&self) {
+        self.close_delimited.store(true, Relaxed);
+        self.set_reset();
+    }
+
+    /// The connection closes in good order.
+    pub fn end_close_delimited(&self) {
+        if self.close_delimited.swap(false, Relaxed) {
+            crate::sys::socket::close_gracefully(self.socket);
+        }
+    }
+
+    /// The client has sent its last byte.
     pub fn set_ended(&self) {
         self.ended.store(true, Relaxed);
+        self.closed.set();
     }
 
     /// Its close is that of an idle connection: no response is left for the client to read.
@@ -687,6 +713,7 @@ impl Conn {
     /// The connection is gone: takes its part out of the shared counters.
     pub fn withdraw(&self) {
         self.discard.end();
+        self.closed.set();
         self.answering.store(0, Relaxed);
         self.flushed.store(true, Relaxed);
         self.publish(false);

@@ -2,9 +2,11 @@
 //! know a request by this and not by its connection: HTTP/1 carries one at a time, so that its connection counts for it;
 //! HTTP/2 carries many, each with a count of its own.
 
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Context, Poll, Waker};
 
+use super::closed::{CloseSignal, WaiterId};
 use super::conn::Conn;
 use super::h2::Stream;
 use super::refused;
@@ -35,6 +37,48 @@ impl Exchange {
             Exchange::Http1(conn) => conn.refusal(),
             Exchange::Http2(stream) => stream.refusal(),
         }
+    }
+}
+
+impl Exchange {
+    /// Ends once the client has closed its sending side, has reset the request, or the connection has ended.
+    pub fn client_closed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut wait = ClosedWait { exchange: self.clone(), places: Default::default() };
+        poll_fn(move |cx| wait.poll(cx))
+    }
+
+    /// What says so: the connection's, and that of a stream.
+    fn closed(&self) -> [Option<&CloseSignal>; 2] {
+        match self {
+            Exchange::Http1(conn) => [Some(&conn.closed), None],
+            Exchange::Http2(stream) => [Some(&stream.conn().closed), Some(&stream.closed)],
+        }
+    }
+}
+
+/// One task's wait for the client's close; nothing of it is left once it is dropped.
+struct ClosedWait {
+    exchange: Exchange,
+    places: [WaiterId; 2],
+}
+
+impl ClosedWait {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let ready = self.exchange.closed().into_iter().flatten().zip(&mut self.places);
+        // Each of them is polled, so that each knows the waker.
+        let ended = ready.fold(false, |ended, (closed, place)| closed.poll(cx, place).is_ready() || ended);
+        if ended { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Drop for ClosedWait {
+    fn drop(&mut self) {
+        self.exchange
+            .closed()
+            .into_iter()
+            .flatten()
+            .zip(&mut self.places)
+            .for_each(|(closed, place)| closed.leave(place));
     }
 }
 

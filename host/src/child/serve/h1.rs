@@ -109,11 +109,8 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
     }
     loop {
         let served = conn.calls();
-        let mut driver = Driver {
-            http: builder(&conn.server.limits, &io).serve_connection(io, Http::new(conn.clone())),
-            conn,
-            watch,
-        };
+        let mut driver =
+            Driver { http: builder(&conn.server.limits).serve_connection(io, Http::new(conn.clone())), conn, watch };
         match poll_fn(|cx| driver.poll(cx)).await {
             Turn::Finished(result) => {
                 return match conn.take_granted() {
@@ -160,7 +157,7 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
     }
 }
 
-fn builder(limits: &Limits, io: &Io) -> http1::Builder {
+fn builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder.max_header_size(limits.head_size);
     // hyper has room for its own number of fields on its stack; another one is allocated per request.
@@ -169,8 +166,8 @@ fn builder(limits: &Limits, io: &Io) -> http1::Builder {
     }
     // The time limit of heads is ours: see `Watch`.
     builder.header_read_timeout(None);
-    // Then hyper does not read while a request is answered.
-    builder.half_close(io.tells_end());
+    // Then hyper does not read while a request is answered, and a FIN ends none: see `Io::poll_client`.
+    builder.half_close(true);
     builder
 }
 

@@ -4,6 +4,7 @@
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -13,8 +14,11 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Sleep;
 
+use super::closed::HangupGuard;
 use super::conn::Conn;
 use super::stream::Stream;
+use crate::metrics::Slot;
+use crate::sys::hangup;
 use crate::sys::socket::{self, Bare};
 
 /// A lingering close reads and discards so much. What a client sends beyond that fits the kernel's buffers, or has to wait.
@@ -23,6 +27,8 @@ const LINGER_BYTES: usize = 16 << 20;
 const LINGER_READ: usize = 16 << 10;
 
 pub struct Io {
+    /// After a FIN, while the handler is waited for. Before the stream, as it has to go first.
+    hangup_guard: Option<HangupGuard>,
     stream: Stream,
     /// Read before: by the sniff, or by a hyper connection that was taken apart.
     prefix: Bytes,
@@ -42,7 +48,7 @@ struct Linger {
 
 impl Io {
     pub fn new(stream: Stream, conn: Arc<Conn>) -> Io {
-        Io { stream, prefix: Bytes::new(), conn, linger: None }
+        Io { hangup_guard: None, stream, prefix: Bytes::new(), conn, linger: None }
     }
 
     /// Puts bytes before what comes next.
@@ -62,6 +68,7 @@ impl Io {
     /// The bare socket, out of the runtime; and what was put before and not read.
     pub fn into_parts(mut self) -> io::Result<(Bare, Bytes)> {
         let prefix = std::mem::take(&mut self.prefix);
+        self.hangup_guard = None;
         Ok((self.stream.into_bare()?, prefix))
     }
 
@@ -105,20 +112,20 @@ impl Io {
         self.linger.as_ref().and_then(|linger| linger.first).is_some_and(begins_request)
     }
 
-    /// Whether it tells hyper when the client has gone. Else hyper must find out by reading.
-    pub fn tells_end(&self) -> bool {
-        self.stream.can_peek()
-    }
-
-    /// Fails once the client has gone, so that hyper drops the handler: nobody waits for its answer.
+    /// Looks, while hyper waits for a handler and reads nothing, whether the client has closed or is gone. Fails in the
+    /// latter case, so that hyper drops the handler.
     ///
     /// hyper would find out by reading. But it makes room for that, while the head of the request that is being answered
     /// holds its buffer: a fresh one of 8 KiB for each request, in vain.
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.stream.poll_peek(cx) {
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.conn.is_ended() {
+            return Poll::Ready(self.check_hangup());
+        }
+        let polled = self.stream.poll_peek(cx);
+        let polled = match polled {
             Poll::Ready(Ok(0)) => {
                 self.conn.set_ended();
-                Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
+                Poll::Ready(self.note_fin())
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             // Another request, for later.
@@ -127,7 +134,28 @@ impl Io {
                 Poll::Ready(Ok(()))
             }
             Poll::Pending => Poll::Ready(Ok(())),
+        };
+        self.conn.note_held(self.stream.holds_bytes());
+        polled
+    }
+
+    /// The client has sent a FIN while its request is being answered.
+    #[cold]
+    fn note_fin(&mut self) -> io::Result<()> {
+        if self.conn.site.abort_on_close {
+            self.conn.server.metrics.add(Slot::AbortedOnClose);
+            return Err(io::ErrorKind::ConnectionAborted.into());
         }
+        self.check_hangup()
+    }
+
+    /// After a FIN: fails if the client is gone for good. The connection's task is woken when it is.
+    #[cold]
+    pub fn check_hangup(&mut self) -> io::Result<()> {
+        if self.hangup_guard.is_none() {
+            self.hangup_guard = self.conn.server.hangups.watch(&self.conn, self.stream.as_fd());
+        }
+        if hangup::is_hung_up(self.stream.as_fd()) { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
     }
 
     /// Half-closes; then reads and discards until the client closes too, or `drain.linger` has passed. So a client that writes
@@ -135,6 +163,7 @@ impl Io {
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.linger.is_none() {
             self.conn.set_shut();
+            self.conn.end_close_delimited();
         }
         let linger = self.linger.get_or_insert_with(|| Linger {
             timer: Box::pin(tokio::time::sleep(self.conn.linger_time())),
@@ -233,7 +262,9 @@ impl Read for Io {
                 return Poll::Ready(Ok(()));
             }
             // The rest of the head is most likely there already. An end or an error shows again at the next read.
-            if let Poll::Ready(Ok(filled)) = socket::poll_read(Pin::new(&mut this.stream), cx, &mut cursor) {
+            let polled = socket::poll_read(Pin::new(&mut this.stream), cx, &mut cursor);
+            this.conn.note_held(this.stream.holds_bytes());
+            if let Poll::Ready(Ok(filled)) = polled {
                 this.note_read(filled.len);
                 this.conn.note_fed(filled.len, filled.end);
             }
@@ -276,9 +307,9 @@ impl Write for Io {
             self.conn.activity.write.end();
         }
         self.conn.note_flush();
-        // hyper has nothing to read now and nothing left to write, so this is where a client that goes away is noticed.
+        // hyper has nothing to read now and nothing left to write, so this is where a client that closes is noticed.
         if self.conn.waits_for_handler() {
-            return self.poll_gone(cx);
+            return self.poll_client(cx);
         }
         Poll::Ready(Ok(()))
     }

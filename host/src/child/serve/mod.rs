@@ -2,6 +2,7 @@
 //! life, so that what it shares is never freed.
 
 pub mod accept;
+pub mod closed;
 pub mod conn;
 mod demand;
 pub mod discard;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use self::closed::HangupWatcher;
 use self::conn::{Conn, Origin};
 use self::limits::{Clock, Limits, Peers};
 use self::refused::Refusals;
@@ -50,6 +52,7 @@ pub struct Server {
     pub peers: Peers,
     pub refusals: Refusals,
     pub tls: Tls,
+    pub hangups: HangupWatcher,
     sweep: Once,
 }
 
@@ -67,6 +70,7 @@ impl Server {
             peers: Peers::default(),
             refusals: Refusals::default(),
             tls,
+            hangups: HangupWatcher::default(),
             sweep: Once::new(),
         }))
     }

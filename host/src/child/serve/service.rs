@@ -222,6 +222,11 @@ impl Future for Answer {
             Source::Own(refusal) => own(*refusal),
             Source::Held(held) => std::mem::replace(&mut **held, Response::new(Body::EMPTY)),
         };
+        if let (Source::Plugin(call), Some(answering)) = (&this.source, &this.answering)
+            && call.is_close_delimited(&response)
+        {
+            answering.exchange().conn().begin_close_delimited();
+        }
         let granted = match &mut this.source {
             Source::Plugin(call) => call.take_granted(&response),
             Source::Own(_) | Source::Held(_) => None,

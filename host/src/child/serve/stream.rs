@@ -2,11 +2,11 @@
 //! differs between them is told here and in `sys::socket`, and nowhere above.
 
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
@@ -58,14 +58,9 @@ impl Stream {
         matches!(self, Stream::Tls(_))
     }
 
-    /// Whether [`Stream::poll_peek`] finds the peer's end: that of a session is found by reading it.
-    #[inline]
-    pub fn can_peek(&self) -> bool {
-        !matches!(self, Stream::Tls(_))
-    }
-
     /// Waits until the peer has sent something, or nothing more, without taking it: how many bytes are there, 0 at the end.
-    pub fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Of a session one record may be read and kept for the read that follows.
+    pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         macro_rules! poll_peek {
             ($stream:expr) => {
                 loop {
@@ -81,7 +76,22 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => poll_peek!(stream),
             Stream::Unix(stream) => poll_peek!(stream),
-            Stream::Tls(_) => Poll::Pending,
+            Stream::Tls(session) => match ready!(Pin::new(session).poll_fill_buf(cx)) {
+                Ok(bytes) => Poll::Ready(Ok(bytes.len())),
+                // As at a read: see `tls::poll_read`.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(0)),
+                Err(error) => Poll::Ready(Err(error)),
+            },
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Tcp(stream) => stream.as_fd(),
+            Stream::Unix(stream) => stream.as_fd(),
+            Stream::Tls(session) => session.get_ref().0.as_fd(),
         }
     }
 }

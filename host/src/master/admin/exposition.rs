@@ -26,6 +26,12 @@ pub fn text(status: &Status) -> String {
     let metrics = [
         ("baton_requests_total", Type::Counter, "Requests answered.", one(totals.requests)),
         ("baton_panics_total", Type::Counter, "Handlers that panicked.", one(totals.panics)),
+        (
+            "baton_broken_responses_total",
+            Type::Counter,
+            "Responses that broke off after their head.",
+            one(totals.broken_responses),
+        ),
         ("baton_limit_hits_total", Type::Counter, "How often each of [limits] was met.", limits),
         (
             "baton_malformed_requests_total",

@@ -20,6 +20,10 @@ pub struct Ends {
     pub hung_up: AtomicBool,
     /// The GOAWAY is written that names the last request. From there on hyper closes once all are answered.
     pub last_named: AtomicBool,
+    /// All that was written has been flushed.
+    pub flushed: AtomicBool,
+    /// hyper may know that the client has closed its sending side: before that, it would drop what is being answered.
+    pub fin_released: AtomicBool,
 }
 
 pub struct Watched {
@@ -34,6 +38,7 @@ impl Watched {
     }
 
     fn note(&mut self, bytes: &[u8]) {
+        self.ends.flushed.store(false, Relaxed);
         if self.frames.names_last(bytes) {
             self.ends.last_named.store(true, Relaxed);
         }
@@ -45,7 +50,17 @@ impl Read for Watched {
         if self.ends.hung_up.load(Relaxed) {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.io).poll_read(cx, cursor)
+        if !self.io.conn().is_ended() {
+            ready!(Pin::new(&mut self.io).poll_read(cx, cursor))?;
+            if !self.io.conn().is_ended() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        if self.ends.fin_released.load(Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        self.io.check_hangup()?;
+        Poll::Pending
     }
 }
 
@@ -57,7 +72,9 @@ impl Write for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        self.ends.flushed.store(true, Relaxed);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -171,6 +171,10 @@ impl Driver<'_> {
                 return Poll::Ready(Turn::Finished(result));
             }
             self.conn.show_idle(self.streams.open() == 0);
+            if self.releases_fin() {
+                self.ends.fin_released.store(true, Relaxed);
+                continue;
+            }
             match ready!(self.next(cx)) {
                 Next::End => return Poll::Ready(Turn::Over),
                 Next::HangUp => {
@@ -180,6 +184,19 @@ impl Driver<'_> {
                 }
             }
         }
+    }
+
+    /// Whether hyper is to know now that the client has closed its sending side: once all that it asked for is answered, as
+    /// far as its windows let it. It would drop the rest.
+    fn releases_fin(&self) -> bool {
+        if !self.conn.is_ended() || self.ends.fin_released.load(Relaxed) {
+            return false;
+        }
+        if self.conn.site.abort_on_close {
+            self.conn.server.metrics.add_many(Slot::AbortedOnClose, self.streams.open() as u64);
+            return true;
+        }
+        self.streams.open() == 0 && self.ends.flushed.load(Relaxed)
     }
 
     /// A limit of time may be met. Whether the connection ends with a reset.

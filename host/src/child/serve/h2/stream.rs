@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::child::drain::End;
+use crate::child::serve::closed::CloseSignal;
 use crate::child::serve::conn::Conn;
 use crate::child::serve::limits::{Activity, Counts, Limits, Overdue, Stand, Sweep};
 use crate::child::serve::service::{Own, ResponseLength};
@@ -32,6 +33,8 @@ pub struct Stream {
     read: AtomicU64,
     written: AtomicU64,
     activity: Activity,
+    /// Whether the client has reset it, or it is over.
+    pub closed: CloseSignal,
     /// Of the task that carries it.
     waker: OnceLock<Waker>,
 }
@@ -206,6 +209,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.stream.closed.set();
         let streams = &self.stream.streams;
         let mut register = streams.register();
         register.slots[self.slot] = None;
@@ -310,6 +314,7 @@ impl Streams {
             written: AtomicU64::new(0),
             // The sweep's first look tells when it began, to a tick.
             activity: Activity::new(0),
+            closed: CloseSignal::default(),
             waker: OnceLock::new(),
         });
         self.calls.fetch_add(1, Relaxed);

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use baton_plugin_api::abi::*;
 use bytes::Bytes;
 
-use crate::child::bridge::UPGRADE;
+use crate::child::bridge::{CLIENT, UPGRADE};
 use crate::child::plugin::Plugin;
 
 pub struct Asked {
@@ -104,6 +104,17 @@ impl Asked {
             .iter()
             .map(|field| (text(field.name, field.name_len as usize), text(field.value, field.value_len as usize)))
             .collect()
+    }
+
+    /// Ends once the client has closed, as a plugin waits for it.
+    pub fn client_closed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut signal = std::mem::MaybeUninit::uninit();
+        // SAFETY: the head is alive, and there is room for one signal.
+        let made = unsafe { (CLIENT.closed)(std::ptr::null(), self.head.data(), signal.as_mut_ptr()) };
+        assert_eq!(made, 1);
+        // SAFETY: the answer says that it was written.
+        let mut signal: FfiSignal = unsafe { signal.assume_init() };
+        poll_fn(move |cx| signal.poll(cx))
     }
 
     /// Claims what the connection becomes, as a plugin does.

@@ -100,9 +100,9 @@ async fn text(response: Response<h2::RecvStream>) -> (u16, String) {
 
 // ---- a client that does as it is told ----
 
-const DATA: u8 = 0;
+pub const DATA: u8 = 0;
 const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
+pub const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
@@ -113,10 +113,11 @@ const END_HEADERS: u8 = 4;
 const NO_STREAM: u32 = (1 << 31) - 1;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-struct Frame {
+pub struct Frame {
     kind: u8,
-    stream: u32,
-    payload: Vec<u8>,
+    pub flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
 }
 
 impl Frame {
@@ -125,7 +126,7 @@ impl Frame {
     }
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let len = (payload.len() as u32).to_be_bytes();
     [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
@@ -136,24 +137,24 @@ fn fields(path: &str) -> Vec<u8> {
     [vec![0x82, 0x86], word(1, "a.example"), word(4, path)].concat()
 }
 
-fn get(stream: u32, path: &str) -> Vec<u8> {
+pub fn get(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_STREAM | END_HEADERS, stream, &fields(path))
 }
 
 /// A client of frames. It acknowledges no SETTINGS and answers no PING.
-struct Raw {
-    client: Client,
+pub struct Raw {
+    pub client: Client,
     seen: VecDeque<Frame>,
 }
 
 impl Raw {
-    fn new(site: &Site) -> Raw {
+    pub fn new(site: &Site) -> Raw {
         let mut client = site.connect();
         client.send(super::super::sniff::PREFACE).send(frame(SETTINGS, 0, 0, &[]));
         Raw { client, seen: VecDeque::new() }
     }
 
-    fn send(&mut self, bytes: Vec<u8>) -> &mut Raw {
+    pub fn send(&mut self, bytes: Vec<u8>) -> &mut Raw {
         self.client.send(bytes);
         self
     }
@@ -163,12 +164,12 @@ impl Raw {
         let head = self.client.exactly(9);
         let len = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
         let stream = u32::from_be_bytes(head[5..9].try_into().unwrap());
-        Frame { kind: head[3], stream, payload: self.client.exactly(len) }
+        Frame { kind: head[3], flags: head[4], stream, payload: self.client.exactly(len) }
     }
 
     /// The next frame of that kind; those before it are passed over.
     #[track_caller]
-    fn until(&mut self, kind: u8) -> Frame {
+    pub fn until(&mut self, kind: u8) -> Frame {
         loop {
             let frame = self.next();
             if frame.kind == kind {
@@ -187,7 +188,7 @@ impl Raw {
 
     /// Closed in good order, whatever is said before.
     #[track_caller]
-    fn is_closed(&mut self) {
+    pub fn is_closed(&mut self) {
         let mut rest = Vec::new();
         self.client.stream.read_to_end(&mut rest).expect("no regular end");
     }

@@ -2,6 +2,8 @@
 
 mod drain;
 mod fake;
+mod half_close;
+mod half_close_h2;
 mod handover;
 mod http;
 mod http2;
@@ -15,7 +17,7 @@ mod upgrade;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
@@ -30,6 +32,7 @@ use crate::config::{self, Limit};
 use crate::control::Deadlines;
 use crate::metrics::{Metrics, Slot};
 use crate::report::DrainReport;
+use crate::sys::socket::reset_at_close;
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -309,6 +312,11 @@ impl Client {
     #[track_caller]
     fn is_closed(&mut self) {
         assert_eq!(self.rest().unwrap(), b"");
+    }
+
+    /// Closes with a reset.
+    fn reset(self) {
+        reset_at_close(self.stream.as_raw_fd());
     }
 
     /// Nothing comes, and the connection stays.

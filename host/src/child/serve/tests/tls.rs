@@ -492,3 +492,73 @@ fn a_secure_connection_is_not_handed_over_and_keeps_nobody_waiting() {
     assert_eq!(old.server.handover.moved(), 0);
     eventually(|| old.metric(Slot::Requests) == 6);
 }
+
+// ---- a client that closes its sending side ----
+
+#[test]
+fn half_closed_session_gets_the_whole_response() {
+    for (close_notify, fin) in [(true, false), (true, true), (false, true)] {
+        let (site, gate) = gated();
+        let mut client = site.secure();
+        client.send("GET /slow HTTP/1.1\r\nhost: a.example\r\n\r\n");
+        eventually(|| site.metric(Slot::InFlight) == 1);
+        if close_notify {
+            client.session.send_close_notify();
+            client.flush();
+        }
+        if fin {
+            client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        eventually(|| site.unread() == 0);
+        gate.notify_one();
+        assert_eq!(client.answer().unwrap().text(), "/slow", "close_notify {close_notify}, FIN {fin}");
+        assert_eq!(client.end(), Ended::Said);
+        site.until_open(0);
+    }
+}
+
+#[test]
+fn half_closed_session_is_answered_while_the_worker_drains() {
+    let (mut site, gate) = gated();
+    let mut client = site.secure();
+    client.send("GET /slow HTTP/1.1\r\nhost: a.example\r\n\r\n");
+    client.session.send_close_notify();
+    client.flush();
+    eventually(|| site.metric(Slot::InFlight) == 1 && site.unread() == 0);
+    site.site.retire(NEVER);
+    gate.notify_one();
+    assert_eq!(client.answer().unwrap().text(), "/slow");
+    assert_eq!(client.end(), Ended::Said);
+    site.drained();
+}
+
+#[test]
+fn requests_behind_a_slow_one_are_kept_in_the_session_and_answered() {
+    let (site, gate) = gated();
+    let mut client = site.secure();
+    client.send("GET /slow HTTP/1.1\r\nhost: a.example\r\n\r\n");
+    eventually(|| site.metric(Slot::InFlight) == 1);
+    client.send("GET /fast HTTP/1.1\r\nhost: a.example\r\n\r\n");
+    client.session.send_close_notify();
+    client.flush();
+    gate.notify_one();
+    assert_eq!(client.answer().unwrap().text(), "/slow");
+    assert_eq!(client.answer().unwrap().text(), "/fast");
+    assert_eq!(client.end(), Ended::Said);
+}
+
+#[test]
+fn reset_of_a_half_closed_session_drops_the_handler() {
+    let (site, _gate) = gated();
+    let mut client = site.secure();
+    client.send("GET /slow HTTP/1.1\r\nhost: a.example\r\n\r\n");
+    eventually(|| site.metric(Slot::InFlight) == 1);
+    client.session.send_close_notify();
+    client.flush();
+    eventually(|| site.unread() == 0);
+    reset_at_close(client.stream.as_raw_fd());
+    drop(client);
+    eventually(|| site.metric(Slot::InFlight) == 0);
+    site.until_open(0);
+    assert_eq!(site.metric(Slot::Requests), 0);
+}

@@ -185,7 +185,7 @@ fn another_answer_leaves_the_connection_to_http_and_fails_the_claim() {
 }
 
 #[test]
-fn a_client_that_leaves_before_the_answer_fails_the_claim() {
+fn client_that_resets_before_the_answer_fails_the_claim() {
     let (sender, failed) = mpsc::channel();
     let site = serve(move |asked: Asked| {
         let stream = asked.claim().expect("the request asks");
@@ -196,7 +196,7 @@ fn a_client_that_leaves_before_the_answer_fails_the_claim() {
     let mut client = site.connect();
     client.send(ASKING);
     eventually(|| site.metric(Slot::InFlight) == 1);
-    drop(client);
+    client.reset();
     assert!(failed.recv_timeout(PATIENCE).unwrap());
     site.until_open(0);
 }

@@ -2,6 +2,7 @@
 //! as they are in clear (RFC 8446 5.1). What a session has read of a record that is not whole is known only here.
 
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -50,6 +51,12 @@ impl Wire {
 
     pub fn into_stream(self) -> Stream {
         self.stream
+    }
+}
+
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 
