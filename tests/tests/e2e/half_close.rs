@@ -55,8 +55,9 @@ fn half_closed_client_is_answered_through_a_reload() {
     let slow = rest(slow);
     assert!(slow.contains(&format!("v1 {old}")), "{slow}");
     assert!(rest(streaming).ends_with("\r\n0\r\n\r\n"));
-    let report = server.ended(server.status().operations.last().expect("there was a reload").op);
-    assert_eq!(report.drain.map(|drain| drain.lost), Some(0));
+    let status = server.wait_drained();
+    let report = status.operations.last().expect("there was a reload");
+    assert_eq!(report.drain.as_ref().map(|drain| drain.lost), Some(0));
 }
 
 #[test]
