@@ -35,7 +35,10 @@ const HOST: [(&[&str], bool); 5] = [
 const PLUGIN: [(&[&str], bool); 4] = [
     (&["abi"], false),
     (&["ffi"], false),
-    (&["plugin", "request", "response", "body", "export", "handler", "app", "upgrade", "signals"], true),
+    (
+        &["plugin", "request", "response", "body", "export", "handler", "app", "upgrade", "signals", "client_closed"],
+        true,
+    ),
     (&["service", "axum", "logging", "testing", "lib"], true),
 ];
 
