@@ -25,12 +25,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub enum ClientError {
     #[error("failed to find a running master at {}: {source}", socket.display())]
     NoMaster { socket: PathBuf, source: io::Error },
-    #[error("failed to connect to {}: {source}; it may belong to another user", socket.display())]
+    #[error("failed to connect to {}: {source}", socket.display())]
     Connect { socket: PathBuf, source: io::Error },
     #[error("failed to get an answer: the master ended the connection ({0})")]
     Ended(hyper::Error),
     #[error("failed to get an answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
+    #[error("failed to get an answer at {} within {}", socket.display(), humantime::format_duration(*.after))]
+    NoAnswer { socket: PathBuf, after: Duration },
     #[error("failed to understand the answer ({status}): {text}")]
     Answer { status: StatusCode, text: String },
     /// The master says why.
@@ -123,7 +125,8 @@ impl Client {
         let (status, bytes) = match patience {
             None => exchange.await?,
             Some(patience) => {
-                tokio::time::timeout(patience, exchange).await.map_err(|_| ClientError::Timeout(patience))??
+                let late = |_| ClientError::NoAnswer { socket: self.socket.clone(), after: patience };
+                tokio::time::timeout(patience, exchange).await.map_err(late)??
             }
         };
         // A report says itself how it ended, whatever the status code.
@@ -215,6 +218,6 @@ mod tests {
         let path = dir.path().join("s");
         let _listener = UnixListener::bind(&path).unwrap();
         let result = Client::new(&path).operate(Verb::Reload, Ask::default(), Some(Duration::from_millis(50))).await;
-        assert!(matches!(result, Err(ClientError::Timeout(_))));
+        assert!(matches!(result, Err(ClientError::NoAnswer { .. })));
     }
 }

@@ -72,20 +72,30 @@ fn choose([own, system]: [PathBuf; 2], is_there: impl Fn(&Path) -> bool) -> Path
     if !is_there(&own) && is_there(&system) { system } else { own }
 }
 
+/// Where this user's instances are looked for.
+pub fn base() -> PathBuf {
+    Environment::read().runtime_base()
+}
+
+/// Names of the system's instances, if they are not this user's own.
+pub fn system_instances() -> Vec<String> {
+    if base() == Path::new(SYSTEM) { Vec::new() } else { found_in(Path::new(SYSTEM)).map(|found| found.name).collect() }
+}
+
 /// All instances of this user that have left an admin socket, by name. Whether one lives is found out by connecting.
 pub fn instances() -> Vec<Instance> {
-    let mut found: Vec<Instance> = std::fs::read_dir(Environment::read().runtime_base())
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| Instance {
-            name: entry.file_name().to_string_lossy().into_owned(),
-            socket: entry.path().join(SOCKET),
-        })
-        .filter(|instance| instance.socket.exists())
-        .collect();
+    let mut found: Vec<Instance> = found_in(&base()).collect();
     found.sort_by(|left, right| left.name.cmp(&right.name));
     found
+}
+
+fn found_in(base: &Path) -> impl Iterator<Item = Instance> {
+    let entries = std::fs::read_dir(base).into_iter().flatten().flatten();
+    let instances = entries.map(|entry| Instance {
+        name: entry.file_name().to_string_lossy().into_owned(),
+        socket: entry.path().join(SOCKET),
+    });
+    instances.filter(|instance| instance.socket.exists())
 }
 
 /// What the conventions depend on.

@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 
+use super::diagnosis::Diagnosis;
 use super::{CliError, Which};
 use crate::dirs::{self, Instance};
 
@@ -27,13 +28,22 @@ fn lives(instance: &Instance) -> bool {
 fn choose(found: Vec<Instance>, lives: impl Fn(&Instance) -> bool) -> Result<Instance, CliError> {
     let (mut running, dead): (Vec<Instance>, Vec<Instance>) = found.into_iter().partition(lives);
     match running.len() {
-        0 if dead.is_empty() => Err(CliError::NoInstance("start one with `baton run`, or name it with --name".into())),
+        0 if dead.is_empty() => Err(CliError::NoInstance(none_in(&dirs::base(), &dirs::system_instances()))),
         0 => {
-            let names: Vec<&str> = dead.iter().map(|instance| instance.name.as_str()).collect();
-            Err(CliError::NoInstance(format!("only what {} left behind is there", names.join(", "))))
+            let found = dead.iter().map(|Instance { name, socket }| format!("\n  {name}: {}", Diagnosis::of(socket)));
+            Err(CliError::NoInstance(format!("of those that have run none answers{}", found.collect::<String>())))
         }
         1 => Ok(running.remove(0)),
         _ => Err(CliError::Several(running.into_iter().map(|instance| instance.name).collect())),
+    }
+}
+
+/// What to do where this user has no instance.
+fn none_in(base: &std::path::Path, system: &[String]) -> String {
+    let none = format!("none has a socket in {}", base.display());
+    match system {
+        [] => format!("{none}; start one with `baton run`, or name it with --name or --socket"),
+        names => format!("{none}, but the system has: {}; add --name", names.join(", ")),
     }
 }
 
@@ -58,7 +68,10 @@ mod tests {
         assert_eq!(none.exit_code(), exit::NO_MASTER);
         let dead = choose(instances(&["old"]), |_| false).unwrap_err();
         assert_eq!(dead.exit_code(), exit::NO_MASTER);
-        assert!(dead.to_string().contains("old"), "{dead}");
+        assert!(dead.to_string().contains("old: no server runs there"), "{dead}");
+        let base = std::path::Path::new("/run/user/7/baton");
+        assert!(none_in(base, &[]).contains("in /run/user/7/baton; start one"));
+        assert!(none_in(base, &["api".into()]).contains("the system has: api; add --name"));
         let several = choose(instances(&["a", "b"]), |_| true).unwrap_err();
         assert_eq!(several.exit_code(), exit::USAGE);
         assert!(several.to_string().ends_with("one of: a, b"), "{several}");

@@ -1,5 +1,6 @@
 //! The command line: what may be typed, how it ends (exit codes), and nothing of how it is done: `run`, `verbs` and `dev` do.
 
+mod diagnosis;
 mod instances;
 mod printable;
 mod progress;
@@ -214,7 +215,7 @@ Examples:
   baton admin
   xdg-open \"$(baton admin)\"
   baton admin --metrics                   # the file with the token for Prometheus
-  baton admin --rotate                    # new tokens: the ones before are worth nothing from now on
+  baton admin --rotate                    # new tokens: those before are void
 
 --rotate needs a running server. Without one remove admin-token and metrics-token from the state directory: the next
 start makes new ones.")]
@@ -439,12 +440,24 @@ pub fn main() -> ExitCode {
             exit::DONE => {}
             // Where the log goes, its readers look.
             _ if crate::telemetry::is_on() => tracing::error!("{error}"),
-            _ => crate::telemetry::print(&printable::text(&format!("baton: {error}"))),
+            _ => crate::telemetry::print(&printable::text(&format!("baton: {error}{}", hint(&error)))),
         }
         code
     });
     crate::telemetry::flush();
     ExitCode::from(code)
+}
+
+/// What was found beside the socket of a master that gave no answer.
+fn hint(error: &CliError) -> String {
+    match error {
+        CliError::Client(
+            ClientError::NoMaster { socket, .. }
+            | ClientError::Connect { socket, .. }
+            | ClientError::NoAnswer { socket, .. },
+        ) => format!("\nhint: {}", diagnosis::Diagnosis::of(socket)),
+        _ => String::new(),
+    }
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<u8, CliError> {

@@ -51,7 +51,7 @@ async fn done(
         poll.tick().await;
         report = match client.operation(report.op).await {
             Ok(report) => report,
-            Err(ClientError::Ended(_) | ClientError::Timeout(_)) if Instant::now() < deadline => continue,
+            Err(ClientError::Ended(_) | ClientError::NoAnswer { .. }) if Instant::now() < deadline => continue,
             Err(error) => return Err(error),
         };
         if Instant::now() >= deadline {
@@ -104,7 +104,7 @@ fn switch(which: &Which, args: &Waiting, verb: Verb, ask: Ask) -> Result<u8, Cli
 /// Names what goes on although it is waited for no longer.
 fn gave_up(verb: Verb, error: ClientError) -> CliError {
     match error {
-        ClientError::Timeout(after) => CliError::GaveUp { verb, after },
+        ClientError::Timeout(after) | ClientError::NoAnswer { after, .. } => CliError::GaveUp { verb, after },
         error => error.into(),
     }
 }
@@ -221,7 +221,7 @@ async fn ended(client: &Client, pid: i32, patience: Duration, deadline: Instant)
             // Another master in its place: ours has ended.
             Ok(status) if status.pid != pid => return Ok(()),
             // Too busy ending to answer; the deadline counts.
-            Ok(_) | Err(ClientError::Ended(_) | ClientError::Refused { .. } | ClientError::Timeout(_)) => {}
+            Ok(_) | Err(ClientError::Ended(_) | ClientError::Refused { .. } | ClientError::NoAnswer { .. }) => {}
             Err(error) => return Err(error),
         }
         if Instant::now() >= deadline {

@@ -175,3 +175,38 @@ fn print_config_shows_what_holds() {
     let outcome = bench.cli(&["run", "--print-config", "--set", "drain.timeout=7s"]);
     assert!(outcome.assert_code(0).stdout.contains("timeout = \"7s\""), "{outcome:?}");
 }
+
+/// What a verb says when it finds no master.
+fn said_of_no_master(bench: &Workbench, args: &[&str]) -> String {
+    let outcome = bench.cli(args);
+    assert!(matches!(outcome.code, Some(1 | 69)), "{outcome:?}");
+    assert!(outcome.stdout.is_empty(), "{outcome:?}");
+    outcome.stderr
+}
+
+#[test]
+fn a_master_that_is_not_found_is_named_with_its_socket_and_the_remedy() {
+    let bench = Workbench::new();
+    let socket = bench.path().join("run/baton/nobody/admin.sock");
+    let said = said_of_no_master(&bench, &["status", "--name", "nobody"]);
+    assert!(said.contains(&socket.display().to_string()) && said.contains("no server has run there"), "{said}");
+    let said = said_of_no_master(&bench, &["status"]);
+    assert!(said.contains(&bench.path().join("run/baton").display().to_string()), "{said}");
+}
+
+#[test]
+fn a_master_that_was_killed_is_told_from_one_that_is_stopped() {
+    let mut server = Setup::probe("v1").start();
+    let (pid, name) = (server.pid(), server.name.clone());
+    server.signal(nix::sys::signal::Signal::SIGSTOP);
+    let said = said_of_no_master(&server.bench, &["status", "--name", &name]);
+    assert!(said.contains("admin.sock") && said.contains(&format!("kill -CONT {pid}")), "{said}");
+    server.signal(nix::sys::signal::Signal::SIGKILL);
+    server.wait_end(wait::LONG);
+    for args in
+        [&["status", "--name", &name][..], &["status"], &["status", "--socket", &server.socket().to_string_lossy()]]
+    {
+        let said = said_of_no_master(&server.bench, args);
+        assert!(said.contains("has ended") && said.contains(&pid.to_string()), "{args:?}: {said}");
+    }
+}
