@@ -34,6 +34,17 @@ pub fn stop_receiving(socket: BorrowedFd) -> io::Result<()> {
     socket2::SockRef::from(&socket).shutdown(Shutdown::Read)
 }
 
+/// Sends nothing more: the peer reads what was sent before, and then the end.
+pub fn stop_sending(socket: BorrowedFd) -> io::Result<()> {
+    socket2::SockRef::from(&socket).shutdown(Shutdown::Write)
+}
+
+/// Asks for a send buffer in which one message of `len` bytes fits beside others. The kernel's limit (net.core.wmem_max)
+/// holds all the same: a message beyond it fails (EMSGSIZE).
+pub fn set_send_room(socket: BorrowedFd, len: usize) -> io::Result<()> {
+    socket2::SockRef::from(&socket).set_send_buffer_size(len)
+}
+
 /// Sends one message with its descriptors, whole or not at all. `WouldBlock` when the peer's queue is full.
 pub fn send(socket: BorrowedFd, message: &[u8], fds: &[BorrowedFd]) -> io::Result<()> {
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();

@@ -70,7 +70,8 @@ pub async fn run(
         Err(error) => {
             tracing::warn!(to = to.0, "{error}; the connections stay here");
             server.handover.close(to, matches!(error, LendError::Gone));
-            lender.take_back();
+            lender.read_replies().await;
+            lender.take_back().await;
             // Their tasks wait behind a gate that is open now.
             server.connections.wake_all();
         }
@@ -170,9 +171,35 @@ impl Lender {
         send(&self.socket, &message, &fds).await
     }
 
-    fn take_back(mut self) {
+    /// After an error: reads the replies that are on their way, to the peer's end. What it has acknowledged is its own, whatever
+    /// went wrong since; to take that back would make two readers of one connection.
+    async fn read_replies(&mut self) {
+        if self.outstanding.is_empty() {
+            return;
+        }
+        // A peer that lives answers the OFFERs that it has, finds the end behind them, and closes. One that hangs is the
+        // master's to end.
+        if let Err(error) = seqpacket::stop_sending(self.socket.as_fd()) {
+            tracing::debug!("failed to end the handover's sending side: {error}");
+        }
+        loop {
+            match self.receive().await {
+                Ok(Message::Ack { batch }) => {
+                    if let Ok(leaving) = self.forget(batch) {
+                        self.gone(leaving);
+                    }
+                }
+                // What else it says, and what it refuses, stays here anyway.
+                Ok(_) | Err(LendError::Wire(_)) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    async fn take_back(mut self) {
         self.queue.close();
-        while let Ok(leaving) = self.queue.try_recv() {
+        // To its end, and not only until it is empty: another thread may be about to put one in.
+        while let Some(leaving) = self.queue.recv().await {
             self.pending.push_back(leaving);
         }
         let outstanding = self.outstanding.into_iter().flat_map(|(_, leaving)| leaving);

@@ -11,7 +11,7 @@ mod adopt;
 mod lend;
 mod wire;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -185,7 +185,6 @@ impl Handover {
         self.changed.notify_one();
     }
 
-    /// These are the other's now.
     /// Gives nothing more to anybody: this worker accepts again. What is under way is seen to its end.
     pub fn keep(&self, server: &Server) {
         *self.target.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -195,6 +194,7 @@ impl Handover {
         server.connections.wake_all();
     }
 
+    /// These are the other's now.
     fn note_moved(&self, gone: Vec<Leaving>, metrics: Metrics) {
         let (count, carried) = (gone.len(), gone.iter().filter(|one| !one.start.carried.is_empty()).count() as u64);
         self.moved.fetch_add(count as u64, Ordering::Relaxed);
@@ -226,6 +226,10 @@ pub fn lend(server: &'static Server, socket: OwnedFd, to: Generation, listeners:
     let (queue, waiting) = mpsc::unbounded_channel();
     match crate::sys::readiness::register(socket, tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE) {
         Ok(socket) => {
+            // Four OFFERs under way; with less room they only wait for each other.
+            if let Err(error) = crate::sys::seqpacket::set_send_room(socket.as_fd(), 4 * wire::MAX_MESSAGE) {
+                tracing::debug!("failed to enlarge the handover's send buffer: {error}");
+            }
             server.handover.set(Target { to, listeners, queue });
             tokio::spawn(lend::run(server, socket, waiting, to));
             server.connections.wake_all();

@@ -196,6 +196,28 @@ fn what_the_other_side_never_acknowledged_stays() {
 }
 
 #[test]
+fn acknowledged_batch_is_not_taken_back_after_a_protocol_error() {
+    let (old, _) = named("old");
+    let mut clients: Vec<Client> = (0..10).map(|_| old.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/a").text(), "old /a");
+    }
+    let (sender, acknowledged) = std::sync::mpsc::channel();
+    let broken = impostor(&old, 2, move |socket, offer| {
+        sender.send(u64::from(u16::from_le_bytes([offer[5], offer[6]]))).unwrap();
+        // No message of the protocol; and only behind it the word that the batch was taken.
+        seqpacket::send(socket.as_fd(), &[99], &[]).unwrap();
+        seqpacket::send(socket.as_fd(), &[&[3][..], &offer[1..5]].concat(), &[]).unwrap();
+    });
+    broken.join().unwrap();
+    let acknowledged = acknowledged.recv().unwrap();
+    assert!((1..=10).contains(&acknowledged));
+    eventually(|| old.server.connections.open() as u64 == 10 - acknowledged);
+    assert_eq!(old.server.handover.moved(), acknowledged);
+    eventually(|| old.metric(Slot::TakenBack) == 10 - acknowledged || old.server.connections.open() == 0);
+}
+
+#[test]
 fn a_refused_batch_stays_and_so_does_all_with_another_version() {
     let (old, _) = named("old");
     let mut client = old.connect();
