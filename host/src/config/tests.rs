@@ -193,6 +193,7 @@ fn counts_and_times_beyond_their_bounds_are_refused() {
         ("crash.window = \"3651days\"\n", "is too long"),
         ("drain.max = \"100years\"\n", "\"never\" is no limit"),
         ("workers = 1025\n", "line 1: workers: must lie between 0 and 1024"),
+        ("drain.linger = \"61s\"\n", "line 1: drain.linger: must be at most 1min"),
         ("max_draining = 1001\n", "line 1: max_draining: must lie between 1 and 1000"),
         ("[crash]\nlimit = 9223372036854775807\n", "line 2: crash.limit: must lie between 1 and 1000"),
         ("[store]\nkeep = 9223372036854775807\n", "line 2: store.keep: must lie between 0 and 1000"),

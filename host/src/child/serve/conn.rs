@@ -67,6 +67,8 @@ pub struct Conn {
     answered: AtomicU32,
     /// Whether a request began since [`Conn::begin_poll`].
     called: AtomicBool,
+    /// Bytes of a response that has ended may still be in hyper's buffer.
+    owed: AtomicBool,
     /// Whether all that was written since [`Conn::begin_poll`] has been flushed, and something was.
     flushed: AtomicBool,
     read: AtomicU64,
@@ -144,6 +146,7 @@ impl Conn {
             answering: AtomicU32::new(0),
             answered: AtomicU32::new(0),
             called: AtomicBool::new(false),
+            owed: AtomicBool::new(false),
             flushed: AtomicBool::new(false),
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
@@ -245,6 +248,7 @@ impl Conn {
 
     #[inline]
     pub fn note_flush(&self) {
+        self.owed.store(false, Relaxed);
         self.flushed.store(true, Relaxed);
     }
 
@@ -340,6 +344,16 @@ impl Conn {
         self.answering.load(Relaxed) > 0 && self.bodies.load(Relaxed) == 0 && !self.is_ahead()
     }
 
+    /// Whether `bytes`, which hyper writes, are the response of its HTTP/1 parser to a request that it refuses: they begin a
+    /// response, and none of a service is under way.
+    #[inline]
+    pub fn is_parser_response(&self, bytes: &[u8]) -> bool {
+        !self.owed.load(Relaxed)
+            && !self.is_answering()
+            && self.streams.get().is_none()
+            && bytes.starts_with(b"HTTP/1.")
+    }
+
     /// Whether a response is being made or written.
     #[inline]
     pub fn is_answering(&self) -> bool {
@@ -405,6 +419,7 @@ impl Conn {
     #[inline]
     pub fn end_answer(&self) {
         self.answering.store(0, Relaxed);
+        self.owed.store(true, Relaxed);
         self.note_pipelining();
     }
 

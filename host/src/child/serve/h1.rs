@@ -22,6 +22,7 @@ use super::conn::Conn;
 use super::h2;
 use super::io::{Io, begins_request};
 use super::limits::{Limits, Overdue};
+use super::parser;
 use super::refused::{self, Malformed};
 use super::service::{Http, Own};
 use super::sniff::{PREFACE, Sniffed, sniff};
@@ -535,6 +536,11 @@ async fn finished(conn: &Conn, http: Connection, result: hyper::Result<()>) -> E
         if error.is_parse() {
             refused::note_parser(conn, &error);
         }
+        if let Some(response) = io.take_held_back() {
+            let too_large = error.is_parse_too_large().then_some(conn.server.limits.head_size);
+            let response = parser::corrected(response, too_large, &read_buf);
+            return refuse(io, &response).await;
+        }
         // A response that broke off must not look like one that is whole.
         if error.is_user() || error.is_body_write_aborted() {
             conn.set_reset();
@@ -604,7 +610,7 @@ fn leave(conn: &Conn, io: Io, read: Bytes, http1: bool, watch: &Watch) -> Outcom
 }
 
 /// Answers what hyper is not asked to, and closes.
-async fn refuse(mut io: Io, response: &'static [u8]) -> End {
+async fn refuse(mut io: Io, response: &[u8]) -> End {
     // A client that takes nothing is not waited for.
     let linger = io.conn().server.limits.linger;
     if let Ok(Ok(())) = tokio::time::timeout(linger, io.write_all(response)).await {

@@ -34,6 +34,8 @@ pub struct Io {
     prefix: Bytes,
     conn: Arc<Conn>,
     linger: Option<Linger>,
+    /// The response of hyper's parser to a request that it refuses: not sent, since its status may be another.
+    held_back: Option<Vec<u8>>,
 }
 
 struct Linger {
@@ -48,7 +50,7 @@ struct Linger {
 
 impl Io {
     pub fn new(stream: Stream, conn: Arc<Conn>) -> Io {
-        Io { hangup_guard: None, stream, prefix: Bytes::new(), conn, linger: None }
+        Io { hangup_guard: None, stream, prefix: Bytes::new(), conn, linger: None, held_back: None }
     }
 
     /// Puts bytes before what comes next.
@@ -105,6 +107,20 @@ impl Io {
     pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await?;
         self.stream.flush().await
+    }
+
+    /// Keeps what hyper's parser answers, instead of writing it. Returns how much that is.
+    #[cold]
+    fn hold_back<'a>(&mut self, parts: impl IntoIterator<Item = &'a [u8]>) -> usize {
+        let held_back = self.held_back.get_or_insert_default();
+        let before = held_back.len();
+        parts.into_iter().for_each(|part| held_back.extend_from_slice(part));
+        held_back.len() - before
+    }
+
+    /// The response of hyper's parser, if there is one. It is to be sent before the close.
+    pub fn take_held_back(&mut self) -> Option<Vec<u8>> {
+        self.held_back.take()
     }
 
     /// Whether a lingering close has discarded what begins as a request does.
@@ -295,6 +311,9 @@ impl Read for Io {
 impl Write for Io {
     #[inline]
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.conn.is_parser_response(bytes) {
+            return Poll::Ready(Ok(self.hold_back([bytes])));
+        }
         let len = ready!(self.waiting(|stream| stream.poll_write(cx, bytes)))?;
         self.conn.note_write(len);
         Poll::Ready(Ok(len))
@@ -315,6 +334,9 @@ impl Write for Io {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.held_back.is_some() {
+            return Poll::Ready(Ok(()));
+        }
         self.poll_close(cx)
     }
 
@@ -328,6 +350,9 @@ impl Write for Io {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if parts.first().is_some_and(|first| self.conn.is_parser_response(first)) {
+            return Poll::Ready(Ok(self.hold_back(parts.iter().map(|part| &part[..]))));
+        }
         let len = ready!(self.waiting(|stream| stream.poll_write_vectored(cx, parts)))?;
         self.conn.note_write(len);
         Poll::Ready(Ok(len))

@@ -12,6 +12,7 @@ pub mod h2;
 mod head;
 mod io;
 pub mod limits;
+mod parser;
 mod refused;
 mod service;
 mod sniff;

@@ -238,6 +238,25 @@ fn trailers_go_both_ways() {
 }
 
 #[test]
+fn response_is_whole_though_its_trailers_are_not_wanted() {
+    let site = serve(|_| async {
+        let mut left = 40;
+        reply(200, "").body(stream(None, move |_| {
+            left -= 1;
+            Poll::Ready(match left {
+                1.. => Step::Data("x".into()),
+                0 => Step::Trailers("x-out: 2\r\n"),
+                _ => Step::End,
+            })
+        }))
+    });
+    let mut client = site.connect();
+    for _ in 0..3 {
+        assert_eq!(client.get("/").text(), "x".repeat(39));
+    }
+}
+
+#[test]
 fn pipelined_requests_are_answered_in_order() {
     let site = serve(mirror);
     let mut client = site.connect();

@@ -247,6 +247,43 @@ fn two_hosts_a_tunnel_or_too_many_fields_are_refused_and_the_connection_goes_on(
 }
 
 #[test]
+fn host_and_target_follow_the_rules_of_http1() {
+    let site = serve(mirror);
+    let peer = Peer::new(&site);
+    let ask = |method: &str, authority: &str, target: &str| {
+        let uri = ::http::Uri::builder().scheme("http").authority(authority).path_and_query(target).build().unwrap();
+        let request = Request::builder().method(method).uri(uri).body(()).unwrap();
+        peer.run(async { text(begin(&peer.send, request, None).await.unwrap()).await })
+    };
+    assert_eq!(ask("GET", "a.example", "?x=1"), (200, "/?x=1".into()));
+    assert_eq!(ask("GET", "[::1]:80", "//x"), (200, "//x".into()));
+    assert_eq!(ask("OPTIONS", "a.example", "*"), (200, "*".into()));
+    assert_eq!(ask("GET", "a.example", "*").0, 400);
+    assert_eq!(ask("GET", "user@a.example", "/").0, 400);
+    assert_eq!((site.metric(Slot::MalformedRequestLine), site.metric(Slot::MalformedHost)), (1, 1));
+    assert_eq!(peer.get("/on"), (200, "/on".into()));
+}
+
+#[test]
+fn unread_body_does_not_end_the_connection() {
+    let site = serve(mirror);
+    let peer = Peer::new(&site);
+    for len in [1, 100_000, 3_000_000] {
+        let body = Bytes::from(vec![b'x'; len]);
+        let status = peer.run(async {
+            let mut send = peer.send.clone().ready().await.unwrap();
+            let (response, mut upload) = send.send_request(request("POST", "/a"), false).unwrap();
+            // The server may have answered, and told the client to stop, before all of it is sent.
+            let _ = upload.send_data(body, true);
+            response.await.unwrap().status()
+        });
+        assert_eq!(status, 200, "{len}");
+        assert_eq!(peer.get("/next"), (200, "/next".into()), "{len}");
+    }
+    eventually(|| site.metric(Slot::InFlight) == 0);
+}
+
+#[test]
 fn cookies_that_come_as_many_fields_are_one() {
     let site = serve(|asked: Asked| async move {
         let cookies: Vec<_> = asked.headers().into_iter().filter(|(name, _)| name == "cookie").collect();

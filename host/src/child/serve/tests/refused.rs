@@ -33,6 +33,7 @@ fn malformed_requests_are_counted_by_kind() {
         (0, "GET * HTTP/1.1\r\nhost: a\r\n\r\n"),
         (0, "GET http://u@a/ HTTP/1.1\r\nhost: a\r\n\r\n"),
         (1, "GET / HTTP/1.7\r\nhost: a\r\n\r\n"),
+        (1, "GET / HTTP/2.0\r\nhost: a\r\n\r\n"),
         (2, "GET / HTTP/1.1\r\nhost: a\r\nx y\r\n\r\n"),
         (3, "GET / HTTP/1.1\r\n\r\n"),
         (3, "GET / HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n"),
@@ -47,7 +48,13 @@ fn malformed_requests_are_counted_by_kind() {
         let site = serve(whole);
         let mut client = site.connect();
         let answer = client.send(bytes).answer();
-        assert_eq!((answer.status(), answer.closes()), (if kind == 5 { 501 } else { 400 }, true), "{bytes:?}");
+        let status = match kind {
+            5 => 501,
+            1 if bytes.contains("/2.0") => 505,
+            _ => 400,
+        };
+        assert_eq!((answer.status(), answer.closes()), (status, true), "{bytes:?}");
+        assert!(answer.header("date").is_some(), "{bytes:?}");
         client.is_closed();
         site.until_open(0);
         let counted: Vec<u64> = KINDS.into_iter().map(|slot| site.metric(slot)).collect();
