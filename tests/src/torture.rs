@@ -124,7 +124,7 @@ pub fn run(setup: Setup, plan: impl FnOnce(SocketAddr) -> Plan, course: Course) 
     // Built before the load begins.
     let _both = [artifacts::probe("v1"), artifacts::probe("v2")];
     // Processes are killed here on purpose, and that is not to be held against what they run.
-    let server = setup.set("crash.limit", "1000000").start();
+    let server = setup.set("crash.limit", "1000").start();
     let plan = plan(server.addr());
     let (seed, connections) = (plan.seed, plan.torture as u64);
     let load = Load::start(plan);
