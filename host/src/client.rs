@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use crate::report::{Generation, OpId, Report, Status, Verb};
+use crate::sys::private_dir;
 
 /// Bytes of an answer.
 const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
@@ -27,6 +28,8 @@ pub enum ClientError {
     NoMaster { socket: PathBuf, source: io::Error },
     #[error("failed to connect to {}: {source}", socket.display())]
     Connect { socket: PathBuf, source: io::Error },
+    #[error("failed to trust the server at {}: {why}", socket.display())]
+    Untrusted { socket: PathBuf, why: String },
     #[error("failed to get an answer: the master ended the connection ({0})")]
     Ended(hyper::Error),
     #[error("failed to get an answer within {}", humantime::format_duration(*.0))]
@@ -142,6 +145,8 @@ impl Client {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoMaster { socket, source },
             _ => ClientError::Connect { socket, source },
         })?;
+        check_peer(&self.socket, stream.peer_cred().map(|peer| peer.uid()))
+            .map_err(|why| ClientError::Untrusted { socket: self.socket.clone(), why })?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Ended)?;
         // It ends with the sender; its error comes out at the sender too.
         let connection = tokio::spawn(connection);
@@ -161,6 +166,23 @@ impl Client {
             Ok(body) => Ok((status, body.to_bytes())),
             Err(error) => Err(ClientError::Answer { status, text: error.to_string() }),
         }
+    }
+}
+
+/// Whether the server behind `socket` may be told anything: it must run as root, as this user, or as the owner of the directory, if
+/// no other user could have created that (as in /tmp).
+fn check_peer(socket: &Path, peer: io::Result<u32>) -> Result<(), String> {
+    let uid = peer.map_err(|error| format!("the user that it runs as cannot be found out: {error}"))?;
+    let own = nix::unistd::geteuid();
+    if uid == 0 || uid == own.as_raw() {
+        return Ok(());
+    }
+    let stranger = format!("it runs as uid {uid}, which is neither root nor this user ({own})");
+    let hint = format!("to talk to it become that user, as by `sudo -u '#{uid}' baton ...`");
+    match private_dir::owner_if_safe(socket.parent().unwrap_or(Path::new("."))) {
+        Ok(owner) if owner == uid => Ok(()),
+        Ok(owner) => Err(format!("{stranger} nor the owner of its directory ({owner}); {hint}")),
+        Err(error) => Err(format!("{stranger}, and {error}; {hint}")),
     }
 }
 
@@ -194,6 +216,30 @@ mod tests {
         assert!(matches!(Client::new(&path).status().await, Err(ClientError::NoMaster { .. })));
         drop(UnixListener::bind(&path).unwrap());
         assert!(matches!(Client::new(&path).status().await, Err(ClientError::NoMaster { .. })), "a stale socket");
+    }
+
+    #[test]
+    fn server_of_a_stranger_is_told_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("run");
+        std::fs::create_dir(&folder).unwrap();
+        let check = |uid| check_peer(&folder.join("admin.sock"), Ok(uid));
+        let own = nix::unistd::geteuid().as_raw();
+        assert_eq!((check(0), check(own)), (Ok(()), Ok(())));
+        assert!(check(65_533).unwrap_err().contains("runs as uid 65533"));
+        assert!(check_peer(&folder, Err(io::ErrorKind::Other.into())).is_err());
+        if own != 0 {
+            return;
+        }
+        // Below /tmp anybody may have made the directory.
+        std::os::unix::fs::chown(&folder, Some(65_533), None).unwrap();
+        assert!(check(65_533).unwrap_err().contains("anybody may make one"));
+        // Elsewhere root has given it to the user of a service.
+        let dir = tempfile::tempdir_in("/run").unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(65_533), None).unwrap();
+        let check = |uid| check_peer(&dir.path().join("admin.sock"), Ok(uid));
+        assert_eq!(check(65_533), Ok(()));
+        assert!(check(65_534).unwrap_err().contains("nor the owner of its directory"));
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! Where an instance keeps its files, and which instances there are. Resolves names; creates nothing.
 //!
-//! Runtime directory: `lock`, `baton.pid`, `admin.sock`. State directory: `store/`, `data/NAME/`, `admin-token`,
+//! Runtime directory: `lock`, `baton.pid`, `admin.sock`. State directory: `state.lock`, `store/`, `data/NAME/`, `admin-token`,
 //! `metrics-token`.
 
 use std::env;
@@ -8,11 +8,14 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+use crate::sys::files;
 
 /// Name of the admin socket in the runtime directory.
 pub const SOCKET: &str = "admin.sock";
-/// Name of the file that is locked for the life of an instance.
+/// Name of the file in the runtime directory that is locked for the life of an instance.
 pub const LOCK: &str = "lock";
+/// The same in the state directory, which may be the same directory.
+const STATE_LOCK: &str = "state.lock";
 /// Name of the default pid file.
 pub const PID_FILE: &str = "baton.pid";
 /// Name of the admin token's file in the state directory.
@@ -42,6 +45,16 @@ impl Dirs {
 
     pub fn socket(&self) -> PathBuf {
         self.runtime.join(SOCKET)
+    }
+
+    /// Locked for the life of an instance, as the one in the runtime directory.
+    pub fn state_lock(&self) -> PathBuf {
+        self.state.join(STATE_LOCK)
+    }
+
+    /// Holds a directory per plugin.
+    pub fn data(&self) -> PathBuf {
+        self.state.join("data")
     }
 
     pub fn token(&self) -> PathBuf {
@@ -98,6 +111,34 @@ fn found_in(base: &Path) -> impl Iterator<Item = Instance> {
     instances.filter(|instance| instance.socket.exists())
 }
 
+/// A master that holds the state directory of an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    pub name: String,
+    pub pid: i32,
+    /// Its admin socket, wherever it lies, if it is there.
+    pub socket: PathBuf,
+}
+
+/// The masters of this user that run, whether or not their runtime directories are found: the one named `name`, or all.
+pub fn running(name: Option<&str>) -> Vec<Running> {
+    let base = Environment::read().state_base();
+    let names: Vec<String> = match name {
+        Some(name) => vec![name.into()],
+        None => std::fs::read_dir(&base)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect(),
+    };
+    let holder = |name: String| {
+        let holder = files::lock_holder(&base.join(&name).join(STATE_LOCK))?;
+        Some(Running { name, pid: holder.pid, socket: holder.reached_at? })
+    };
+    names.into_iter().filter_map(holder).collect()
+}
+
 /// What the conventions depend on.
 struct Environment {
     root: bool,
@@ -140,13 +181,20 @@ impl Environment {
         }
     }
 
+    /// Holds one state directory per instance.
+    fn state_base(&self) -> PathBuf {
+        match (&self.xdg_state_home, &self.home) {
+            (Some(dir), _) => Path::new(dir).join("baton"),
+            (_, _) if self.root => "/var/lib/baton".into(),
+            (_, Some(home)) => Path::new(home).join(".local/state/baton"),
+            _ => format!("/tmp/baton-{}/state", self.uid).into(),
+        }
+    }
+
     fn state_dir(&self, name: &str) -> PathBuf {
-        match (&self.state_directory, &self.xdg_state_home, &self.home) {
-            (Some(dir), _, _) => dir.into(),
-            (_, Some(dir), _) => Path::new(dir).join("baton").join(name),
-            (_, _, _) if self.root => Path::new("/var/lib/baton").join(name),
-            (_, _, Some(home)) => Path::new(home).join(".local/state/baton").join(name),
-            _ => format!("/tmp/baton-{}/state/{name}", self.uid).into(),
+        match &self.state_directory {
+            Some(dir) => dir.into(),
+            None => self.state_base().join(name),
         }
     }
 }

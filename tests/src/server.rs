@@ -62,7 +62,9 @@ impl Workbench {
             fs::create_dir(dir.path().join(folder)).expect("failed to make a directory");
         }
         // Whatever the umask of whoever runs the tests: what others may write is refused.
-        fs::set_permissions(dir.path().join("plugins"), Permissions::from_mode(0o755)).expect("failed to set a mode");
+        for folder in ["run", "state", "plugins"] {
+            fs::set_permissions(dir.path().join(folder), Permissions::from_mode(0o755)).expect("failed to set a mode");
+        }
         Workbench { dir: Arc::new(dir) }
     }
 

@@ -4,7 +4,8 @@ use std::os::unix::net::UnixStream;
 
 use super::diagnosis::Diagnosis;
 use super::{CliError, Which};
-use crate::dirs::{self, Instance};
+use crate::client::ClientError;
+use crate::dirs::{self, Instance, Running};
 
 impl Which {
     /// The instance; it may have ended, if it was named.
@@ -15,6 +16,32 @@ impl Which {
             (None, None) => choose(dirs::instances(), lives),
         }
     }
+
+    /// Adds to an error that no master was found which one runs nevertheless, as its lock on the state directory says.
+    pub fn explain(&self, error: CliError) -> CliError {
+        if self.socket.is_some()
+            || !matches!(error, CliError::NoInstance(_) | CliError::Client(ClientError::NoMaster { .. }))
+        {
+            return error;
+        }
+        match dirs::running(self.name.as_deref()).first() {
+            None => error,
+            Some(running) => CliError::Unreachable { error: Box::new(error), hint: hint(running) },
+        }
+    }
+}
+
+fn hint(Running { name, pid, socket }: &Running) -> String {
+    if socket.exists() {
+        let socket = socket.display();
+        return format!(
+            "`{name}` runs as process {pid}, with another runtime directory (XDG_RUNTIME_DIR?); add --socket {socket}"
+        );
+    }
+    format!(
+        "`{name}` runs as process {pid}, but its socket {} was removed; the server recreates it within ten seconds, or at once when a signal asks for a reload",
+        socket.display()
+    )
 }
 
 /// Whether somebody takes connections there. Another user's counts: it runs, even if it will not talk to us.

@@ -56,6 +56,9 @@ pub enum CliError {
     Dev(#[from] DevError),
     #[error("failed to find a running master: {0}")]
     NoInstance(String),
+    /// What was found of it nevertheless.
+    #[error("{error}\nhint: {hint}")]
+    Unreachable { error: Box<CliError>, hint: String },
     #[error("failed to choose an instance: {} run; add --name with one of: {}", .0.len(), .0.join(", "))]
     Several(Vec<String>),
     #[error("failed to find this program's own path, which a restart needs: {0}")]
@@ -81,6 +84,7 @@ impl CliError {
             CliError::Telemetry(TelemetryError::Filter { .. }) => exit::CONFIG,
             CliError::Start(error) if error.is_configuration() => exit::CONFIG,
             CliError::Client(ClientError::NoMaster { .. }) | CliError::NoInstance(_) => exit::NO_MASTER,
+            CliError::Unreachable { error, .. } => error.exit_code(),
             CliError::Several(_) => exit::USAGE,
             CliError::Dev(error) if error.is_usage() => exit::USAGE,
             // Whoever read it has read enough: `baton status | head -1`.
@@ -456,6 +460,7 @@ fn hint(error: &CliError) -> String {
             | ClientError::Connect { socket, .. }
             | ClientError::NoAnswer { socket, .. },
         ) => format!("\nhint: {}", diagnosis::Diagnosis::of(socket)),
+        CliError::Unreachable { error, .. } => hint(error),
         _ => String::new(),
     }
 }

@@ -116,6 +116,12 @@ impl Overrides {
         Ok((config, origin))
     }
 
+    /// Those of `store.owners` that the command line names: a file cannot vouch for itself.
+    fn owners(&self) -> Result<Vec<String>, ConfigError> {
+        let of_store = self.set.iter().filter(|setting| setting.trim_start().starts_with("store"));
+        Ok(Config::load_known(None, &of_store.cloned().collect::<Vec<_>>())?.0.store.owners)
+    }
+
     /// Whether `key` (such as "admin.listen") was asked for by anyone, be it with its default value.
     pub fn asked(&self, key: &str) -> Result<bool, ConfigError> {
         let by_setting = self.set.iter().any(|setting| setting.split('=').next().is_some_and(|k| k.trim() == key));
@@ -181,6 +187,7 @@ fn start(args: &RunArgs) -> Result<u8, CliError> {
         binary: Some(master::resume::own_path().map_err(CliError::Binary)?),
         companion: None,
         config_files: Some(overrides.files()),
+        config_owners: overrides.owners()?,
         reread: Box::new(move || overrides.load()),
     };
     let exit = master::run(options)?;
@@ -288,6 +295,17 @@ mod tests {
         let config = Overrides { set, ..Overrides::default() }.load().unwrap().0;
         let (_dir, path) = file(&toml::to_string(&config).unwrap());
         assert_eq!(Config::load(path.as_deref(), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn owners_of_the_file_come_from_the_command_line_alone() {
+        let (_dir, config) = file("user = \"nobody\"\n[store]\nowners = [\"file\"]\n");
+        // Which holds with the file alone.
+        let set = vec!["group=\"nogroup\"".to_owned()];
+        let overrides = Overrides { config, set, ..Overrides::default() };
+        assert!(overrides.owners().unwrap().is_empty());
+        let set = vec!["store.owners=[\"deploy\"]".to_owned()];
+        assert_eq!(Overrides { set, ..overrides }.owners().unwrap(), ["deploy"]);
     }
 
     #[test]

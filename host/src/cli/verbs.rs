@@ -271,9 +271,12 @@ pub fn admin(args: &AdminArgs) -> Result<u8, CliError> {
 
 /// Runs `verb` against the instance that is meant.
 fn with_master(which: &Which, verb: impl AsyncFnOnce(&Client) -> Result<u8, CliError>) -> Result<u8, CliError> {
-    let instance = which.resolve()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
-    runtime.block_on(verb(&Client::new(&instance.socket)))
+    let ask = || {
+        let instance = which.resolve()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+        runtime.block_on(verb(&Client::new(&instance.socket)))
+    };
+    ask().map_err(|error| which.explain(error))
 }
 
 fn plugins_of(status: &Status, report: &Report) -> Vec<PluginStatus> {

@@ -112,6 +112,7 @@ pub fn run(args: &DevArgs) -> Result<u8, CliError> {
         reread: Box::new(move || overrides.load()),
         // The sources are watched, and what is built of them is reloaded then.
         config_files: None,
+        config_owners: Vec::new(),
         pid_file: None,
         dev: true,
         // A first build that fails is a save away from one that does not.

@@ -4,22 +4,27 @@
 //! Only a new master can change it: two generations overlap, and the plugins' data belongs to one user.
 
 use std::ffi::CString;
-use std::fs::{DirBuilder, Metadata};
+use std::fs::{DirBuilder, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgroups};
+use nix::fcntl::AtFlags;
+use nix::unistd::{Gid, Group, Uid, User, fchownat, getegid, geteuid, getgrouplist, getgroups};
 
 use super::store::Trusted;
 use crate::config::Config;
 use crate::report::{Rights, RunsAs};
 use crate::sys::credentials::Credentials;
-use crate::sys::files;
+use crate::sys::private_dir;
 use crate::sys::process::Image;
 
 /// What it takes to run a child as another user, give it its data, and end it; by their numbers in linux/capability.h.
 const NEEDED: [(&str, u32); 4] = [("CAP_CHOWN", 0), ("CAP_KILL", 5), ("CAP_SETGID", 6), ("CAP_SETUID", 7)];
+
+/// Of a plugin's data directory.
+const DATA_MODE: u32 = 0o700;
 
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -119,6 +124,12 @@ impl Identity {
         RunsAs { user: self.name.clone(), uid, gid, rights }
     }
 
+    /// Those that the processes of this instance may run as: workers, also of a master before it was told of a user.
+    pub fn uids(&self) -> Vec<u32> {
+        let workers = self.credentials.as_ref().map(|credentials| credentials.uid);
+        [0, geteuid().as_raw()].into_iter().chain(workers).collect()
+    }
+
     /// Who may write plugin files: members of root's and of this process's groups too, unless plugins are among them.
     pub fn trust(&self) -> Trusted {
         let own = getgroups().unwrap_or_default().into_iter().chain([getegid(), Gid::from_raw(0)]).map(Gid::as_raw);
@@ -148,29 +159,32 @@ impl Identity {
 
     /// Makes the directory `path`, in one that only this process writes, for plugins alone to use.
     pub fn make_dir(&self, path: &Path) -> io::Result<()> {
-        let Some((uid, gid)) = self.owner() else { return files::private_dir(path, 0o700) };
-        match DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+        let Some((uid, gid)) = self.owner() else { return private_dir::open_or_create(path, DATA_MODE).map(drop) };
+        let made = match DirBuilder::new().mode(DATA_MODE).create(path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(error),
+        };
+        // From here on by descriptor: whatever may come to lie at the path, this directory alone is changed. O_PATH, since root
+        // without CAP_DAC_OVERRIDE may not read another user's directory.
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        let dir = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        let found = dir.metadata()?;
+        let changes_owner = (found.uid(), found.gid()) != (uid, gid);
+        if made || changes_owner {
+            private_dir::set_mode(dir.as_fd(), DATA_MODE)?;
         }
-        let found: Metadata = std::fs::symlink_metadata(path)?;
-        if !found.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is no directory", path.display())));
-        }
-        if found.mode() & 0o777 != 0o700 {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
-        }
-        if (found.uid(), found.gid()) == (uid, gid) {
+        if !changes_owner {
             return Ok(());
         }
-        if std::fs::read_dir(path)?.next().is_some() {
+        if !made && std::fs::read_dir(path)?.next().is_some() {
             let (path, owner) = (path.display(), found.uid());
             tracing::warn!(
-                "{path} belonged to uid {owner}; now it is {}'s, what lies in it stays as it is (see chown -R)",
+                "{path} belonged to uid {owner}; it is {}'s now, its content stays as it is (see chown -R)",
                 self.name
             );
         }
-        lchown(path, Some(uid), Some(gid))
+        Ok(fchownat(&dir, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::AT_EMPTY_PATH)?)
     }
 
     /// Whose the plugins' data is, where that is for this process to say.
@@ -280,6 +294,7 @@ mod tests {
         if !geteuid().is_root() {
             return;
         }
+        use std::os::unix::fs::PermissionsExt;
         let open = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         open(dir.path(), 0o711);
         open(&dir.path().join("closed"), 0o700);

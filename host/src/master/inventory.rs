@@ -15,14 +15,14 @@ use super::sets::{Content, Record};
 use super::state::{Memory, SetId, SetInfo};
 use super::store::{Origin, Store};
 use super::tls::{Certificates, SavedCertificates};
-use crate::config::Config;
 use crate::report::{Change, Failure};
 
 /// What a generation runs, with its addresses.
+#[derive(Clone)]
 pub struct Set {
     pub content: Arc<Content>,
     pub listeners: Vec<Claim>,
-    pub certificates: Option<Certificates>,
+    pub certificates: Option<Arc<Certificates>>,
 }
 
 pub struct Inventory {
@@ -88,7 +88,7 @@ impl Inventory {
         for SavedSet { id, record, held, listeners, certificates } in saved.sets {
             let content = recall(&store, record).map_err(ResumeError::Set)?;
             let content = Arc::new(Content { held, ..content });
-            let certificates = certificates.map(SavedCertificates::resume).transpose()?;
+            let certificates = certificates.map(SavedCertificates::resume).transpose()?.map(Arc::new);
             sets.insert(id, Set { content, listeners, certificates });
         }
         Ok(Inventory::of(sets, saved.next, store, notebook))
@@ -146,17 +146,12 @@ impl Inventory {
         self.sets.iter().map(|(id, set)| (*id, Arc::new(set.content.info(*id)))).collect()
     }
 
-    /// Where clients come now.
-    pub fn newest(&self) -> Option<&Config> {
-        self.sets.last_key_value().map(|(_, set)| &set.content.config)
-    }
-
     pub fn claims(&self, id: Option<SetId>) -> &[Claim] {
         id.and_then(|id| self.get(id)).map_or(&[], |set| &set.listeners)
     }
 
     pub fn certificates(&self, id: Option<SetId>) -> Option<&Certificates> {
-        id.and_then(|id| self.get(id))?.certificates.as_ref()
+        id.and_then(|id| self.get(id))?.certificates.as_deref()
     }
 
     /// The addresses of `sets`.
@@ -168,7 +163,7 @@ impl Inventory {
 
     /// The servers with certificates in any set.
     pub fn servers_with_certificates(&self) -> BTreeSet<&str> {
-        self.sets.values().filter_map(|set| set.certificates.as_ref()).flat_map(Certificates::servers).collect()
+        self.sets.values().filter_map(|set| set.certificates.as_deref()).flat_map(Certificates::servers).collect()
     }
 
     /// Notes what the next master shall know; written by [`Inventory::tidy`], once the copies it names are safe.

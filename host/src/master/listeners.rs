@@ -3,19 +3,20 @@
 //! generation has stopped accepting (so what waited in its queue was served). The file of a Unix socket goes with it. What an
 //! earlier master has left with systemd is taken up again where the configuration still names it.
 
+mod bindings;
 mod relisten;
 mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{SockRef, Type};
 
 use super::resume::{Fd, Luggage};
-use super::socket_file::{Access, SavedFile, SocketFile, is_live};
+use super::socket_file::{Access, Grant, SavedFile, SocketFile};
 use crate::config::{Config, Listen, Server};
 use crate::control::ListenerInfo;
 use crate::report::{Failure, ListenerStatus, Scheme, Stage};
@@ -23,6 +24,8 @@ use crate::sys::socket::{self, Address};
 use crate::sys::tcp::TcpOptions;
 use crate::sys::worker;
 use crate::telemetry::Seldom;
+use bindings::bind;
+pub use bindings::{Bindings, Kept, ListenError};
 pub use relisten::{How, Relistened};
 use stored::{Label, Stored};
 
@@ -78,13 +81,6 @@ struct Listener {
     came: bool,
     /// What failed to be repaired is said once in a while.
     complaints: Seldom,
-}
-
-impl Listener {
-    /// Whether nobody reaches it any more: its file is gone or another's, or somebody shut it down.
-    fn is_lost(&self) -> bool {
-        self.file.as_ref().is_some_and(|file| !file.is_ours() || socket::is_shut(self.socket.as_fd()))
-    }
 }
 
 #[derive(Debug, Default)]
@@ -217,18 +213,33 @@ impl Listeners {
         self.passed.insert(Key::Systemd { name: name.into(), nth }, (socket, address));
     }
 
-    /// Opens what `config` names and is not open yet: all of it, or nothing.
-    pub fn open(&mut self, config: &Config) -> Result<Vec<Claim>, Failure> {
+    /// The Unix sockets that are open and can be reached by their files, as far as the kernel tells without asking a file system.
+    pub fn kept(&self) -> Kept {
+        let open = self.open.iter().filter_map(|(key, listener)| match key {
+            Key::Unix(path) if !socket::is_shut(listener.socket.as_fd()) => {
+                Some((path.clone(), listener.file.as_ref().map(SocketFile::identity)))
+            }
+            _ => None,
+        });
+        let stored = self.stored.keys().filter_map(|key| match key {
+            Key::Unix(path) => Some(path.clone()),
+            _ => None,
+        });
+        Kept { open: open.collect(), stored: stored.collect() }
+    }
+
+    /// Opens what `config` names and is not open yet, with what was prepared for it: all of it, or nothing.
+    pub fn open(&mut self, config: &Config, mut bindings: Bindings) -> Result<Vec<Claim>, ListenError> {
         let mut claims = Vec::new();
         let mut opened = Vec::new();
         let options = config.limits.tcp_options();
         for server in &config.server {
             for (nth, requested) in server.listen.iter().enumerate() {
-                match self.open_one(server, nth, requested, &options, &mut opened) {
+                match self.open_one(server, nth, requested, &options, &mut bindings, &mut opened) {
                     Ok(one) => claims.extend(one),
-                    Err(failure) => {
+                    Err(error) => {
                         opened.into_iter().for_each(|key| self.take_back(key));
-                        return Err(failure);
+                        return Err(error);
                     }
                 }
             }
@@ -247,14 +258,20 @@ impl Listeners {
         }
     }
 
+    /// Whether the sockets of all `claims` are open.
+    pub fn has(&self, claims: &[Claim]) -> bool {
+        claims.iter().all(|claim| self.open.contains_key(&claim.key))
+    }
+
     fn open_one(
         &mut self,
         server: &Server,
         nth: usize,
         requested: &str,
         options: &TcpOptions,
+        bindings: &mut Bindings,
         opened: &mut Vec<Key>,
-    ) -> Result<Vec<Claim>, Failure> {
+    ) -> Result<Vec<Claim>, ListenError> {
         let refused = |why: String| Failure::new(Stage::Listen, why);
         let scheme = if server.is_tls() { Scheme::Https } else { Scheme::Http };
         let claim = |key, access| Claim { key, server: server.name.clone(), access, scheme };
@@ -264,14 +281,15 @@ impl Listeners {
                 return Ok(keys.into_iter().map(|key| claim(key, None)).collect());
             }
             Listen::Unix(path) => {
-                let access = Access::of(server).map_err(refused)?;
+                let access = bindings.access(&server.name).map_or_else(|| Access::of(server), Ok).map_err(refused)?;
                 let key = Key::Unix(path.clone());
-                // Then a new one takes its place, and children that still have it lose nothing.
-                let kept = self.open.get(&key).is_some_and(|listener| !listener.is_lost());
+                // One that nobody reaches any more was bound anew: it takes the old one's place, and children that still have
+                // that lose nothing.
+                let kept = self.open.contains_key(&key) && !bindings.has_bound(&path);
                 let bound = match self.claim_stored(&key, kept) {
                     Claimed::Open => None,
                     Claimed::Came(bound) => Some((bound, true)),
-                    Claimed::Absent => Some((bind_path(&path, access)?, false)),
+                    Claimed::Absent => Some((bindings.take(&path, access)?, false)),
                 };
                 (key, bound, Some(access))
             }
@@ -373,18 +391,16 @@ impl Listeners {
         named.collect()
     }
 
-    /// Opens the sockets of a set that is served now to those whom it says, and sets its TCP options: both may have been
-    /// others before.
-    pub fn grant(&mut self, claims: &[Claim], options: &TcpOptions) {
+    /// Sets the TCP options of a set that is served now, and returns what opens its sockets to those who may connect: both may
+    /// have been others before.
+    pub fn grants(&mut self, claims: &[Claim], options: &TcpOptions) -> Vec<Grant> {
         self.set_options(claims.iter().map(|claim| &claim.key), options);
+        let mut grants = Vec::new();
         for Claim { key, access, .. } in claims {
             let file = self.open.get_mut(key).and_then(|listener| listener.file.as_mut());
-            if let Some((file, access)) = file.zip(*access)
-                && let Err(error) = file.open_to(access)
-            {
-                tracing::error!(path = %file.path().display(), "failed to change who may connect: {error}");
-            }
+            grants.extend(file.zip(*access).and_then(|(file, access)| file.open_to(access)));
         }
+        grants
     }
 
     /// Closes all but `keys`; answers the addresses that are gone.
@@ -456,56 +472,6 @@ enum Claimed {
     Open,
     Came(Bound),
     Absent,
-}
-
-fn bind(address: SocketAddr, options: &TcpOptions) -> Result<Bound, Failure> {
-    let attempt = || -> std::io::Result<Bound> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        if address.is_ipv6() {
-            // [::]:80 and 0.0.0.0:80 are two addresses, whatever the system's default says.
-            socket.set_only_v6(true)?;
-        }
-        socket.bind(&address.into())?;
-        // Before the first connection can come: it inherits them.
-        options.apply(socket.as_fd())?;
-        socket.listen(BACKLOG)?;
-        let bound = socket.local_addr()?.as_socket().unwrap_or(address);
-        Ok((socket.into(), Address::Ip(bound), None))
-    };
-    attempt().map_err(|error| {
-        let failure = Failure::new(Stage::Listen, format!("listen on {address}: {error}"));
-        match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                failure.hint("another program has it; see `ss -ltnp`, or choose another with --listen")
-            }
-            std::io::ErrorKind::PermissionDenied => failure.hint("ports below 1024 need root or CAP_NET_BIND_SERVICE"),
-            std::io::ErrorKind::AddrNotAvailable => failure.hint("no interface of this machine has that address"),
-            _ => failure,
-        }
-    })
-}
-
-/// A socket that a dead process left behind is replaced; one that is alive is not.
-fn bind_path(path: &Path, access: Access) -> Result<Bound, Failure> {
-    let listen_on = |why: String| Failure::new(Stage::Listen, format!("listen on unix:{}: {why}", path.display()));
-    let failed = |error: std::io::Error| {
-        let failure = listen_on(error.to_string());
-        match error.kind() {
-            std::io::ErrorKind::NotFound => failure.hint("its folder must be there"),
-            std::io::ErrorKind::PermissionDenied => {
-                failure.hint("its folder must be writable; only root gives a socket to another owner")
-            }
-            _ => failure,
-        }
-    };
-    if is_live(path).map_err(failed)? {
-        return Err(
-            listen_on("another process listens there".into()).hint("see `ss -lxp`; what is alive is not replaced")
-        );
-    }
-    let (socket, file) = SocketFile::bind(path, access, BACKLOG).map_err(failed)?;
-    Ok((socket, Address::Unix(path.to_owned()), Some(file)))
 }
 
 #[cfg(test)]

@@ -10,10 +10,12 @@ mod children;
 mod environment;
 pub mod handle;
 mod identity;
+mod instance_files;
 mod inventory;
 mod listeners;
 mod memory;
 mod notes;
+mod orphans;
 mod pid_file;
 pub mod resume;
 mod run;
@@ -54,6 +56,8 @@ pub struct Options {
     pub reread: Reread,
     /// What `reread` reads, to be watched if the configuration says so; nothing if nothing is to be watched (`dev`).
     pub config_files: Option<Vec<PathBuf>>,
+    /// Who may own these files besides root and the user of the server, if that is root: a file cannot vouch for itself.
+    pub config_owners: Vec<String>,
     pub pid_file: Option<PathBuf>,
     /// Whether the admin address was asked for: then it must be free, else another port will do.
     pub admin_asked: bool,
@@ -88,23 +92,33 @@ pub enum StartError {
     Store(#[from] store::StoreError),
     #[error("failed to use {}: {source}", path.display())]
     Directory { path: PathBuf, source: std::io::Error },
-    #[error("failed to start: an instance named `{name}` is running already (it holds {}); choose another --name", path.display())]
-    Running { name: String, path: PathBuf },
     #[error(
         "failed to start with a limit of {limit} open files (RLIMIT_NOFILE): at least {} are needed; raise it by `ulimit -n 1024`, or LimitNOFILE= of the unit",
         run::LEAST_OPEN_FILES
     )]
     OpenFiles { limit: u64 },
+    #[error("failed to start: an instance named `{name}` is running already{} (it holds {}); choose another --name", process(*pid), path.display())]
+    Running { name: String, path: PathBuf, pid: Option<i32> },
+    #[error("failed to start: another server{} works with the state directory {}; shut it down first, or choose another --name or state_dir", process(*pid), path.display())]
+    StateInUse { path: PathBuf, pid: Option<i32> },
+    #[error("failed to {}{}", .0.error, .0.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default())]
+    Untrusted(Failure),
     #[error("failed to write the pid file {}: {source}", path.display())]
     PidFile { path: PathBuf, source: std::io::Error },
     #[error("failed to {what}: {source}")]
     System { what: &'static str, source: std::io::Error },
 }
 
+fn process(pid: Option<i32>) -> String {
+    pid.map(|pid| format!(", process {pid},")).unwrap_or_default()
+}
+
 impl StartError {
     /// Whether the operator's word is at fault (exit code 78, EX_CONFIG of sysexits.h) rather than the machine.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, StartError::Store(store::StoreError::NoExec(_)) | StartError::Identity(_))
-            || matches!(self, StartError::Admin(admin::AdminError::Address(_)))
+        matches!(
+            self,
+            StartError::Store(store::StoreError::NoExec(_)) | StartError::Identity(_) | StartError::Untrusted(_)
+        ) || matches!(self, StartError::Admin(admin::AdminError::Address(_)))
     }
 }

@@ -101,7 +101,10 @@ pub struct Carried {
     pub remains: Remains,
     pub listeners: SavedListeners,
     pub admin: SavedAdmin,
+    /// Of the runtime directory.
     pub lock: Fd,
+    #[serde(default)]
+    pub state_lock: Option<Fd>,
     #[cfg(feature = "next")]
     #[serde(default)]
     pub novelty: Option<String>,

@@ -2,8 +2,10 @@
 //! each action does, but how a child gets its set (`loading`), what people are told (`status`), and a restart (`restart`).
 
 mod loading;
+mod preparing;
 mod restart;
 mod status;
+mod upkeep;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
@@ -14,34 +16,37 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::loading::DataDirs;
+use self::preparing::{Freed, Prepared};
 use self::restart::PickedUp;
+use self::upkeep::{RESTORE, Restoring};
 use super::admin::{self, AdminOptions};
 use super::children::Children;
 use super::handle::{Desk, Handle, OpOptions, Readiness, Request};
 use super::identity::Identity;
+use super::instance_files::{InheritedLocks, InstanceFiles, Restored};
 use super::inventory::{Inventory, Set};
-use super::listeners::{How, Listeners, Relistened};
+use super::listeners::Listeners;
 use super::memory::Notebook;
-use super::pid_file::PidFile;
 use super::resume::{self, ResumeError, Resumption};
-use super::sets::Content;
 use super::signals::{self, Effect, Situation};
-use super::source::{self, Read, Recipe, Source};
-use super::state::{self, Action, Caller, Event, Exit, Note, SetId, Settings, State, TestId};
+use super::source::{self, Source};
+use super::state::{Action, Caller, Event, Exit, Note, SetId, Settings, State, TestId};
 use super::store::Store;
 use super::systemd::{Start, Systemd, Turn, View};
 use super::tls::{self, Certificates, Tickets};
-use super::watcher::{Sighting, Watcher};
+use super::watcher::Watcher;
 use super::{Options, StartError, notes};
 use crate::config::ConfigSource;
-use crate::control::{ControlVerb, ToChild, ToMaster};
-use crate::dirs::{self, Dirs};
+use crate::control::{ControlVerb, ToMaster};
+use crate::dirs::Dirs;
 use crate::report::{Cause, Failure, OpId, Report, Rights, RunsAs, Stage, Verb};
 use crate::sys::process::{self, Image};
 use crate::sys::terminal::Terminal;
-use crate::sys::{credentials, files, readiness, reaping};
+use crate::sys::{credentials, readiness};
 use crate::version::VERSION;
 
 /// How often the answers of a generation on probation are counted.
@@ -57,10 +62,18 @@ const REAPED_AT_ONCE: usize = 1000;
 pub(super) const LEAST_OPEN_FILES: u64 = 64;
 
 /// What the blocking pool brought.
-struct Prepared {
-    op: OpId,
-    sighting: Sighting,
-    result: Result<Read, Failure>,
+enum Finished {
+    Prepared(Box<Prepared>),
+    Freed(Box<Freed>),
+    DataDirs(DataDirs),
+    /// Whether the binary for a restart may be run, and what it is.
+    Verified {
+        op: OpId,
+        test: TestId,
+        result: Result<Image, Failure>,
+    },
+    /// What was missing in the runtime directory.
+    Restored(io::Result<Restored>),
 }
 
 /// What needs more of the loop than the state machine's other actions.
@@ -92,11 +105,16 @@ struct Master {
     watched: Option<SetId>,
     tickets: Tickets,
     sets: Inventory,
+    /// What was committed last: the addresses and certificates of the fallback worker.
+    committed: Option<Set>,
+    /// The change of who may connect that is made last.
+    granting: Option<JoinHandle<()>>,
     children: Children,
     callers: HashMap<Caller, oneshot::Sender<Report>>,
     next_caller: u64,
     events: mpsc::Sender<Event>,
-    prepared: mpsc::Sender<Prepared>,
+    finished: mpsc::Sender<Finished>,
+    restoring: Restoring,
     admin_url: Option<String>,
     probe_url: Option<String>,
     readiness: watch::Sender<Readiness>,
@@ -148,6 +166,7 @@ async fn serve(
         mut origin,
         reread,
         config_files,
+        config_owners,
         pid_file,
         admin_asked,
         dev,
@@ -158,13 +177,9 @@ async fn serve(
     } = options;
     let identity = Identity::of(&config)?;
     let dirs = Dirs::of(&config).map_err(system("find the instance's directories"))?;
-    for (path, mode) in [(&dirs.runtime, 0o700), (&dirs.state, 0o711), (&dirs.state.join("data"), 0o711)] {
-        files::private_dir(path, mode).map_err(|source| StartError::Directory { path: path.clone(), source })?;
-    }
-    let lock_path = dirs.runtime.join(dirs::LOCK);
     let name = config.name.clone();
-    let lock = match &resumption {
-        None => files::lock(&lock_path),
+    let inherited = match &resumption {
+        None => None,
         Some(resumption) => {
             let remains = &resumption.carried.remains;
             source::check_fixed(&remains.config, &config).map_err(ResumeError::Set)?;
@@ -173,20 +188,18 @@ async fn serve(
                 // What serves came from that.
                 origin = remains.origin.clone();
             }
-            resumption.carried.lock.copy().and_then(files::keep_lock).map(Some)
+            Some(InheritedLocks::of(&resumption.carried)?)
         }
     };
-    let lock = lock.map_err(|source| StartError::Directory { path: lock_path.clone(), source })?;
-    let lock = lock.ok_or(StartError::Running { name: name.clone(), path: lock_path })?;
+    let mut files = InstanceFiles::take(&dirs, &name, pid_file, inherited)?;
     let image = Image::of_self().map_err(system("open its own binary"))?;
     let store = Store::open(&dirs.state, identity.trust())?;
     begin_as(&identity, &dirs, &image)?;
 
     let (handle, Desk { mut requests, readiness }) = Handle::new();
     let (events_sender, mut events) = mpsc::channel(256);
-    let (prepared_sender, mut prepared) = mpsc::channel(4);
+    let (finished_sender, mut finished) = mpsc::channel(4);
     let (notebook, records) = Notebook::open(&dirs.state);
-    let pid_file = PidFile::write(pid_file.unwrap_or_else(|| dirs.runtime.join(dirs::PID_FILE)))?;
     let admin_options = AdminOptions { dirs: &dirs, name: &name, config: &config.admin, asked: admin_asked };
     let first = match &resumption {
         None => Event::Asked { verb: Verb::Reload, cause: Cause::Start, options: OpOptions::default(), caller: None },
@@ -211,7 +224,9 @@ async fn serve(
     }
     let companion = companion.map(|companion| tokio::task::spawn_local(companion(handle)));
     let PickedUp { sets, state, children, tickets, before, started, tried } = picked_up;
-    let source = Arc::new(Source { config, origin, reread, prepare, config_files });
+    let trusted = identity.trust();
+    let source = Arc::new(Source { config, origin, reread, prepare, config_files, config_owners, trusted });
+    source.check_config_files().map_err(StartError::Untrusted)?;
     let systemd = Systemd::of_environment(if left.is_some() { Start::Another } else { Start::First }, &listeners);
     let mut master = Master {
         announced: state.switches() > 0,
@@ -232,11 +247,14 @@ async fn serve(
         listeners,
         tickets,
         sets,
+        committed: None,
+        granting: None,
         children,
         callers: HashMap::new(),
         next_caller: 1,
         events: events_sender,
-        prepared: prepared_sender,
+        finished: finished_sender,
+        restoring: Restoring::default(),
         admin_url: admin.url(),
         probe_url: admin.probe_url(),
         readiness,
@@ -246,6 +264,7 @@ async fn serve(
     let signals = readiness::signals(signals).map_err(system("wait for signals"))?;
     let mut upkeep = tokio::time::interval(UPKEEP);
     upkeep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut restore = tokio::time::interval_at(Instant::now() + RESTORE, RESTORE);
     let mut count = tokio::time::interval(COUNT);
     count.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // What a set brings is spoken of when it is committed.
@@ -271,7 +290,13 @@ async fn serve(
                 Turn::LetGo => master.go_on_with_shutdown(),
             },
             Some(event) = events.recv(), if events_are_due => master.handle(event),
-            Some(prepared) = prepared.recv() => master.take_prepared(prepared),
+            Some(finished) = finished.recv() => match finished {
+                Finished::Prepared(prepared) => master.take_prepared(*prepared),
+                Finished::Freed(freed) => master.take_freed(*freed),
+                Finished::DataDirs(dirs) => master.take_data_dirs(dirs),
+                Finished::Verified { op, test, result } => master.take_verified(op, test, result, &admin, &files),
+                Finished::Restored(restored) => { master.take_restored(restored, &mut files, &mut admin); None }
+            },
             signal = signals.async_io(Interest::READABLE, process::next_signal) => match signal {
                 Ok(received) => master.signal(received),
                 Err(error) => { tracing::error!("failed to read a signal: {error}"); None }
@@ -283,23 +308,26 @@ async fn serve(
             () = sleep_until(master.tickets.deadline()) => { master.children.rotate(&mut master.tickets); None }
             _ = remind.tick() => { master.serving_certificates().inspect(|certificates| certificates.warn()); None }
             _ = upkeep.tick() => { master.upkeep(); None }
+            _ = restore.tick() => { master.restoring.due = true; None }
             _ = count.tick(), if master.state.watched().is_some() => master.count(),
             () = std::future::ready(()), if !events_are_due => None,
         };
+        master.restore_files(&files, &admin);
         while let Some(errand) = master.errand.take().filter(|_| exit.is_none()) {
             exit = match errand {
-                Errand::Test(op, test) => master.test(op, test, &admin, &lock),
-                Errand::Leave(op) => master.leave(op, &mut admin, &lock, &mut events, &mut requests).await,
+                Errand::Test(op, test) => master.verify(op, test),
+                Errand::Leave(op) => master.leave(op, &mut admin, &files, &mut events, &mut requests).await,
             };
         }
     }
     if let Some(companion) = companion {
         companion.abort();
     }
+    master.finish_restoring(&mut finished, &mut files, &mut admin).await;
     master.sets.write_notes();
     drop(master);
     admin.close().await;
-    pid_file.remove();
+    files.remove();
     tracing::info!("all servers shutdown");
     Ok(exit.unwrap_or(Exit::Drained))
 }
@@ -320,8 +348,10 @@ impl Master {
         let mut queue = VecDeque::from([event]);
         let mut exit = None;
         while let Some(event) = queue.pop_front() {
-            if let Event::Exited { generation, .. } = &event {
-                self.children.reaped(*generation);
+            match &event {
+                Event::Exited { generation, .. } => self.children.reaped(*generation),
+                Event::Asked { .. } => self.restoring.due = true,
+                _ => {}
             }
             for action in self.state.step(event, self.started.elapsed()) {
                 match action {
@@ -421,44 +451,6 @@ impl Master {
         None
     }
 
-    /// Reads configuration and plugins off this thread.
-    fn prepare(&self, op: OpId, cause: Cause, from: &state::Source) {
-        let content = |id: &SetId| self.sets.get(*id).map(|set| set.content.clone());
-        let recipe = match from {
-            state::Source::Files { held, instead } => {
-                let serving = self.state.kept_set().as_ref().and_then(content);
-                Recipe::Files { held: held.clone(), instead: instead.as_ref().and_then(content), serving }
-            }
-            state::Source::Again { set, within } => {
-                let within = match within {
-                    state::Within::Own => content(set),
-                    state::Within::Set(id) => content(id),
-                    state::Within::Start => Some(Arc::new(Content::empty(self.source.config.clone()))),
-                };
-                Recipe::Again { set: content(set), within }
-            }
-        };
-        let (source, store, sender) = (self.source.clone(), self.sets.store(), self.prepared.clone());
-        tokio::task::spawn_blocking(move || {
-            let (sighting, result) = source.read(&store, &cause, recipe);
-            // The loop is gone only when the master ends.
-            let _ = sender.blocking_send(Prepared { op, sighting, result });
-        });
-    }
-
-    /// Opens the addresses of what was read, and makes it a set.
-    fn take_prepared(&mut self, prepared: Prepared) -> Option<Exit> {
-        let Prepared { op, sighting, result } = prepared;
-        let changed = self.watcher.read(sighting);
-        let result = result.and_then(|Read { content, certificates }| {
-            self.cover(certificates.as_ref())?;
-            let listeners = self.listeners.open(&content.config)?;
-            Ok(self.sets.add(Set { content: Arc::new(content), listeners, certificates }))
-        });
-        let exit = self.handle(Event::Prepared { op, result });
-        exit.or_else(|| self.reload_for(changed))
-    }
-
     fn signal(&mut self, received: process::Received) -> Option<Exit> {
         let process::Received { signal, sender, by_kernel } = received;
         let told = by_kernel || (self.terminal.is_gone() && self.terminal.is_told_by(sender));
@@ -499,40 +491,6 @@ impl Master {
 
     fn serving_certificates(&self) -> Option<&Certificates> {
         self.sets.certificates(self.state.serving().and_then(|generation| self.state.set_of(generation)))
-    }
-
-    /// What no event tells of.
-    fn upkeep(&mut self) {
-        self.relisten();
-        // `baton dev` runs builds on other threads, which wait for them.
-        if !self.dev
-            && let Err(error) = reaping::reap_adopted(REAPED_AT_ONCE)
-        {
-            tracing::error!("failed to reap adopted processes: {error}");
-        }
-    }
-
-    /// Listens again on addresses whose sockets were shut down, and gives those that had to be made anew to the children.
-    fn relisten(&mut self) {
-        for Relistened { key, id, address, how } in self.listeners.relisten() {
-            tracing::error!(%address, "a listening socket was shut down (by plugin code?); it listens again");
-            if how == How::Listen {
-                continue;
-            }
-            for generation in self.state.accepting_generations() {
-                let set = self.state.set_of(generation).and_then(|set| self.sets.get(set));
-                if set.is_none_or(|set| set.listeners.iter().all(|claim| claim.key != key)) {
-                    continue;
-                }
-                match self.listeners.copy(&key) {
-                    Some(Ok(socket)) => self.children.send(generation, ToChild::Relisten { id }, vec![socket]),
-                    Some(Err(error)) => {
-                        tracing::error!(generation = generation.0, %address, "failed to lend it: {error}")
-                    }
-                    None => {}
-                }
-            }
-        }
     }
 
     /// Drops sets that nobody runs and closes addresses that nobody accepts on.

@@ -1,19 +1,29 @@
-//! The file of a listening Unix socket: bound under another name and renamed, so that nobody meets one that is not ready or
-//! is open to more than it shall be, and taken away at the end only if it is still ours.
+//! The file of a listening Unix socket: bound under the name at which it stays (by which the kernel lists it, so that cleaners see
+//! that it is in use), and removed at the end only if it is still the same.
 //!
-//! What stands at the path before is replaced. Whoever binds knows that it is stale: by a lock, or by [`is_live`].
+//! A socket at the path on which nothing listens is replaced, a live one never: probe and bind happen under a lock beside the path.
+//! Owner and mode are changed by descriptor only, and no client can connect before they are right.
 
-use std::fs::Permissions;
+use std::fs::OpenOptions;
 use std::io::{self, Error, ErrorKind};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use nix::unistd::{Gid, Group, Uid, User};
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
+use nix::unistd::{Gid, Group, Uid, User, fchownat, geteuid};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::config::Server;
+use crate::sys::files::{Lock, LockError};
+use crate::sys::private_dir;
+
+/// How long another process may take to bind a socket at the same path.
+const BIND_PATIENCE: Duration = Duration::from_secs(1);
+const BIND_POLL: Duration = Duration::from_millis(5);
 
 /// Who may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,12 +63,14 @@ impl Access {
         Ok(Access { mode: file.mode() & 0o777, owner: Some(file.uid()), group: Some(file.gid()) })
     }
 
-    fn grant(self, path: &Path) -> io::Result<()> {
+    /// On the file behind `fd`, whatever lies at its path by now.
+    fn grant(self, fd: &OwnedFd) -> io::Result<()> {
         if self.owner.is_some() || self.group.is_some() {
-            nix::unistd::chown(path, self.owner.map(Uid::from_raw), self.group.map(Gid::from_raw))?;
+            let (owner, group) = (self.owner.map(Uid::from_raw), self.group.map(Gid::from_raw));
+            fchownat(fd, "", owner, group, AtFlags::AT_EMPTY_PATH)?;
         }
         // After a change of owner, which may clear bits (chown(2)).
-        std::fs::set_permissions(path, Permissions::from_mode(self.mode))
+        private_dir::set_mode(fd.as_fd(), self.mode)
     }
 }
 
@@ -89,32 +101,26 @@ impl SocketFile {
         SavedFile { path: self.path.clone(), identity: self.identity, access: self.access }
     }
 
-    /// Listens at `path`, open to those of `access`.
+    /// Listens at `path`, open to those of `access`. `AddrInUse` if another process listens there.
     pub fn bind(path: &Path, access: Access, backlog: i32) -> io::Result<(OwnedFd, SocketFile)> {
-        // What a process of our number left behind is stale.
-        let new = beside(path);
-        match std::fs::remove_file(&new) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
+        let _lock = BindLock::take(path)?;
+        match probe(path)? {
+            Found::Nothing => {}
+            Found::Dead(identity) => remove(path, identity)?,
+            Found::Live => return Err(Error::new(ErrorKind::AddrInUse, "another process listens there")),
         }
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-        socket.bind(&SockAddr::unix(&new)?)?;
-        let settle = || {
-            access.grant(&new)?;
-            let identity = identity(&new)?;
-            // Nobody can connect before this.
-            socket.listen(backlog)?;
-            std::fs::rename(&new, path)?;
-            Ok(identity)
-        };
-        match settle() {
-            Ok(identity) => Ok((socket.into(), SocketFile { path: path.into(), identity, access })),
-            Err(error) => {
-                // The first error is the one to tell.
-                std::fs::remove_file(&new).ok();
-                Err(error)
-            }
-        }
+        // The file gets the mode of the socket, less the umask: from its first moment it is open to nobody else.
+        fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        socket.bind(&SockAddr::unix(path)?)?;
+        let file = open_new(path)?;
+        let stat = fstat(&file)?;
+        let bound = SocketFile { path: path.into(), identity: (stat.st_dev, stat.st_ino), access };
+        // From here on an error removes the file again.
+        access.grant(&file)?;
+        // No client can connect before this.
+        socket.listen(backlog)?;
+        Ok((socket.into(), bound))
     }
 
     /// One that an earlier master has bound; who may connect is settled when it is [opened](SocketFile::open_to).
@@ -144,33 +150,44 @@ impl SocketFile {
         identity(&self.path).is_ok_and(|found| found == self.identity)
     }
 
-    /// Opens it to those of `access`, and to no others.
-    pub fn open_to(&mut self, access: Access) -> io::Result<()> {
-        if self.access != access && self.is_ours() {
-            access.grant(&self.path)?;
-            self.access = access;
+    /// What opens it to those of `access` and to no others; nothing if that is so already.
+    pub fn open_to(&mut self, access: Access) -> Option<Grant> {
+        if self.access == access {
+            return None;
         }
-        Ok(())
+        self.access = access;
+        Some(Grant { path: self.path.clone(), identity: self.identity, access })
     }
+}
 
-    /// There is no compare-and-unlink: moved aside first, then looked at, and put back if it is another's after all.
-    fn remove(&self) -> Result<(), Error> {
-        if !self.is_ours() {
-            return Ok(());
-        }
-        let aside = beside(&self.path);
-        std::fs::rename(&self.path, &aside)?;
-        if identity(&aside)? == self.identity {
-            std::fs::remove_file(&aside)
-        } else {
-            std::fs::rename(&aside, &self.path)
+/// A change of who may connect to a socket, still to be made.
+#[derive(Debug)]
+pub struct Grant {
+    path: PathBuf,
+    identity: (u64, u64),
+    access: Access,
+}
+
+impl Grant {
+    /// Changes owner, group and mode of the file. Blocks.
+    pub fn apply(&self) {
+        let changed = match open_path(&self.path) {
+            // Else it is another process's: bound anew by a reload, with the access of then.
+            Ok(file) if inode(&file).is_ok_and(|found| found == self.identity) => self.access.grant(&file),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = changed {
+            tracing::error!(path = %self.path.display(), "failed to change who may connect: {error}");
         }
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        match self.remove() {
+        let removed = if self.is_ours() { remove(&self.path, self.identity) } else { Ok(()) };
+        match removed {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 tracing::warn!(path = %self.path.display(), %error, "failed to remove a socket");
             }
@@ -179,23 +196,110 @@ impl Drop for SocketFile {
     }
 }
 
-/// Whether somebody listens at `path`: then it must not be replaced. An error if it is no socket, or there is no telling.
-pub fn is_live(path: &Path) -> io::Result<bool> {
-    match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.file_type().is_socket() => {}
+/// What lies at a path where a socket is to be bound.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    /// Nothing listens on it.
+    Dead((u64, u64)),
+    Live,
+}
+
+/// An error if what lies at `path` is no socket, or there is no telling.
+fn probe(path: &Path) -> io::Result<Found> {
+    let dead = match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.file_type().is_socket() => Found::Dead((meta.dev(), meta.ino())),
         Ok(_) => return Err(Error::new(ErrorKind::AlreadyExists, "a file that is no socket is there")),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => return Err(error),
-    }
+    };
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     match socket.connect(&SockAddr::unix(path)?) {
-        Ok(()) => Ok(true),
+        Ok(()) => Ok(Found::Live),
         Err(error) => match error.raw_os_error() {
-            Some(libc::ECONNREFUSED | libc::ENOENT) => Ok(false),
+            Some(libc::ECONNREFUSED) => Ok(dead),
+            Some(libc::ENOENT) => Ok(Found::Nothing),
             // Its queue is full; or it is of another type.
-            Some(libc::EAGAIN | libc::EPROTOTYPE) => Ok(true),
+            Some(libc::EAGAIN | libc::EPROTOTYPE) => Ok(Found::Live),
             _ => Err(error),
         },
+    }
+}
+
+/// Held by the one process that may bind a socket at a path: a lock on `PATH.lock`, which is gone afterwards.
+struct BindLock {
+    _lock: Lock,
+    path: PathBuf,
+}
+
+impl BindLock {
+    fn take(socket: &Path) -> io::Result<BindLock> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        let deadline = Instant::now() + BIND_PATIENCE;
+        loop {
+            match Lock::take(&path) {
+                // Else its holder has removed the file meanwhile, and another process may have made it anew.
+                Ok(lock) if identity(&path).ok() == Some(lock.inode()?) => return Ok(BindLock { _lock: lock, path }),
+                Ok(_) => {}
+                Err(LockError::Io(error)) => return Err(error),
+                Err(held) if Instant::now() >= deadline => {
+                    return Err(Error::new(ErrorKind::AddrInUse, format!("{}: {held}", path.display())));
+                }
+                // Polls with a deadline: flock(2) has no timed wait, and this one takes microseconds.
+                Err(LockError::Held { .. }) => std::thread::sleep(BIND_POLL),
+            }
+        }
+    }
+}
+
+impl Drop for BindLock {
+    fn drop(&mut self) {
+        // Before the lock goes. A file that stays behind is in nobody's way.
+        std::fs::remove_file(&self.path).ok();
+    }
+}
+
+/// The file or link at `path` itself, to be looked at and changed.
+fn open_path(path: &Path) -> io::Result<OwnedFd> {
+    let flags = libc::O_PATH | libc::O_NOFOLLOW;
+    Ok(OpenOptions::new().read(true).custom_flags(flags).open(path)?.into())
+}
+
+/// The socket that this process has just bound at `path`, and no other file that came to lie there meanwhile.
+fn open_new(path: &Path) -> io::Result<OwnedFd> {
+    let file = open_path(path)?;
+    let stat = fstat(&file)?;
+    let is_socket = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits();
+    let is_new = stat.st_uid == geteuid().as_raw() && stat.st_nlink == 1 && stat.st_mode & 0o177 == 0;
+    if is_socket && is_new {
+        return Ok(file);
+    }
+    Err(Error::new(
+        ErrorKind::PermissionDenied,
+        "another file has taken the place of the new socket; who may write its folder?",
+    ))
+}
+
+fn inode(file: &OwnedFd) -> io::Result<(u64, u64)> {
+    let stat = fstat(file)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Removes the socket of that identity. There is no compare-and-unlink: it is moved aside first, then looked at, and put back if it
+/// is another's after all.
+fn remove(path: &Path, known: (u64, u64)) -> io::Result<()> {
+    let aside = beside(path);
+    std::fs::rename(path, &aside)?;
+    if identity(&aside)? == known {
+        return std::fs::remove_file(&aside);
+    }
+    // Unless yet another one has taken its place: link(2) replaces nothing. But it may be forbidden (protected_hardlinks, proc(5)).
+    match std::fs::hard_link(&aside, path) {
+        Ok(()) => std::fs::remove_file(&aside),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(error),
+        Err(_) => std::fs::rename(&aside, path),
     }
 }
 
@@ -217,14 +321,14 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
-    use crate::config::Mode;
+    use crate::config;
 
     #[test]
     fn the_socket_is_ours_alone_replaces_a_stale_one_and_goes_with_us() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
         drop(UnixListener::bind(&path).unwrap());
-        assert!(!is_live(&path).unwrap(), "a dead instance's socket");
+        assert!(matches!(probe(&path).unwrap(), Found::Dead(_)), "a dead instance's socket");
         let (_listener, file) = SocketFile::bind(&path, Access::OURS, 8).unwrap();
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
@@ -233,36 +337,92 @@ mod tests {
     }
 
     #[test]
-    fn another_s_socket_in_our_place_stays() {
+    fn bind_and_removal_spare_the_socket_of_another_process() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
-        let (_first, ours) = SocketFile::bind(&path, Access::OURS, 8).unwrap();
-        let (_second, theirs) = SocketFile::bind(&path, Access::OURS, 8).unwrap();
-        assert!(theirs.is_ours() && !ours.is_ours());
-        drop(ours);
+        let (first, file) = SocketFile::bind(&path, Access::OURS, 8).unwrap();
+        let error = SocketFile::bind(&path, Access::OURS, 8).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        assert!(file.is_ours());
+        // Someone removed the file, and another process has bound there.
+        std::fs::remove_file(&path).unwrap();
+        let (_second, other) = SocketFile::bind(&path, Access::OURS, 8).unwrap();
+        assert!(other.is_ours() && !file.is_ours());
+        drop((first, file));
         UnixStream::connect(&path).unwrap();
-        drop(theirs);
-        assert!(!path.exists());
+        drop(other);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn what_listens_is_live_and_what_is_no_socket_an_error() {
+    fn socket_is_bound_under_the_name_where_it_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        assert!(!is_live(&path).unwrap());
+        let (listener, _file) = SocketFile::bind(&path, Access::OURS, 8).unwrap();
+        let bound = crate::sys::socket::local_addr(listener.as_fd()).unwrap();
+        assert_eq!(bound, Some(crate::sys::socket::Address::Unix(path)));
+    }
+
+    #[test]
+    fn processes_that_bind_at_once_leave_one_live_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        for _ in 0..20 {
+            // Stale, so that each of them would replace it.
+            std::fs::remove_file(&path).ok();
+            drop(UnixListener::bind(&path).unwrap());
+            let bound: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> =
+                    (0..4).map(|_| scope.spawn(|| SocketFile::bind(&path, Access::OURS, 8))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let winners: Vec<_> = bound.into_iter().filter_map(Result::ok).collect();
+            assert_eq!(winners.len(), 1);
+            assert!(winners[0].1.is_ours());
+            UnixStream::connect(&path).unwrap();
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "no lock stays behind");
+    }
+
+    #[test]
+    fn symbolic_link_in_the_place_of_the_socket_is_never_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, precious) = (dir.path().join("socket"), dir.path().join("precious"));
+        std::fs::write(&precious, "").unwrap();
+        let mode = || precious.metadata().unwrap().mode() & 0o777;
+        let before = mode();
+        let (_listener, mut file) = SocketFile::bind(&path, Access::OURS, 8).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&precious, &path).unwrap();
+        file.open_to(Access { mode: 0o666, owner: None, group: None }).unwrap().apply();
+        assert_eq!(mode(), before, "the mode of another file was changed");
+        assert_eq!(open_new(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        assert_eq!(SocketFile::bind(&path, Access::OURS, 8).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        // A socket of someone else, open to all: no more.
+        std::fs::remove_file(&path).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        assert_eq!(open_new(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn socket_that_listens_is_live_and_another_file_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        assert_eq!(probe(&path).unwrap(), Found::Nothing);
         let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
         listener.bind(&SockAddr::unix(&path).unwrap()).unwrap();
-        assert!(!is_live(&path).unwrap(), "it does not listen");
+        assert!(matches!(probe(&path).unwrap(), Found::Dead(_)), "it does not listen");
         listener.listen(0).unwrap();
         // The queue has room for one, and then is full.
-        let queued: Vec<bool> = (0..3).map(|_| is_live(&path).unwrap()).collect();
-        assert_eq!(queued, [true; 3]);
+        for _ in 0..3 {
+            assert_eq!(probe(&path).unwrap(), Found::Live);
+        }
         drop(listener);
-        assert!(!is_live(&path).unwrap());
+        assert!(matches!(probe(&path).unwrap(), Found::Dead(_)));
         let _datagrams = std::os::unix::net::UnixDatagram::bind(dir.path().join("datagrams")).unwrap();
-        assert!(is_live(&dir.path().join("datagrams")).unwrap());
+        assert_eq!(probe(&dir.path().join("datagrams")).unwrap(), Found::Live);
         std::fs::write(dir.path().join("file"), "").unwrap();
-        assert!(is_live(&dir.path().join("file")).is_err());
+        assert!(probe(&dir.path().join("file")).is_err());
     }
 
     #[test]
@@ -270,7 +430,7 @@ mod tests {
         let gid = nix::unistd::getegid();
         let group = Group::from_gid(gid).unwrap().unwrap().name;
         let server = |mode, group: &str| Server {
-            socket_mode: Mode(mode),
+            socket_mode: config::Mode(mode),
             socket_group: Some(group.into()),
             ..Server::new("a", &[])
         };
@@ -281,7 +441,7 @@ mod tests {
         let (_listener, mut file) = SocketFile::bind(&path, access, 8).unwrap();
         let found = || path.metadata().map(|meta| (meta.mode() & 0o777, meta.gid())).unwrap();
         assert_eq!(found(), (0o660, gid.as_raw()));
-        file.open_to(Access::of(&server(0o600, &group)).unwrap()).unwrap();
+        file.open_to(Access::of(&server(0o600, &group)).unwrap()).unwrap().apply();
         assert_eq!(found().0, 0o600);
         assert!(Access::of(&server(0o600, "no such group")).unwrap_err().contains("no such group"));
     }

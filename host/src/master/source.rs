@@ -4,13 +4,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::listeners::{Bindings, Kept, ListenError};
+use super::resume;
 use super::sets::Content;
-use super::store::{self, Store};
+use super::store::{self, Refusal, Store, Trusted};
 use super::tls::Certificates;
 use super::watcher::{Sighting, Targets};
 use super::{Prepare, Reread};
 use crate::config::{Config, ConfigError, ConfigSource};
 use crate::report::{Cause, Change, Failure, Stage};
+use crate::sys::process::Image;
 
 /// Where configuration and plugin files come from; shared with the blocking pool.
 pub struct Source {
@@ -21,6 +24,9 @@ pub struct Source {
     pub prepare: Option<Arc<dyn Prepare>>,
     /// What `reread` reads; nothing if the master is not to watch.
     pub config_files: Option<Vec<PathBuf>>,
+    /// Who may own those besides the trusted.
+    pub config_owners: Vec<String>,
+    pub trusted: Trusted,
 }
 
 /// How a set is made.
@@ -35,13 +41,21 @@ pub enum Recipe {
 /// What came of it.
 pub struct Read {
     pub content: Content,
-    pub certificates: Option<Certificates>,
+    pub certificates: Option<Arc<Certificates>>,
+    pub bindings: Result<Bindings, ListenError>,
 }
 
 impl Source {
     /// Makes what `recipe` says: builds (`dev`), reads the configuration and the certificates, copies and checks the plugins.
     /// And what it has found of the files, whatever came of it.
-    pub fn read(&self, store: &Mutex<Store>, cause: &Cause, recipe: Recipe) -> (Sighting, Result<Read, Failure>) {
+    /// Of the Unix sockets `kept` are open.
+    pub fn read(
+        &self,
+        store: &Mutex<Store>,
+        cause: &Cause,
+        recipe: Recipe,
+        kept: &Kept,
+    ) -> (Sighting, Result<Read, Failure>) {
         let mut sighting = Sighting::default();
         let content = match recipe {
             Recipe::Files { held, instead, serving } => {
@@ -52,8 +66,10 @@ impl Source {
                 .ok_or_else(|| Failure::new(Stage::Snapshot, "find the set to go back to"))
                 .and_then(|set| set.again(within.as_deref(), &self.config)),
         };
-        let result =
-            content.and_then(|content| Ok(Read { certificates: Certificates::read(&content.config)?, content }));
+        let result = content.and_then(|content| {
+            let certificates = Certificates::read(&content.config)?.map(Arc::new);
+            Ok(Read { certificates, bindings: Bindings::prepare(&content.config, kept), content })
+        });
         (sighting, result)
     }
 
@@ -93,6 +109,7 @@ impl Source {
             return Ok((self.config.clone(), self.origin.clone()));
         }
         let known = serving.map(|serving| &serving.origin).filter(|origin| **origin != ConfigSource::Unknown);
+        self.check_config_files()?;
         let (config, origin) = (self.reread)().map_err(|error| not_read(&error))?;
         known.unwrap_or(&self.origin).check_successor(&origin).map_err(|error| not_read(&error))?;
         check_fixed(&self.config, &config)?;
@@ -114,6 +131,53 @@ pub fn not_read(error: &ConfigError) -> Failure {
     match error.hint() {
         Some(hint) => failure.hint(hint),
         None => failure,
+    }
+}
+
+impl Source {
+    /// Makes sure that nobody but the trusted may write what decides on what runs as root.
+    pub fn check_config_files(&self) -> Result<(), Failure> {
+        if !nix::unistd::geteuid().is_root() {
+            return Ok(());
+        }
+        for file in self.config_files.iter().flatten() {
+            // One that cannot be found is refused, or not, by what reads it.
+            if std::fs::metadata(file).is_ok() {
+                self.trusted
+                    .and(&self.config_owners)
+                    .and_then(|trusted| trusted.check(file))
+                    .map_err(|refusal| config_refusal(file, refusal))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The program at `path`, if nobody but the trusted and `owners` may write it and the server runs as root. Blocks.
+    pub fn open_binary(&self, path: &Path, owners: &[String]) -> Result<Image, Failure> {
+        let refused = |error: std::io::Error| resume::refusal(path, &error.to_string());
+        let image = Image::open(path).map_err(refused)?;
+        if nix::unistd::geteuid().is_root() {
+            let file =
+                self.trusted.and(owners).and_then(|trusted| trusted.check(path)).map_err(|refusal| {
+                    refusal.into_failure(Stage::Restart, &format!("restart with {}", path.display()))
+                })?;
+            // Nobody else can change what lies there; what was opened must be that.
+            if file != image.inode().map_err(refused)? {
+                return Err(resume::refusal(path, "another file has taken its place meanwhile"));
+            }
+        }
+        Ok(image)
+    }
+}
+
+fn config_refusal(file: &Path, refusal: Refusal) -> Failure {
+    let failure = refusal.into_failure(Stage::Config, &format!("accept {}", file.display()));
+    match failure.hint.clone() {
+        // A file that is trusted for what it says itself could be anybody's.
+        Some(hint) if hint.contains("store.owners") => {
+            failure.hint(format!("{hint}, on the command line: --set 'store.owners=[\"USER\"]'"))
+        }
+        _ => failure,
     }
 }
 

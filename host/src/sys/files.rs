@@ -1,36 +1,76 @@
-//! Files: locks, leases, private directories, and whether a mount may execute.
+//! Files: locks, leases, replacing one in a step, and whether a mount may execute.
 
-use std::fs::{DirBuilder, File, Metadata, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
-/// Makes `path` (and what is missing above it) with `mode`, or checks that it is a directory of ours that nobody else may
-/// write. Answers `PermissionDenied` otherwise: in /tmp a stranger may have been first.
-pub fn private_dir(path: &Path, mode: u32) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
+/// A lock on a file that lives as long as its holder, whatever way that ends; the file says which process it is.
+#[derive(Debug)]
+pub struct Lock(Flock<File>);
+
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process has it, which may be one of another pid namespace.
+    #[error("it is locked{}", pid.map(|pid| format!(" by process {pid}")).unwrap_or_default())]
+    Held { pid: Option<i32> },
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Lock {
+    /// Takes the lock at `path`, whose file is made if it is missing.
+    pub fn take(path: &Path) -> Result<Lock, LockError> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other(format!("{} is no regular file", path.display())).into());
+        }
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Lock::sign(lock)?),
+            Err((file, Errno::EWOULDBLOCK)) => Err(LockError::Held { pid: holder(&file).map(|holder| holder.pid) }),
+            Err((_, errno)) => Err(io::Error::from(errno).into()),
+        }
     }
-    match DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
+
+    /// The lock of an earlier program of this process: it belongs to the open file, which is the same.
+    pub fn keep(file: OwnedFd) -> io::Result<Lock> {
+        Flock::lock(file.into(), FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, errno)| errno.into())
+            .and_then(Lock::sign)
     }
-    let found = std::fs::symlink_metadata(path)?;
-    if !found.is_dir() || found.uid() != nix::unistd::geteuid().as_raw() {
-        let text = format!("{} is not a directory of this user", path.display());
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+
+    /// Writes the pid into the file, for whoever is refused.
+    fn sign(lock: Flock<File>) -> io::Result<Lock> {
+        lock.set_len(0)?;
+        lock.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)?;
+        Ok(Lock(lock))
     }
-    if found.mode() & 0o777 != mode {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+
+    /// Writes a line for whoever looks for the holder: where it is reached.
+    pub fn note(&self, path: &Path) -> io::Result<()> {
+        let text = [format!("{}\n", std::process::id()).as_bytes(), path.as_os_str().as_bytes(), b"\n"].concat();
+        self.0.write_all_at(&text, 0)
     }
-    Ok(())
+
+    /// Device and inode.
+    pub fn inode(&self) -> io::Result<(u64, u64)> {
+        self.0.metadata().map(|meta| (meta.dev(), meta.ino()))
+    }
 }
 
 impl AsFd for Lock {
@@ -39,22 +79,46 @@ impl AsFd for Lock {
     }
 }
 
-/// The lock of an earlier program of this process: it belongs to the open file, which is the same.
-pub fn keep_lock(file: OwnedFd) -> io::Result<Lock> {
-    Flock::lock(file.into(), FlockArg::LockExclusiveNonblock).map(Lock).map_err(|(_, errno)| errno.into())
+/// Who holds a lock, by what the file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub pid: i32,
+    /// Where it is reached, if it has said so.
+    pub reached_at: Option<PathBuf>,
 }
 
-/// A lock that lives as long as its holder, whatever way that ends.
-#[derive(Debug)]
-pub struct Lock(Flock<File>);
+fn holder(file: &File) -> Option<Holder> {
+    let mut text = [0; 4096];
+    let len = file.read_at(&mut text, 0).ok()?;
+    let mut lines = text[..len].split(|byte| *byte == b'\n');
+    let pid = std::str::from_utf8(lines.next()?).ok()?.parse().ok()?;
+    let reached_at = lines.next().filter(|line| !line.is_empty()).map(|line| OsStr::from_bytes(line).into());
+    Some(Holder { pid, reached_at })
+}
 
-/// Takes the lock at `path`; nothing if another process holds it.
-pub fn lock(path: &Path) -> io::Result<Option<Lock>> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Some(Lock(lock))),
-        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, errno)) => Err(errno.into()),
+/// The holder of the [`Lock`] at `path`, if one has it. Takes no lock itself, which could be in the way of a master that starts:
+/// asks /proc/locks.
+pub fn lock_holder(path: &Path) -> Option<Holder> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path).ok()?;
+    let meta = file.metadata().ok()?;
+    let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
+    let place = format!(" {major:02x}:{minor:02x}:{} ", meta.ino());
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().any(|line| line.contains(" FLOCK ") && line.contains(&place)).then(|| holder(&file))?
+}
+
+/// A shared lock on a directory, for as long as it is held: systemd-tmpfiles removes nothing from one that is locked.
+#[derive(Debug)]
+pub struct DirLock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+
+impl DirLock {
+    /// Returns `None` if another process has the directory locked for itself, as systemd-tmpfiles does while it cleans up.
+    pub fn take(dir: OwnedFd) -> io::Result<Option<DirLock>> {
+        match Flock::lock(dir.into(), FlockArg::LockSharedNonblock) {
+            Ok(lock) => Ok(Some(DirLock(lock))),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(errno.into()),
+        }
     }
 }
 
@@ -103,11 +167,10 @@ impl Drop for HeldLease {
 
 /// Writes `path` so that whoever reads it, also after a power cut, finds the old content or the new, whole. For us alone.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
+    let mut new = Replacement::new(path, 0o600)?;
+    new.file.write_all(content)?;
+    new.file.sync_all()?;
+    new.put_in_place()?;
     match path.parent() {
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),
@@ -126,6 +189,57 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     }
     // The very same file, whatever lies at the path by now.
     File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
+}
+
+/// A new file that takes the place of another in one step; removed if it does not come to that. Whatever lies at the target is
+/// not followed.
+#[derive(Debug)]
+pub struct Replacement {
+    pub file: File,
+    /// Until it is in place.
+    temporary: Option<PathBuf>,
+    target: PathBuf,
+}
+
+impl Replacement {
+    /// With exactly that mode, whatever the umask.
+    pub fn new(target: &Path, mode: u32) -> io::Result<Replacement> {
+        const ATTEMPTS: u32 = 16;
+        let mut attempt = 0;
+        loop {
+            let mut temporary = target.as_os_str().to_owned();
+            temporary.push(format!(".{}.{attempt}", std::process::id()));
+            // O_EXCL: no file or link that lies there already is written to.
+            match OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary) {
+                Ok(file) => {
+                    let new = Replacement { file, temporary: Some(temporary.into()), target: target.into() };
+                    new.file.set_permissions(Permissions::from_mode(mode))?;
+                    return Ok(new);
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < ATTEMPTS => attempt += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Device and inode of what is there now.
+    pub fn put_in_place(mut self) -> io::Result<(u64, u64)> {
+        let meta = self.file.metadata()?;
+        if let Some(temporary) = &self.temporary {
+            std::fs::rename(temporary, &self.target)?;
+        }
+        self.temporary = None;
+        Ok((meta.dev(), meta.ino()))
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            // The error that it was not put in place for is the one to tell.
+            std::fs::remove_file(temporary).ok();
+        }
+    }
 }
 
 /// What tells one content of a file from another, without reading it.
@@ -179,24 +293,62 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_is_taken_once() {
+    fn lock_is_refused_while_held_and_names_its_holder() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        let first = lock(&path).unwrap();
-        assert!(first.is_some() && lock(&path).unwrap().is_none());
+        let own = std::process::id() as i32;
+        let first = Lock::take(&path).unwrap();
+        assert!(matches!(Lock::take(&path), Err(LockError::Held { pid }) if pid == Some(own)));
+        assert_eq!(lock_holder(&path), Some(Holder { pid: own, reached_at: None }));
+        first.note(Path::new("/run/x.sock")).unwrap();
+        assert_eq!(lock_holder(&path), Some(Holder { pid: own, reached_at: Some("/run/x.sock".into()) }));
         drop(first);
-        assert!(lock(&path).unwrap().is_some());
+        assert_eq!(lock_holder(&path), None);
+        Lock::take(&path).unwrap();
     }
 
     #[test]
-    fn a_directory_that_is_not_ours_is_refused() {
+    fn lock_file_that_is_a_link_or_no_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let link = dir.path().join("link");
-        std::os::unix::fs::symlink("/usr", &link).unwrap();
-        assert!(private_dir(&link, 0o700).is_err());
-        let made = dir.path().join("a/b");
-        private_dir(&made, 0o700).unwrap();
-        assert_eq!(std::fs::metadata(&made).unwrap().mode() & 0o777, 0o700);
+        let (target, link, fifo) = (dir.path().join("target"), dir.path().join("link"), dir.path().join("fifo"));
+        std::fs::write(&target, "precious").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        for path in [&link, &fifo] {
+            assert!(matches!(Lock::take(path), Err(LockError::Io(_))), "{}", path.display());
+        }
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
+    }
+
+    #[test]
+    fn directory_lock_is_shared_and_shuts_out_a_cleaner() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || OwnedFd::from(File::open(dir.path()).unwrap());
+        let cleaner = || Flock::lock(File::from(open()), FlockArg::LockExclusiveNonblock);
+        let locks = [(); 2].map(|()| DirLock::take(open()).unwrap().unwrap());
+        assert!(cleaner().is_err());
+        drop(locks);
+        let _cleaning = cleaner().unwrap();
+        assert!(DirLock::take(open()).unwrap().is_none());
+    }
+
+    #[test]
+    fn replacement_never_writes_through_a_link_and_has_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, precious) = (dir.path().join("x.pid"), dir.path().join("precious"));
+        std::fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, &target).unwrap();
+        // As an attacker would guess the temporary name.
+        std::os::unix::fs::symlink(&precious, dir.path().join(format!("x.pid.{}.0", std::process::id()))).unwrap();
+        let mut new = Replacement::new(&target, 0o644).unwrap();
+        new.file.write_all(b"7").unwrap();
+        let inode = new.put_in_place().unwrap();
+        let found = std::fs::symlink_metadata(&target).unwrap();
+        assert!(found.is_file() && (found.dev(), found.ino()) == inode && found.mode() & 0o777 == 0o644);
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
+        drop(Replacement::new(&target, 0o600).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "what was not put in place is removed");
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "7");
     }
 
     #[test]

@@ -39,6 +39,12 @@ impl Image {
     pub(super) fn number(&self) -> RawFd {
         self.0.as_raw_fd()
     }
+
+    /// Device and inode of its file.
+    pub fn inode(&self) -> io::Result<(u64, u64)> {
+        let stat = nix::sys::stat::fstat(&self.0)?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
 }
 
 impl AsFd for Image {

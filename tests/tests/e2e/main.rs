@@ -22,6 +22,7 @@ mod hostile;
 mod http;
 mod http2;
 mod inputs;
+mod instance_files;
 mod limits;
 mod metrics;
 mod privileges;

@@ -10,7 +10,8 @@ use baton_tests::load::{Class, Load, Plan, Tally};
 use baton_tests::server::{Server, Setup, Workbench, answered_by};
 use baton_tests::status::Status;
 use baton_tests::tls::{Authority, Client, DAY, Version};
-use baton_tests::{artifacts, http, http2, wait};
+use baton_tests::{artifacts, http, http2, process, wait};
+use nix::sys::signal::Signal;
 
 use crate::answered_until_closed;
 
@@ -70,6 +71,25 @@ fn the_name_that_is_asked_for_decides_on_the_certificate_in_both_versions() {
         let refused = client.asking("c.example").connect(server.addr()).map(drop).expect_err("that is not its name");
         assert!(refused.to_string().contains("a.example"), "{refused}");
     }
+}
+
+#[test]
+fn fallback_worker_uses_the_committed_certificate() {
+    let authority = Authority::new();
+    let hasty = secured(&authority).set("crash.limit", "1").set("crash.backoff", "20ms").set("crash.hold", "200ms");
+    let server = hasty.start();
+    let addr = server.addr();
+    // Whatever lies on disk by now.
+    for name in ["a.pem", "a.key"] {
+        std::fs::remove_file(server.bench.path().join(name)).expect("failed to remove");
+    }
+    process::kill(server.worker(), Signal::SIGKILL);
+    server.wait_for("the fallback worker", |status| {
+        status.serving().is_some_and(|serving| serving.plugins.is_empty() && serving.state == "serving")
+    });
+    assert_eq!(server.addr(), addr);
+    let (mut connection, _) = authority.client(Version::V13).connect(addr).expect("failed to connect");
+    assert_eq!(connection.request("GET", "/").expect("no answer").status, 503);
 }
 
 #[test]

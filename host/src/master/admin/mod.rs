@@ -20,7 +20,7 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,6 +110,11 @@ pub struct SavedAdmin {
 }
 
 impl Admin {
+    /// The socket's file, by device and inode.
+    pub fn socket_inode(&self) -> (u64, u64) {
+        self.socket.identity()
+    }
+
     /// Where the page is, without the token.
     pub fn url(&self) -> Option<String> {
         self.surface.url()
@@ -147,6 +152,13 @@ impl Admin {
         Ok(())
     }
 
+    /// Goes on with a new socket for the command line, since the file of the one before is gone. Answers under way get out.
+    pub fn move_to(&mut self, unix: OwnedFd, socket: SocketFile) -> Result<(), AdminError> {
+        (self.unix, self.socket) = (unix, socket);
+        self.stop.send_replace(true);
+        self.go_on()
+    }
+
     /// Takes nothing new and lets answers under way get out, for a moment.
     pub async fn close(self) {
         self.stop.send_replace(true);
@@ -177,9 +189,13 @@ pub fn start(options: AdminOptions<'_>, handle: Handle) -> Result<Admin, AdminEr
         Some(address) => Some(listen(address, true).map_err(|source| AdminError::ListenForProbes { address, source })?),
     };
     let path = options.dirs.socket();
-    let failed = |source| AdminError::Socket { path: path.clone(), source };
-    let (unix, socket) = SocketFile::bind(&path, socket_file::Access::OURS, BACKLOG).map_err(failed)?;
+    let (unix, socket) = bind_socket(&path).map_err(|source| AdminError::Socket { path, source })?;
     over(&options, handle, socket, Listening { unix, tcp: tcp.map(OwnedFd::from), probes: probes.map(OwnedFd::from) })
+}
+
+/// The socket of the command line. The instance's lock must be held.
+pub fn bind_socket(path: &Path) -> io::Result<(OwnedFd, SocketFile)> {
+    SocketFile::bind(path, socket_file::Access::OURS, BACKLOG)
 }
 
 /// As [`start`], on what an earlier program of this process has listened on.

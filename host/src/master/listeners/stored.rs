@@ -77,8 +77,7 @@ impl Label {
         let fits = match (&self.key, &address) {
             (Key::Fixed(named), Address::Ip(bound)) => named == bound,
             (Key::Chosen { address: named, .. }, Address::Ip(bound)) => same_but_for_port(named, bound),
-            // It was bound beside its path, which is what the kernel still says.
-            (Key::Unix(path), Address::Unix(bound)) => is_beside(bytes(bound), bytes(path)),
+            (Key::Unix(path), Address::Unix(bound)) => path == bound || is_beside(bytes(bound), bytes(path)),
             _ => false,
         };
         if !fits {
@@ -97,7 +96,7 @@ fn bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_bytes()
 }
 
-/// As [`SocketFile::bind`] names what is not ready yet.
+/// As version 0.1.0 bound a socket, which was renamed then: the kernel still says so.
 fn is_beside(bound: &[u8], path: &[u8]) -> bool {
     let number = bound.strip_prefix(path).and_then(|rest| rest.strip_prefix(b"."));
     number.is_some_and(|number| number.iter().all(u8::is_ascii_digit))

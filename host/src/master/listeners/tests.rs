@@ -4,10 +4,20 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 
+use socket2::Socket;
+
 use super::*;
 use crate::config::{Limit, Mode};
 
 const NO_OPTIONS: TcpOptions = TcpOptions { keepalive: None, send_queue: None, send_buffer: None };
+
+impl Listeners {
+    /// As an operation does.
+    fn open_all(&mut self, config: &Config) -> Result<Vec<Claim>, Failure> {
+        let bindings = Bindings::prepare(config, &self.kept()).map_err(|error| error.failure)?;
+        self.open(config, bindings).map_err(|error| error.failure)
+    }
+}
 
 fn config(listen: &[&str]) -> Config {
     Config { server: vec![Server::new("a", listen)], ..Config::default() }
@@ -39,9 +49,9 @@ fn passed_by_systemd(names: &[&str]) -> Listeners {
 #[test]
 fn an_address_stays_what_it_is_across_reloads() {
     let mut listeners = Listeners::default();
-    let first = listeners.open(&config(&["127.0.0.1:0"])).unwrap();
+    let first = listeners.open_all(&config(&["127.0.0.1:0"])).unwrap();
     let before = (addresses(&listeners, &first), inodes(&listeners));
-    let both = listeners.open(&config(&["127.0.0.1:0", "[::1]:0"])).unwrap();
+    let both = listeners.open_all(&config(&["127.0.0.1:0", "[::1]:0"])).unwrap();
     assert_eq!(addresses(&listeners, &both).len(), 2);
     assert_eq!(listeners.retain(&keys(&both[..1])).len(), 1);
     assert_eq!((addresses(&listeners, &first), inodes(&listeners)), before);
@@ -52,20 +62,20 @@ fn ports_that_the_kernel_chooses_are_as_many_as_are_asked_for() {
     let mut listeners = Listeners::default();
     let mut config = config(&["127.0.0.1:0", "127.0.0.1:0"]);
     config.server.push(Server::new("b", &["127.0.0.1:0"]));
-    let claims = listeners.open(&config).unwrap();
+    let claims = listeners.open_all(&config).unwrap();
     let all: BTreeSet<String> = addresses(&listeners, &claims).into_iter().collect();
     assert_eq!((claims.len(), all.len()), (3, 3));
-    assert_eq!(listeners.open(&config).unwrap(), claims);
+    assert_eq!(listeners.open_all(&config).unwrap(), claims);
 }
 
 #[test]
 fn an_address_may_go_to_another_server_and_stays_open() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut listeners = Listeners::default();
-    let before = listeners.open(&config(&[&free])).unwrap();
+    let before = listeners.open_all(&config(&[&free])).unwrap();
     let inode = inodes(&listeners);
     let after = Config { server: vec![Server::new("b", &[&free])], ..Config::default() };
-    let after = listeners.open(&after).unwrap();
+    let after = listeners.open_all(&after).unwrap();
     assert!(listeners.retain(&keys(&after)).is_empty());
     assert_eq!(inodes(&listeners), inode);
     assert_eq!((listeners.status(&before)[0].server.as_str(), listeners.status(&after)[0].server.as_str()), ("a", "b"));
@@ -77,29 +87,29 @@ fn one_address_that_is_taken_opens_none() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = other.local_addr().unwrap().to_string();
     let mut listeners = passed_by_systemd(&["web"]);
-    let failure = listeners.open(&config(&["127.0.0.1:0", "systemd:web", &taken])).unwrap_err();
+    let failure = listeners.open_all(&config(&["127.0.0.1:0", "systemd:web", &taken])).unwrap_err();
     assert_eq!(failure.stage, Stage::Listen);
     assert!(failure.error.contains(&taken), "{failure}");
     assert!(listeners.open.is_empty());
     // What systemd passed is not to be had again: it is still there.
-    assert_eq!(listeners.open(&config(&["systemd:web"])).unwrap().len(), 1);
+    assert_eq!(listeners.open_all(&config(&["systemd:web"])).unwrap().len(), 1);
 }
 
 #[test]
 fn all_sockets_of_a_name_are_claimed_and_those_of_no_server_closed() {
     let mut listeners = passed_by_systemd(&["web", "other", "web"]);
-    let claims = listeners.open(&config(&["systemd:web"])).unwrap();
+    let claims = listeners.open_all(&config(&["systemd:web"])).unwrap();
     assert_eq!(addresses(&listeners, &claims).len(), 2);
     let closed = listeners.close_unclaimed();
     assert_eq!((closed.len(), closed[0].0.as_str()), (1, "other"));
     assert!(TcpStream::connect(closed[0].1.to_string()).is_err());
-    assert_eq!(listeners.open(&config(&["systemd:web"])).unwrap(), claims);
+    assert_eq!(listeners.open_all(&config(&["systemd:web"])).unwrap(), claims);
     assert_eq!(addresses(&listeners, &claims).iter().filter(|address| TcpStream::connect(address).is_ok()).count(), 2);
 }
 
 #[test]
 fn a_name_that_systemd_did_not_pass_is_refused_with_those_that_it_did() {
-    let refused = |mut listeners: Listeners| listeners.open(&config(&["systemd:wbe"])).unwrap_err();
+    let refused = |mut listeners: Listeners| listeners.open_all(&config(&["systemd:wbe"])).unwrap_err();
     let failure = refused(passed_by_systemd(&["web", "admin"]));
     assert!(failure.error.contains("wbe") && failure.hint.unwrap().contains("admin, web"));
     assert!(refused(Listeners::default()).hint.unwrap().contains("passed none"));
@@ -117,14 +127,14 @@ fn a_unix_socket_stays_while_it_is_named_and_its_file_goes_with_it() {
     let (path, listen) = path_in(&dir);
     let mut listeners = Listeners::default();
     let mut config = config(&[&listen, "127.0.0.1:0"]);
-    let claims = listeners.open(&config).unwrap();
+    let claims = listeners.open_all(&config).unwrap();
     assert_eq!(addresses(&listeners, &claims)[0], listen);
     let before = (inodes(&listeners), path.metadata().unwrap().ino());
     config.server[0].socket_mode = Mode(0o600);
-    let again = listeners.open(&config).unwrap();
+    let again = listeners.open_all(&config).unwrap();
     let mode = || path.metadata().unwrap().mode() & 0o777;
     assert_eq!(mode(), 0o666, "the set is not served yet");
-    listeners.grant(&again, &NO_OPTIONS);
+    listeners.grants(&again, &NO_OPTIONS).iter().for_each(Grant::apply);
     assert_eq!(mode(), 0o600);
     assert_eq!((inodes(&listeners), path.metadata().unwrap().ino()), before);
     UnixStream::connect(&path).unwrap();
@@ -138,17 +148,17 @@ fn a_stale_socket_is_replaced_and_what_is_alive_or_no_socket_is_not() {
     let (path, listen) = path_in(&dir);
     let mut listeners = Listeners::default();
     let other = UnixListener::bind(&path).unwrap();
-    let refused = listeners.open(&config(&["127.0.0.1:0", &listen])).unwrap_err();
+    let refused = listeners.open_all(&config(&["127.0.0.1:0", &listen])).unwrap_err();
     assert!(refused.error.contains("another process listens"), "{refused}");
     assert!(listeners.open.is_empty());
     UnixStream::connect(&path).unwrap();
     drop(other);
-    let claims = listeners.open(&config(&[&listen])).unwrap();
+    let claims = listeners.open_all(&config(&[&listen])).unwrap();
     UnixStream::connect(&path).unwrap();
     assert_eq!(listeners.clear_ids(&claims).len(), 1);
     drop(listeners);
     std::fs::write(&path, "precious").unwrap();
-    assert!(Listeners::default().open(&config(&[&listen])).unwrap_err().error.contains("no socket"));
+    assert!(Listeners::default().open_all(&config(&[&listen])).unwrap_err().error.contains("no socket"));
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
 }
 
@@ -157,16 +167,16 @@ fn a_unix_socket_that_nobody_reaches_any_more_is_bound_anew() {
     let dir = tempfile::tempdir().unwrap();
     let (path, listen) = path_in(&dir);
     let mut listeners = Listeners::default();
-    let first = listeners.open(&config(&[&listen])).unwrap();
+    let first = listeners.open_all(&config(&[&listen])).unwrap();
     let id = listeners.clear_ids(&first);
     std::fs::remove_file(&path).unwrap();
-    let second = listeners.open(&config(&[&listen])).unwrap();
+    let second = listeners.open_all(&config(&[&listen])).unwrap();
     UnixStream::connect(&path).unwrap();
     assert_ne!(listeners.clear_ids(&second), id);
     let (_, copy) = listeners.lend(&second).unwrap().remove(0);
     Socket::from(copy).shutdown(std::net::Shutdown::Both).unwrap();
     assert!(UnixStream::connect(&path).is_err());
-    listeners.open(&config(&[&listen])).unwrap();
+    listeners.open_all(&config(&[&listen])).unwrap();
     UnixStream::connect(&path).unwrap();
 }
 
@@ -178,8 +188,8 @@ fn a_unix_socket_of_systemd_is_used_and_its_file_left_alone() {
     let address = socket::local_addr(socket.as_fd()).unwrap().unwrap();
     let mut listeners = Listeners::default();
     listeners.offer("web", socket, address);
-    let claims = listeners.open(&config(&["systemd:web"])).unwrap();
-    listeners.grant(&claims, &NO_OPTIONS);
+    let claims = listeners.open_all(&config(&["systemd:web"])).unwrap();
+    assert!(listeners.grants(&claims, &NO_OPTIONS).is_empty());
     assert_eq!(addresses(&listeners, &claims), [listen]);
     UnixStream::connect(&path).unwrap();
     drop(listeners);
@@ -198,7 +208,7 @@ fn a_tcp_listener_that_was_shut_down_listens_again_on_its_port() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     // One that was asked for by number, one that the kernel chose, and one of systemd's.
     let mut listeners = passed_by_systemd(&["web"]);
-    let claims = listeners.open(&config(&[&free, "127.0.0.1:0", "systemd:web"])).unwrap();
+    let claims = listeners.open_all(&config(&[&free, "127.0.0.1:0", "systemd:web"])).unwrap();
     let before = (addresses(&listeners, &claims), inodes(&listeners));
     assert_eq!(listeners.relisten(), []);
     shut_down(&listeners, &claims);
@@ -213,7 +223,7 @@ fn a_tcp_listener_that_was_shut_down_listens_again_on_its_port() {
 #[test]
 fn a_short_queue_that_a_child_asked_for_is_made_long_again() {
     let mut listeners = Listeners::default();
-    let claims = listeners.open(&config(&["127.0.0.1:0"])).unwrap();
+    let claims = listeners.open_all(&config(&["127.0.0.1:0"])).unwrap();
     let address = addresses(&listeners, &claims).remove(0);
     let (_, copy) = listeners.lend(&claims).unwrap().remove(0);
     SockRef::from(&copy).listen(0).unwrap();
@@ -231,7 +241,7 @@ fn a_unix_listener_that_was_shut_down_is_bound_anew_under_its_number() {
     let mut listeners = Listeners::default();
     let mut config = config(&[&listen]);
     config.server[0].socket_mode = Mode(0o640);
-    let claims = listeners.open(&config).unwrap();
+    let claims = listeners.open_all(&config).unwrap();
     let id = listeners.clear_ids(&claims);
     shut_down(&listeners, &claims);
     assert!(UnixStream::connect(&path).is_err());
@@ -240,7 +250,7 @@ fn a_unix_listener_that_was_shut_down_is_bound_anew_under_its_number() {
     UnixStream::connect(&path).unwrap();
     assert_eq!((listeners.clear_ids(&claims), path.metadata().unwrap().mode() & 0o777), (id, 0o640));
     assert_eq!(listeners.relisten(), []);
-    assert_eq!(listeners.open(&config).unwrap(), claims, "the next reload finds it");
+    assert_eq!(listeners.open_all(&config).unwrap(), claims, "the next reload finds it");
     drop(listeners);
     assert!(!path.exists(), "its file goes with it");
 }
@@ -253,7 +263,7 @@ fn a_unix_listener_of_systemd_is_bound_anew_and_its_file_stays() {
     let address = socket::local_addr(socket.as_fd()).unwrap().unwrap();
     let mut listeners = Listeners::default();
     listeners.offer("web", socket, address);
-    let claims = listeners.open(&config(&["systemd:web"])).unwrap();
+    let claims = listeners.open_all(&config(&["systemd:web"])).unwrap();
     shut_down(&listeners, &claims);
     assert_eq!(listeners.relisten().len(), 1);
     UnixStream::connect(&path).unwrap();
@@ -269,12 +279,12 @@ fn keepalives(listeners: &Listeners) -> Vec<bool> {
 #[test]
 fn bound_and_passed_sockets_have_keepalive_from_the_start() {
     let mut listeners = passed_by_systemd(&["web"]);
-    listeners.open(&config(&["systemd:web", "127.0.0.1:0"])).unwrap();
+    listeners.open_all(&config(&["systemd:web", "127.0.0.1:0"])).unwrap();
     assert_eq!(keepalives(&listeners), [true, true]);
     let mut listeners = passed_by_systemd(&["web"]);
     let mut off = config(&["systemd:web", "127.0.0.1:0"]);
     off.limits.tcp_keepalive = Limit::Never;
-    listeners.open(&off).unwrap();
+    listeners.open_all(&off).unwrap();
     assert_eq!(keepalives(&listeners), [false, false]);
 }
 
@@ -282,10 +292,10 @@ fn bound_and_passed_sockets_have_keepalive_from_the_start() {
 fn tcp_options_change_at_the_commit_and_not_before() {
     let mut listeners = Listeners::default();
     let mut config = config(&["127.0.0.1:0"]);
-    listeners.open(&config).unwrap();
+    listeners.open_all(&config).unwrap();
     config.limits.tcp_keepalive = Limit::Never;
-    let claims = listeners.open(&config).unwrap();
+    let claims = listeners.open_all(&config).unwrap();
     assert_eq!(keepalives(&listeners), [true], "the reload may be refused");
-    listeners.grant(&claims, &config.limits.tcp_options());
+    assert!(listeners.grants(&claims, &config.limits.tcp_options()).is_empty());
     assert_eq!(keepalives(&listeners), [false]);
 }

@@ -1,21 +1,31 @@
 //! How a child comes to have its set: started with its program, then sent what it shall serve, and connected to the one whose
 //! connections it takes over.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::Master;
+use super::{Finished, Master};
 use crate::config::{Config, toml_key};
 use crate::control::secrets::SecretError;
 use crate::control::{LoadSet, PluginFile, ToChild, ToMaster};
 use crate::master::inventory::Set;
+use crate::master::listeners::Bindings;
 use crate::master::sets::Content;
 use crate::master::spawn::Child;
-use crate::master::state::{Event, Inherit, Probes, SetId};
+use crate::master::state::{Event, Exit, Inherit, Probes, SetId};
 use crate::master::store::Mounted;
 use crate::master::tls::Certificates;
 use crate::report::{Failure, Generation, Stage};
 use crate::sys::process::Image;
 use crate::sys::seqpacket;
+
+/// The data directories of a generation's plugins were made, or not.
+pub(super) struct DataDirs {
+    generation: Generation,
+    probes: Probes,
+    inherit: Inherit,
+    result: Result<(), Failure>,
+}
 
 impl Master {
     pub(super) fn spawn(&mut self, generation: Generation, set: SetId) -> Event {
@@ -44,15 +54,32 @@ impl Master {
     /// Makes sure of `set`, the set without plugins included, and answers the instance's name.
     fn set(&mut self, set: SetId) -> Result<String, Failure> {
         if set == SetId::EMPTY && self.sets.get(set).is_none() {
-            // Of the newest set: where clients come now, they shall get an answer.
-            let config = self.sets.newest().unwrap_or(&self.source.config).clone();
-            let certificates = Certificates::read(&config)?;
-            self.cover(certificates.as_ref())?;
-            let listeners = self.listeners.open(&config)?;
-            let content = Arc::new(Content::empty(config));
-            self.sets.add_empty(Set { content, listeners, certificates });
+            let set = self.fallback_set()?;
+            self.sets.add_empty(set);
         }
         Ok(self.source.config.name.clone())
+    }
+
+    /// A set without plugins at the addresses and with the certificates of what was committed last, whatever lies on disk by now.
+    fn fallback_set(&mut self) -> Result<Set, Failure> {
+        let accepting = || self.state.sets_accepting().filter_map(|id| self.sets.get(id)).last().cloned();
+        let committed = self.committed.clone().or_else(accepting);
+        let (config, listeners, certificates) = match committed {
+            Some(Set { content, listeners, certificates }) => (content.config.clone(), listeners, certificates),
+            None => {
+                // Nothing has ever served (`dev`): there is nobody to be held up.
+                let config = self.source.config.clone();
+                let certificates = Certificates::read(&config)?.map(Arc::new);
+                (config, Vec::new(), certificates)
+            }
+        };
+        self.cover(certificates.as_deref())?;
+        let listeners = if !listeners.is_empty() && self.listeners.has(&listeners) {
+            listeners
+        } else {
+            self.listeners.open(&config, Bindings::default()).map_err(|error| error.failure)?
+        };
+        Ok(Set { content: Arc::new(Content::empty(config)), listeners, certificates })
     }
 
     /// Makes ticket keys for servers that have none.
@@ -62,10 +89,43 @@ impl Master {
             .map_err(|error| Failure::new(Stage::Tls, format!("make ticket keys: {error}")))
     }
 
+    /// Makes the plugins' data directories off this thread, then loads.
+    pub(super) fn load(&mut self, generation: Generation, probes: Probes, inherit: Inherit) -> Option<Event> {
+        let set = self.state.set_of(generation).and_then(|id| self.sets.get(id));
+        let plugins = set.into_iter().flat_map(|set| &set.content.plugins);
+        let dirs: Vec<(String, PathBuf)> =
+            plugins.map(|plugin| (plugin.snapshot.name.clone(), self.data_dir(plugin))).collect();
+        if dirs.is_empty() {
+            return self.finish_load(DataDirs { generation, probes, inherit, result: Ok(()) });
+        }
+        let (identity, sender) = (self.identity.clone(), self.finished.clone());
+        tokio::task::spawn_blocking(move || {
+            let make = |(plugin, dir): &(String, PathBuf)| {
+                identity.make_dir(dir).map_err(|error| {
+                    Failure::new(Stage::Load, format!("make the data directory {}: {error}", dir.display()))
+                        .of_plugin(plugin)
+                        .hint("it lies in the state directory, which must be writable and have room; see state_dir")
+                })
+            };
+            let result = dirs.iter().try_for_each(make);
+            // The loop is gone only when the master ends.
+            let _ = sender.blocking_send(Finished::DataDirs(DataDirs { generation, probes, inherit, result }));
+        });
+        None
+    }
+
+    pub(super) fn take_data_dirs(&mut self, dirs: DataDirs) -> Option<Exit> {
+        // Else it has ended meanwhile.
+        self.children.get(dirs.generation)?;
+        let event = self.finish_load(dirs)?;
+        self.handle(event)
+    }
+
     /// LOAD with the shared counters, the secrets, then the listeners, each in a message of its own. What keeps the child from
     /// having them refuses its operation.
-    pub(super) fn load(&mut self, generation: Generation, probes: Probes, inherit: Inherit) -> Option<Event> {
-        let failure = self.try_load(generation, probes, inherit).err()?;
+    fn finish_load(&mut self, dirs: DataDirs) -> Option<Event> {
+        let DataDirs { generation, probes, inherit, result } = dirs;
+        let failure = result.and_then(|()| self.try_load(generation, probes, inherit)).err()?;
         tracing::error!(generation = generation.0, "failed to {}", failure.error);
         Some(Event::Message { generation, message: ToMaster::Failed(failure) })
     }
@@ -123,14 +183,13 @@ impl Master {
         self.children.send(from, ToChild::Handover { to, listeners }, vec![giver]);
     }
 
+    fn data_dir(&self, plugin: &Mounted) -> PathBuf {
+        self.dirs.data().join(&plugin.snapshot.name)
+    }
+
     fn plugin_file(&self, plugin: &Mounted, config: &Config) -> Result<PluginFile, Failure> {
         let name = plugin.snapshot.name.clone();
-        let data_dir = self.dirs.state.join("data").join(&name);
-        self.identity.make_dir(&data_dir).map_err(|error| {
-            Failure::new(Stage::Load, format!("make the data directory {}: {error}", data_dir.display()))
-                .of_plugin(&name)
-                .hint("it lies in the state directory, which must be writable and have room; see state_dir")
-        })?;
+        let data_dir = self.data_dir(plugin);
         let section = config.plugin(&name);
         let settings = section.map(|section| &section.config);
         let settings = serde_json::to_value(settings.unwrap_or(&toml::Table::new())).map_err(|error| {

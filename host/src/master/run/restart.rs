@@ -8,10 +8,10 @@ use std::os::fd::OwnedFd;
 
 use super::*;
 use crate::master::admin::Admin;
+use crate::master::instance_files::InstanceFiles;
 use crate::master::resume::{self, Answer, Carried, Luggage, Remains, ResumeError, SCHEMA};
 use crate::master::state::BadStart;
 use crate::master::watcher;
-use crate::sys::files::Lock;
 use crate::sys::process::Process;
 
 /// How much of what a refused program printed is quoted.
@@ -34,9 +34,10 @@ impl Master {
         known.unwrap_or(&self.source.origin).clone()
     }
 
-    fn pack(&self, admin: &Admin, lock: &Lock) -> io::Result<Packed> {
+    fn pack(&self, admin: &Admin, files: &InstanceFiles) -> io::Result<Packed> {
         let mut luggage = Luggage::default();
         let tickets = self.tickets.seal().map_err(io::Error::other)?;
+        let (lock, state_lock) = files.save(&mut luggage)?;
         let image = self.before.as_ref().map_or(&self.image, |(image, _)| image);
         let carried = Carried {
             schema: SCHEMA,
@@ -53,27 +54,56 @@ impl Master {
             },
             listeners: self.listeners.save(&mut luggage)?,
             admin: admin.save(&mut luggage)?,
-            lock: luggage.put(lock)?,
+            lock,
+            state_lock: Some(state_lock),
             #[cfg(feature = "next")]
             novelty: Some("what the program before does not know".into()),
         };
         Ok(Packed { memory: carried.seal()?, luggage, _tickets: tickets })
     }
 
-    /// Has the program at the configured path say whether it could take over.
-    pub(super) fn test(&mut self, op: OpId, test: TestId, admin: &Admin, lock: &Lock) -> Option<Exit> {
-        let result = self.begin_test(op, test, admin, lock);
+    /// Opens the program at the configured path, and makes sure who may write it and the configuration: off this thread.
+    pub(super) fn verify(&mut self, op: OpId, test: TestId) -> Option<Exit> {
+        let Some(path) = self.binary.clone() else {
+            let failure = Failure::new(Stage::Restart, "restart: `baton dev` runs as it was started")
+                .hint("end it and start it again; a reload needs no restart");
+            return self.handle(Event::Tested { test, result: Err(failure) });
+        };
+        let serving = self.state.serving().and_then(|generation| self.state.set_of(generation));
+        let config = serving.and_then(|id| self.sets.get(id)).map_or(&self.source.config, |set| &set.content.config);
+        let (source, owners, sender) = (self.source.clone(), config.store.owners.clone(), self.finished.clone());
+        tokio::task::spawn_blocking(move || {
+            let result = source.check_config_files().and_then(|()| source.open_binary(&path, &owners));
+            // The loop is gone only when the master ends.
+            let _ = sender.blocking_send(Finished::Verified { op, test, result });
+        });
+        None
+    }
+
+    /// Has the program say whether it could take over.
+    pub(super) fn take_verified(
+        &mut self,
+        op: OpId,
+        test: TestId,
+        result: Result<Image, Failure>,
+        admin: &Admin,
+        files: &InstanceFiles,
+    ) -> Option<Exit> {
+        let result = result.and_then(|image| self.begin_test(op, test, image, admin, files));
         result.err().and_then(|failure| self.handle(Event::Tested { test, result: Err(failure) }))
     }
 
-    fn begin_test(&mut self, op: OpId, test: TestId, admin: &Admin, lock: &Lock) -> Result<(), Failure> {
-        let Some(path) = self.binary.clone() else {
-            return Err(Failure::new(Stage::Restart, "restart: `baton dev` runs as it was started")
-                .hint("end it and start it again; a reload needs no restart"));
-        };
+    fn begin_test(
+        &mut self,
+        op: OpId,
+        test: TestId,
+        image: Image,
+        admin: &Admin,
+        files: &InstanceFiles,
+    ) -> Result<(), Failure> {
+        let path = self.binary.clone().unwrap_or_default();
         let refused = |error: io::Error| resume::refusal(&path, &error.to_string());
-        let image = Image::open(&path).map_err(refused)?;
-        let packed = self.pack(admin, lock).map_err(refused)?;
+        let packed = self.pack(admin, files).map_err(refused)?;
         let output = process::output_file(c"baton-test").map_err(refused)?;
         let tester = process::spawn(resume::test_spec(&image, &packed.memory, &output))
             .map_err(|error| resume::refusal(&path, &format!("it cannot be run: {error}")))?;
@@ -94,7 +124,7 @@ impl Master {
         &mut self,
         op: OpId,
         admin: &mut Admin,
-        lock: &Lock,
+        files: &InstanceFiles,
         events: &mut mpsc::Receiver<Event>,
         requests: &mut mpsc::Receiver<Request>,
     ) -> Option<Exit> {
@@ -138,7 +168,7 @@ impl Master {
         let may_leave = self.state.may_leave(op) && !self.systemd.has_released();
         let failure = match (&exit, may_leave) {
             (None, true) => match self.flush().await {
-                Ok(()) => Some(self.change(op, admin, lock)),
+                Ok(()) => Some(self.change(op, admin, files)),
                 Err(failure) => Some(failure),
             },
             _ => None,
@@ -165,12 +195,12 @@ impl Master {
     }
 
     /// Comes back only if it failed.
-    fn change(&mut self, op: OpId, admin: &Admin, lock: &Lock) -> Failure {
+    fn change(&mut self, op: OpId, admin: &Admin, files: &InstanceFiles) -> Failure {
         let path = self.binary.clone().unwrap_or_default();
         let Some((_, program)) = self.tested.take().filter(|(tested, _)| *tested == op) else {
             return resume::refusal(&path, "it was not tested");
         };
-        let error = match self.pack(admin, lock) {
+        let error = match self.pack(admin, files) {
             Ok(Packed { memory, luggage, _tickets }) => {
                 tracing::info!(binary = %path.display(), "server restarting");
                 crate::telemetry::flush();

@@ -2,6 +2,7 @@
 
 use super::Master;
 use crate::master::spawn::Child;
+use crate::master::state::SetId;
 use crate::master::tls::Certificates;
 use crate::report::{Cause, Generation, Status};
 use crate::sys::process;
@@ -53,8 +54,9 @@ impl Master {
         for (name, address) in self.listeners.close_unclaimed() {
             tracing::warn!(%address, "closed the socket `{name}` that systemd passed: no `listen` names it");
         }
-        if let Some(served) = set.and_then(|id| self.sets.get(id)) {
-            self.listeners.grant(&served.listeners, &served.content.config.limits.tcp_options());
+        self.grant(set);
+        if let Some(committed) = set.filter(|id| *id != SetId::EMPTY).and_then(|id| self.sets.get(id)) {
+            self.committed = Some(committed.clone());
         }
         for listener in self.listeners.status(self.sets.claims(set)) {
             tracing::info!(

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::config::{self, Config, Plugin, check_mount, same_plugin};
 use crate::report::{Failure, PluginStatus, Stage};
 use crate::sys::files::{self, Identity, Lease};
+use crate::sys::private_dir;
 
 pub use signature::{beside as signature_of, is_beside_a_plugin as is_signature};
 pub use trust::Trusted;
@@ -52,6 +53,15 @@ impl Refusal {
 
     fn hint(self, hint: String) -> Refusal {
         Refusal { hint: Some(hint), ..self }
+    }
+
+    /// Of an operation that wanted to do `what` with the file.
+    pub fn into_failure(self, stage: Stage, what: &str) -> Failure {
+        let failure = Failure::new(stage, format!("{what}: {}", self.why));
+        match self.hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
     }
 }
 
@@ -157,7 +167,7 @@ impl Store {
         let dir = state_dir.join("store");
         let io = |source| StoreError::Io { path: dir.clone(), source };
         // A child under another uid must reach the files, and only the master may write.
-        files::private_dir(&dir, 0o711).map_err(io)?;
+        private_dir::open_or_create(&dir, 0o711).map_err(io)?;
         if files::is_noexec(&dir).map_err(io)? {
             return Err(StoreError::NoExec(dir));
         }

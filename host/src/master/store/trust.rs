@@ -1,4 +1,4 @@
-//! Who may write a plugin: root, the user of the server and those of `store.owners`, and members of groups that are the server's.
+//! Who may write a plugin (and, where the server runs as root, its configuration and the binary for a restart): root, the user of the server and those of `store.owners`, and members of groups that are the server's.
 //! Anyone else who could replace a file or change it would decide what runs. Looks at the file, the folder it lies in, and, for a symbolic link,
 //! those that it leads to; not at folders above.
 
@@ -52,8 +52,8 @@ impl Trusted {
         Ok(all)
     }
 
-    /// Whether nobody else can write `file`, or put another in its place.
-    pub fn check(&self, file: &Path) -> Result<(), Refusal> {
+    /// Makes sure that nobody else can write `file`, or put another in its place; device and inode of the one that was looked at.
+    pub fn check(&self, file: &Path) -> Result<(u64, u64), Refusal> {
         let unreadable = |error: std::io::Error| Refusal::new(format!("it cannot be read: {error}"));
         let link = symlink_metadata(file).map_err(unreadable)?;
         let real = if link.is_symlink() {
@@ -63,6 +63,7 @@ impl Trusted {
             file.to_owned()
         };
         let found = metadata(&real).map_err(unreadable)?;
+        let inode = (found.dev(), found.ino());
         self.check_owner("it", &real, &found)?;
         self.check_mode("it", &real, found.mode(), found.gid())?;
         let mut folders: Vec<&Path> = [file, &real].into_iter().filter_map(Path::parent).collect();
@@ -79,7 +80,7 @@ impl Trusted {
                 self.check_mode(&what, folder, found.mode(), found.gid())?;
             }
         }
-        Ok(())
+        Ok(inode)
     }
 
     fn check_owner(&self, what: &str, path: &Path, found: &Metadata) -> Result<(), Refusal> {
@@ -195,7 +196,8 @@ mod tests {
     fn a_third_user_s_file_folder_or_link_is_refused() {
         if !nix::unistd::geteuid().is_root() {
             // The system's own files are root's, which is trusted.
-            return ours().check(Path::new("/etc/passwd")).unwrap();
+            ours().check(Path::new("/etc/passwd")).unwrap();
+            return;
         }
         let place = place();
         let give = |path: &Path, uid| chown(path, Some(uid), None).unwrap();

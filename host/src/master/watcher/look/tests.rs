@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 use crate::config::{Config, ConfigSource};
+use crate::master::store::Trusted;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -31,6 +32,8 @@ impl Scene {
             reread: Box::new(move || Config::load_known(Some(&path), &[])),
             prepare: None,
             config_files: Some(vec![file.clone()]),
+            config_owners: Vec::new(),
+            trusted: Trusted::with_groups(Vec::new()),
         };
         Scene { _dir: dir, root, source, looker: Looker::new(hints.clone(), vec![file]), hints }
     }
