@@ -1,5 +1,8 @@
 //! Entry: one binary, two roles. `baton ...` is the command line; a process started with `BATON_WORKER` set is a child.
 
+#![cfg_attr(fuzzing, no_main)]
+#![cfg_attr(fuzzing, allow(dead_code, reason = "libFuzzer is the program"))]
+
 // Floors, lowest last: see ARCHITECTURE.md. A file uses its own folder and lower floors only.
 mod child;
 mod cli;
@@ -8,6 +11,8 @@ mod config;
 mod control;
 mod dev;
 mod dirs;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod master;
 mod metrics;
 mod report;
@@ -15,6 +20,7 @@ mod sys;
 mod telemetry;
 mod version;
 
+#[cfg(not(fuzzing))]
 fn main() -> std::process::ExitCode {
     if std::env::var_os("BATON_WORKER").is_some() {
         return child::run();

@@ -97,9 +97,10 @@ async fn run_jobs(app: &App) -> io::Result<()> {
     let shutdown = app.cx.shutdown();
     let mut journal = File::options().create(true).append(true).open(app.cx.data_dir().join(JOURNAL))?;
     while !shutdown.has_begun() {
-        writeln!(journal, "begin {}", std::process::id())?;
+        // In one write each: a reader, or a kill, meets whole lines.
+        journal.write_all(format!("begin {}\n", std::process::id()).as_bytes())?;
         sleep(Duration::from_millis(app.config.job_ms)).await;
-        writeln!(journal, "end {}", std::process::id())?;
+        journal.write_all(format!("end {}\n", std::process::id()).as_bytes())?;
         // Until the next one is due, or the next version is.
         let _ = timeout(Duration::from_millis(app.config.pause_ms), shutdown.wait()).await;
     }

@@ -5,6 +5,8 @@
 
 mod bridge;
 mod drain;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod handover;
 mod life;
 mod plugin;

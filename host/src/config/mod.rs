@@ -7,6 +7,8 @@
 mod bounds;
 pub mod carried;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod limit;
 mod limits;
 mod load;

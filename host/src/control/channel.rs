@@ -118,7 +118,7 @@ impl<S, R> AsFd for Channel<S, R> {
     }
 }
 
-fn encode<S: Serialize>(message: &S, fds: usize) -> Result<Vec<u8>, ChannelError> {
+pub(super) fn encode<S: Serialize>(message: &S, fds: usize) -> Result<Vec<u8>, ChannelError> {
     debug_assert!(fds <= MAX_FDS);
     let bytes =
         serde_json::to_vec(&Envelope { fds, message }).map_err(|error| ChannelError::Decode(error.to_string()))?;
@@ -129,7 +129,7 @@ fn encode<S: Serialize>(message: &S, fds: usize) -> Result<Vec<u8>, ChannelError
 }
 
 /// The message in `bytes`, with which so many descriptors came.
-fn decode<R: DeserializeOwned>(bytes: &[u8], came: usize) -> Result<R, ChannelError> {
+pub(super) fn decode<R: DeserializeOwned>(bytes: &[u8], came: usize) -> Result<R, ChannelError> {
     let envelope: Envelope<R> =
         serde_json::from_slice(bytes).map_err(|error| ChannelError::Decode(error.to_string()))?;
     if envelope.fds != came || came > MAX_FDS {

@@ -37,6 +37,8 @@
 //! The child's answer to the master's death (end of file here) is to accept nothing more and drain within `drain.orphan`.
 
 mod channel;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod secrets;
 pub mod states;
 

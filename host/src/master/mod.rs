@@ -8,6 +8,8 @@ pub mod admin;
 mod child_reader;
 mod children;
 mod environment;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod handle;
 mod identity;
 mod instance_files;

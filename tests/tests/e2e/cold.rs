@@ -20,8 +20,8 @@ struct Bound {
 
 impl Bound {
     fn start() -> Bound {
-        // Free again when the server starts; should somebody else have it by then, the start fails loudly.
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+        // Free again when the server starts, and of an address of which no other test is given ports.
+        let free = TcpListener::bind("127.0.0.78:0").and_then(|free| free.local_addr());
         let port = free.expect("a free port").port();
         let setup = Setup::new().own_program().plugin("keeper", &artifacts::plugin("keeper"));
         configure(&setup.bench().clone(), port, "");

@@ -226,8 +226,11 @@ impl Watch {
         Watch { path, over, thread }
     }
 
+    /// The lines so far that are whole: the jobs go on while this reads.
     fn journal(&self) -> String {
-        fs::read_to_string(&self.path).unwrap_or_default()
+        let mut journal = fs::read_to_string(&self.path).unwrap_or_default();
+        journal.truncate(journal.rfind('\n').map_or(0, |end| end + 1));
+        journal
     }
 
     /// Waits for jobs that end later than now.

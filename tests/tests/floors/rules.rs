@@ -28,7 +28,7 @@ const HOST: [(&[&str], bool); 5] = [
     (&["control", "telemetry"], false),
     // Never each other.
     (&["master", "child"], false),
-    (&["main", "cli", "client", "dev"], true),
+    (&["main", "cli", "client", "dev", "fuzz"], true),
 ];
 
 /// Floors of `plugin-api/src`, lowest first. The author layer is one floor; adaptors know nothing of each other.

@@ -9,7 +9,7 @@
 
 mod adopt;
 mod lend;
-mod wire;
+pub(super) mod wire;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

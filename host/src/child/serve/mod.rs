@@ -15,7 +15,7 @@ pub mod limits;
 mod parser;
 mod refused;
 mod service;
-mod sniff;
+pub(super) mod sniff;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -68,9 +68,14 @@ fn ports_that_the_kernel_chooses_are_as_many_as_are_asked_for() {
     assert_eq!(listeners.open_all(&config).unwrap(), claims);
 }
 
+/// An address with a port that is free. Other tests let the kernel choose ports of 127.0.0.1: nobody is given one of this.
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.77:0").unwrap().local_addr().unwrap().to_string()
+}
+
 #[test]
 fn an_address_may_go_to_another_server_and_stays_open() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let free = free_address();
     let mut listeners = Listeners::default();
     let before = listeners.open_all(&config(&[&free])).unwrap();
     let inode = inodes(&listeners);
@@ -205,7 +210,7 @@ fn shut_down(listeners: &Listeners, claims: &[Claim]) {
 
 #[test]
 fn a_tcp_listener_that_was_shut_down_listens_again_on_its_port() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let free = free_address();
     // One that was asked for by number, one that the kernel chose, and one of systemd's.
     let mut listeners = passed_by_systemd(&["web"]);
     let claims = listeners.open_all(&config(&[&free, "127.0.0.1:0", "systemd:web"])).unwrap();

@@ -4,6 +4,8 @@
 //! Runs on the blocking pool. It opens no library; what a file says of itself is read as data (`elf`).
 
 mod elf;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod signature;
 mod trust;
 

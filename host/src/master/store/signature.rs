@@ -31,21 +31,36 @@ pub fn is_beside_a_plugin(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == EXTENSION) && super::is_plugin_file(&path.with_extension(""))
 }
 
+fn name_of(plugin: &Path) -> String {
+    beside(plugin).file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn how_to_sign(plugin: &Path) -> String {
+    format!("sign it by a key of store.signers: minisign -Sm {}", plugin.display())
+}
+
+fn unreadable(error: io::Error) -> Refusal {
+    Refusal::new(format!("its signature cannot be read: {error}"))
+}
+
 /// Whether one of `signers` has signed what `copy`, the copy of `plugin`, holds.
 pub fn verify(copy: &Path, plugin: &Path, signers: &[String]) -> Result<(), Refusal> {
-    let file = beside(plugin);
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let sign = format!("sign it by a key of store.signers: minisign -Sm {}", plugin.display());
-    let unreadable = |error: io::Error| Refusal::new(format!("its signature cannot be read: {error}"));
     let mut text = String::new();
-    match files::open_regular(&file) {
+    match files::open_regular(&beside(plugin)) {
         Ok(file) => file.take(LONGEST).read_to_string(&mut text).map_err(unreadable)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(Refusal::new(format!("it is not signed: there is no {name}")).hint(sign));
+            let why = format!("it is not signed: there is no {}", name_of(plugin));
+            return Err(Refusal::new(why).hint(how_to_sign(plugin)));
         }
         Err(error) => return Err(unreadable(error)),
     };
-    let Ok(signature) = Signature::decode(&text) else {
+    verify_text(&text, copy, plugin, signers)
+}
+
+/// As [`verify`], for a signature with this text.
+pub(super) fn verify_text(text: &str, copy: &Path, plugin: &Path, signers: &[String]) -> Result<(), Refusal> {
+    let (name, sign) = (name_of(plugin), how_to_sign(plugin));
+    let Ok(signature) = Signature::decode(text) else {
         return Err(Refusal::new(format!("{name} is no signature of minisign")).hint(sign));
     };
     let mut known = false;

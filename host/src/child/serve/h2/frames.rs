@@ -110,7 +110,7 @@ const NONE: u32 = (1 << 31) - 1;
 
 /// Frames in a stream of bytes, which may be cut anywhere.
 #[derive(Default)]
-struct Frames {
+pub(in crate::child) struct Frames {
     /// The begin of the frame that is passing.
     begin: [u8; LAST],
     have: usize,
@@ -120,7 +120,7 @@ struct Frames {
 
 impl Frames {
     /// Whether the end of a GOAWAY's number is in `bytes`, and names a request.
-    fn names_last(&mut self, mut bytes: &[u8]) -> bool {
+    pub(in crate::child) fn names_last(&mut self, mut bytes: &[u8]) -> bool {
         let mut named = false;
         while !bytes.is_empty() {
             if self.rest > 0 {
@@ -136,7 +136,8 @@ impl Frames {
             bytes = &bytes[take..];
             let [long, mid, short, kind, ..] = self.begin;
             let payload = u32::from_be_bytes([0, long, mid, short]) as usize;
-            if self.have == HEAD && kind != GOAWAY {
+            // A GOAWAY too short for a number names nothing, and the next frame begins where it ends.
+            if self.have == HEAD && (kind != GOAWAY || payload < LAST - HEAD) {
                 (self.have, self.rest) = (0, payload);
             } else if self.have == LAST {
                 let [.., a, b, c, d] = self.begin;
@@ -170,5 +171,13 @@ mod tests {
                 assert!(named.iter().enumerate().all(|(index, named)| *named == (index == at)), "{last} by {size}");
             }
         }
+    }
+
+    #[test]
+    fn goaway_without_a_number_does_not_hide_the_next_frame() {
+        let short = [0, 0, 2, GOAWAY, 0, 0, 0, 0, 0, 0, 0];
+        let mut frames = Frames::default();
+        assert!(!frames.names_last(&short));
+        assert!(frames.names_last(&goaway(1)));
     }
 }

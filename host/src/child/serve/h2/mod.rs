@@ -6,7 +6,7 @@
 //! and close so that the client can read it all. No HTTP/2 connection moves to another generation: its tables and windows are
 //! inside hyper.
 
-mod frames;
+pub(in crate::child) mod frames;
 mod service;
 mod stream;
 

@@ -7,7 +7,7 @@
 mod handshake;
 mod names;
 mod tickets;
-mod wire;
+pub(in crate::child) mod wire;
 
 use std::sync::Arc;
 

@@ -105,7 +105,7 @@ impl AsyncWrite for Wire {
 
 /// Where in a record the last byte was.
 #[derive(Debug, Default)]
-struct Records {
+pub(in crate::child) struct Records {
     /// The header of this record, as far as it has come.
     header: [u8; HEADER],
     have: usize,
@@ -114,7 +114,7 @@ struct Records {
 }
 
 impl Records {
-    fn pass(&mut self, mut bytes: &[u8]) {
+    pub(in crate::child) fn pass(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.left > 0 {
                 let len = self.left.min(bytes.len());
@@ -133,7 +133,7 @@ impl Records {
         }
     }
 
-    fn is_inside(&self) -> bool {
+    pub(in crate::child) fn is_inside(&self) -> bool {
         self.have > 0 || self.left > 0
     }
 }
