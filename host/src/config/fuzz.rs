@@ -22,7 +22,7 @@ pub fn load(bytes: &[u8]) -> bool {
     let text = std::str::from_utf8(document);
     let is_toml = text.is_ok_and(|text| text.parse::<toml::Table>().is_ok());
     match loaded {
-        Ok(config) => {
+        Ok((config, _)) => {
             assert!(is_toml, "it was read from what is no TOML");
             check_valid(&config);
             true
