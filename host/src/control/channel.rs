@@ -130,8 +130,9 @@ pub(super) fn encode<S: Serialize>(message: &S, fds: usize) -> Result<Vec<u8>, C
 
 /// The message in `bytes`, with which so many descriptors came.
 pub(super) fn decode<R: DeserializeOwned>(bytes: &[u8], came: usize) -> Result<R, ChannelError> {
-    let envelope: Envelope<R> =
-        serde_json::from_slice(bytes).map_err(|error| ChannelError::Decode(error.to_string()))?;
+    // Of what it leaves out, serde_json would not look at the encoding.
+    let text = std::str::from_utf8(bytes).map_err(|error| ChannelError::Decode(error.to_string()))?;
+    let envelope: Envelope<R> = serde_json::from_str(text).map_err(|error| ChannelError::Decode(error.to_string()))?;
     if envelope.fds != came || came > MAX_FDS {
         return Err(ChannelError::Descriptors { said: envelope.fds, came });
     }
