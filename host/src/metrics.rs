@@ -80,10 +80,14 @@ pub enum Slot {
     AbortedOnClose,
     /// Responses that broke off after their head, by their plugins' fault.
     BrokenResponses,
+    /// Responses whose clients took some of them, at less than the rate that they owe.
+    ResponsesTooSlow,
+    /// Connections that had left HTTP and on which nothing moved.
+    UpgradedTimeouts,
 }
 
 /// How many slots there are.
-pub const SLOTS: usize = Slot::BrokenResponses as usize + 1;
+pub const SLOTS: usize = Slot::UpgradedTimeouts as usize + 1;
 
 /// A view of the slots; cheap to copy.
 #[derive(Clone, Copy, Debug)]
@@ -222,6 +226,8 @@ impl Counts {
             http2_errors: self.get(Slot::Http2Errors),
             handshake_failures: self.get(Slot::HandshakeFailures),
             aborted_on_close: self.get(Slot::AbortedOnClose),
+            responses_too_slow: self.get(Slot::ResponsesTooSlow),
+            upgraded_timeouts: self.get(Slot::UpgradedTimeouts),
         }
     }
 }

@@ -159,6 +159,8 @@ pub struct Load {
 pub struct LimitHits {
     pub handshake_timeouts: u64,
     pub handshake_failures: u64,
+    pub responses_too_slow: u64,
+    pub upgraded_timeouts: u64,
     pub head_timeouts: u64,
     pub body_timeouts: u64,
     pub head_too_large: u64,

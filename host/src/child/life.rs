@@ -31,6 +31,7 @@ use crate::control::{
 };
 use crate::metrics::{Metrics, SLOTS};
 use crate::report::{DrainReport, Failure, Generation, Stage};
+use crate::sys::memory;
 use crate::sys::process;
 use crate::sys::shared::Slots;
 use crate::sys::worker;
@@ -100,7 +101,9 @@ impl Set {
     fn server(&self, plugins: &[&'static Plugin], metrics: Metrics, tls: Tls) -> Result<&'static Server, Failure> {
         let open_files = process::open_files_limit()
             .map_err(|error| Failure::new(Stage::Load, format!("failed to learn the limit of open files: {error}")))?;
-        let limits = Limits::new(&self.load.config.limits, &self.load.config.drain, open_files);
+        // Unknown, it is no limit: descriptors still are.
+        let memory = memory::available().inspect_err(|error| tracing::debug!(%error, "how much memory there is")).ok();
+        let limits = Limits::new(&self.load.config.limits, &self.load.config.drain, open_files, memory);
         let mounts = plugins.iter().map(|plugin| (plugin.mount(), *plugin));
         let sites = Sites::new(&self.load.config.server, mounts, |name| {
             plugins.iter().find(|plugin| same_plugin(plugin.name(), name)).copied()

@@ -7,6 +7,9 @@ use crate::sys::tcp::{MAX_KEEPALIVE, TcpOptions};
 
 /// The least that the kernel's queues are set to: a part of a response is as large.
 const LEAST_QUEUE: Size = Size(16 << 10);
+/// hyper takes no less; nor more than a head's, which is in it.
+const LEAST_BUFFER: Size = Size(8 << 10);
+const MOST_BUFFER: Size = Size(1 << 20);
 /// SO_SNDBUF is an `int`, and the kernel doubles it.
 const MOST_QUEUE: Size = Size(1 << 29);
 
@@ -27,6 +30,15 @@ impl Limits {
         let mut problem = |key, why: &str| found.push((key, why.to_owned()));
         if self.tcp_keepalive.duration().is_some_and(|time| time < Duration::from_secs(1) || time > MAX_KEEPALIVE) {
             problem("tcp_keepalive", "must lie between 1s and 9h, or be \"never\"");
+        }
+        if (1..100).contains(&self.http2_glitches) {
+            problem("http2_glitches", "must be at least 100, or 0 for no limit");
+        }
+        if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&self.response_window) {
+            problem("response_window", "must lie between 1s and 1h");
+        }
+        if !(LEAST_BUFFER..=MOST_BUFFER).contains(&self.buffer_size) {
+            problem("buffer_size", "must lie between 8 KiB and 1 MiB");
         }
         for (key, size) in [("send_queue", self.send_queue), ("send_buffer", self.send_buffer)] {
             if size != Size::UNLIMITED && !(LEAST_QUEUE..=MOST_QUEUE).contains(&size) {
@@ -51,6 +63,14 @@ mod tests {
         assert!(wrong(least).is_empty());
         for tcp_keepalive in [seconds(0), Limit::After(Duration::from_millis(999)), seconds(32_768)] {
             assert_eq!(wrong(Limits { tcp_keepalive, ..Limits::default() }), ["tcp_keepalive"]);
+        }
+        assert_eq!(wrong(Limits { http2_glitches: 99, ..Limits::default() }), ["http2_glitches"]);
+        assert!(wrong(Limits { http2_glitches: 0, ..Limits::default() }).is_empty());
+        for response_window in [Duration::ZERO, Duration::from_secs(3601)] {
+            assert_eq!(wrong(Limits { response_window, ..Limits::default() }), ["response_window"]);
+        }
+        for buffer_size in [Size(8191), Size((1 << 20) + 1)] {
+            assert_eq!(wrong(Limits { buffer_size, ..Limits::default() }), ["buffer_size"]);
         }
         for size in [Size(0), Size(16_383), Size((512 << 20) + 1)] {
             let limits = Limits { send_queue: size, send_buffer: size, ..Limits::default() };

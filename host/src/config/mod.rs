@@ -265,7 +265,7 @@ pub struct Limits {
     /// Header fields in one head.
     pub head_fields: usize,
     pub body_size: Size,
-    /// Open at once in one child; 0 for what RLIMIT_NOFILE allows, less a reserve.
+    /// Open at once in one child; 0 for what RLIMIT_NOFILE and the memory allow, less a reserve.
     pub connections: usize,
     /// Of these, from one IPv4 address or IPv6 /64 network; 0 for no limit.
     pub connections_per_peer: usize,
@@ -273,6 +273,20 @@ pub struct Limits {
     pub http2_streams: u32,
     /// An HTTP/2 client that says nothing is asked this often whether it lives, and has as long to answer.
     pub http2_ping: Limit,
+    /// Frames that cost an HTTP/2 client nothing, in 10 seconds; 0 for no limit.
+    pub http2_glitches: u32,
+    /// Bytes per second that a client must take of a response, over `response_window`, while the kernel takes no more; 0 for any.
+    pub response_min_rate: u64,
+    #[serde(with = "finite")]
+    pub response_window: Duration,
+    /// Requests on one connection; 0 for no limit.
+    pub requests_per_connection: u64,
+    /// Of a connection that serves requests; the next response announces the close.
+    pub keepalive_max_age: Limit,
+    /// Of a connection that has left HTTP, without a byte.
+    pub upgraded_idle: Limit,
+    /// What is held of an HTTP/1 connection's bytes in each direction.
+    pub buffer_size: Size,
     /// Silence on a connection until the kernel asks whether its peer still exists.
     pub tcp_keepalive: Limit,
     /// Bytes of a response that wait in the kernel to be sent.
@@ -562,6 +576,13 @@ impl Default for Limits {
             connections_per_peer: 0,
             http2_streams: 100,
             http2_ping: Limit::After(seconds(30)),
+            http2_glitches: 1000,
+            response_min_rate: 1024,
+            response_window: seconds(10),
+            requests_per_connection: 0,
+            keepalive_max_age: Limit::Never,
+            upgraded_idle: Limit::Never,
+            buffer_size: Size(64 << 10),
             tcp_keepalive: Limit::After(seconds(60)),
             send_queue: Size(128 << 10),
             send_buffer: Size::UNLIMITED,

@@ -133,11 +133,17 @@ pub struct LimitHits {
     /// Requests that ended since their clients had closed their sending side (`abort_on_close`).
     #[serde(default)]
     pub aborted_on_close: u64,
+    /// Their clients took a response below `limits.response_min_rate`.
+    #[serde(default)]
+    pub responses_too_slow: u64,
+    /// Nothing moved for `limits.upgraded_idle` on a connection that had left HTTP.
+    #[serde(default)]
+    pub upgraded_timeouts: u64,
 }
 
 impl LimitHits {
     /// Each with its name, as status and metrics show it.
-    pub fn named(&self) -> [(&'static str, u64); 14] {
+    pub fn named(&self) -> [(&'static str, u64); 16] {
         let LimitHits {
             handshake_timeouts,
             head_timeouts,
@@ -153,6 +159,8 @@ impl LimitHits {
             http2_errors,
             handshake_failures,
             aborted_on_close,
+            responses_too_slow,
+            upgraded_timeouts,
         } = *self;
         [
             ("handshake_timeouts", handshake_timeouts),
@@ -169,6 +177,8 @@ impl LimitHits {
             ("http2_errors", http2_errors),
             ("handshake_failures", handshake_failures),
             ("aborted_on_close", aborted_on_close),
+            ("responses_too_slow", responses_too_slow),
+            ("upgraded_timeouts", upgraded_timeouts),
         ]
     }
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use hyper::rt::ReadBufCursor;
+use hyper::rt::{ReadBuf as HyperBuf, ReadBufCursor};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -249,6 +249,27 @@ pub fn poll_read(
 /// Whether a listener was shut down: it may come back, and until then accepting fails at once.
 pub fn is_shut_down(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EINVAL)
+}
+
+/// Reads by `poll` at most `limit` bytes into hyper's buffer, and shows what came to `see`.
+#[inline]
+pub fn poll_read_seen(
+    mut cursor: ReadBufCursor<'_>,
+    limit: usize,
+    poll: impl FnOnce(ReadBufCursor<'_>) -> Poll<io::Result<()>>,
+    see: impl FnOnce(&[u8]),
+) -> Poll<io::Result<()>> {
+    // SAFETY: hyper's buffer only ever initialises bytes.
+    let room = unsafe { cursor.as_mut() };
+    let limit = limit.min(room.len());
+    let mut buffer = HyperBuf::uninit(&mut room[..limit]);
+    ready!(poll(buffer.unfilled()))?;
+    let filled = buffer.filled();
+    see(filled);
+    let len = filled.len();
+    // SAFETY: `filled` says that the first `len` bytes of the room were written.
+    unsafe { cursor.advance(len) };
+    Poll::Ready(Ok(()))
 }
 
 /// Whether accepting failed for want of something that comes back: descriptors or memory.

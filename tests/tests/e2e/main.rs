@@ -23,6 +23,7 @@ mod http;
 mod http2;
 mod inputs;
 mod instance_files;
+mod large_numbers;
 mod limits;
 mod metrics;
 mod privileges;

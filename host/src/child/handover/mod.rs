@@ -254,7 +254,7 @@ pub fn adopt(server: &'static Server, socket: OwnedFd, from: Generation, names: 
 
 /// Whether `conn` may go at all: what it has read ahead must fit into a message.
 pub fn may_go(conn: &Conn) -> bool {
-    !conn.is_overfull() && !conn.is_staying() && conn.server.handover.takes(&conn.origin)
+    !conn.is_announced() && !conn.is_overfull() && !conn.is_staying() && conn.server.handover.takes(&conn.origin)
 }
 
 /// Whether `conn` goes sooner or later, so that its close is not to be announced.

@@ -57,6 +57,8 @@ pub struct Conn {
     /// What was negotiated then.
     tls: OnceLock<Box<TlsFacts>>,
     socket: RawFd,
+    /// When it came to this process, by the server's clock.
+    began: u64,
     /// Woken when the worker retires.
     pub waker: OnceLock<Waker>,
 
@@ -120,6 +122,10 @@ pub struct Conn {
     pub discard: DiscardSlot,
     /// The same, for handlers that wait for it.
     pub closed: CloseSignal,
+    /// It has lived for as long as may be. By the sweep.
+    aged: AtomicBool,
+    /// It has left HTTP, and what moves on it is its plugin's. By its task.
+    upgraded: AtomicBool,
     /// Why the request that is being answered gets an answer of ours instead: a [`Own`], or 0.
     refusal: AtomicU8,
     /// Request bodies alive: in a handler's hands, or still to be dropped by it.
@@ -142,6 +148,7 @@ impl Conn {
             tls: OnceLock::new(),
             origin,
             socket,
+            began: server.clock.now(),
             waker: OnceLock::new(),
             answering: AtomicU32::new(0),
             answered: AtomicU32::new(0),
@@ -172,6 +179,8 @@ impl Conn {
             streams: OnceLock::new(),
             activity: Activity::new(server.clock.now().saturating_sub(idle.as_millis() as u64)),
             discard: DiscardSlot::default(),
+            aged: AtomicBool::new(false),
+            upgraded: AtomicBool::new(false),
             refusal: AtomicU8::new(0),
             bodies: AtomicU32::new(0),
         }
@@ -379,19 +388,28 @@ impl Conn {
     #[inline]
     pub fn announces_close(&self) -> bool {
         self.note_pipelining();
-        // One that will be handed over is not closed.
-        if self.server.drain.is_serving() || handover::will_go(self) {
+        let worn_out = self.is_worn_out(self.calls.load(Relaxed));
+        // One that will be handed over is not closed: its count and its age begin anew there.
+        if self.server.drain.is_serving() && !worn_out || handover::will_go(self) {
             return false;
         }
         // Below zero the body of this request is still coming, and what the kernel holds is a part of it.
         let body_done = self.ahead.load(Relaxed) >= 0;
         let waiting = self.is_ahead() || (body_done && self.unread() > 0);
-        if waiting || (self.pipelined.load(Relaxed) && !self.was_quiet.load(Relaxed)) {
+        // A moment without any request is known in a drain only; where none waits, one that is worn out is at its end.
+        let pipelines = self.pipelined.load(Relaxed) && !self.was_quiet.load(Relaxed);
+        if waiting || (pipelines && !worn_out) {
             self.pipelined.store(true, Relaxed);
             return false;
         }
         self.announced.store(true, Relaxed);
         true
+    }
+
+    /// Whether it has carried as many requests as may be, or lived for as long.
+    #[inline]
+    pub fn is_worn_out(&self, calls: u64) -> bool {
+        calls >= self.server.limits.requests_per_connection || self.aged.load(Relaxed)
     }
 
     pub fn is_announced(&self) -> bool {
@@ -526,6 +544,15 @@ impl Conn {
         let (counts, now) = (self.counts(), sweep.now);
         let limits = &self.server.limits;
         self.activity.observe(now, counts, limits);
+        if self.upgraded.load(Relaxed) {
+            let idle = self.activity.is_idle_upgraded(now, limits, counts);
+            if idle {
+                self.activity.set_due(true);
+            }
+            return idle;
+        }
+        // HTTP/1 sees it at the next response; HTTP/2 is told at once.
+        let aged = limits.has_aged(now.saturating_sub(self.began)) && !self.aged.swap(true, Relaxed);
         let late = match self.streams.get() {
             None => {
                 self.activity.overdue(now, limits, counts, self.stand()).is_some()
@@ -533,8 +560,8 @@ impl Conn {
             }
             Some(streams) => {
                 // Each of them has limits of its own; left for the whole is whether the kernel takes anything.
-                streams.are_past_their_time(sweep, limits)
-                    || self.activity.overdue(now, limits, counts, Stand::Other).is_some()
+                let late = streams.are_past_their_time(sweep, limits);
+                late || aged || self.activity.overdue(now, limits, counts, Stand::Other).is_some()
             }
         };
         // All is said, and the io waits for the client's end, not for long.
@@ -558,6 +585,7 @@ impl Conn {
                 let unacknowledged = crate::sys::socket::unacknowledged(self.socket);
                 self.activity.is_stuck(now, &self.server.limits, unacknowledged)
             }
+            Overdue::ResponseRate => self.is_taken_too_slowly(),
             Overdue::Request | Overdue::Stream => true,
         });
         let met = met.or_else(|| {
@@ -575,6 +603,35 @@ impl Conn {
         let (now, limits) = (self.server.clock.now(), &self.server.limits);
         self.activity.overdue(now, limits, self.counts(), Stand::Other) == Some(Overdue::Write)
             && self.activity.is_stuck(now, limits, crate::sys::socket::unacknowledged(self.socket))
+    }
+
+    /// As [`Conn::is_stuck`], of one that takes something, and too little of it.
+    pub fn takes_too_slowly(&self) -> bool {
+        let (now, limits) = (self.server.clock.now(), &self.server.limits);
+        self.activity.overdue(now, limits, self.counts(), Stand::Other) == Some(Overdue::ResponseRate)
+            && self.is_taken_too_slowly()
+    }
+
+    fn is_taken_too_slowly(&self) -> bool {
+        let unacknowledged = crate::sys::socket::unacknowledged(self.socket);
+        self.activity.is_taken_too_slowly(&self.server.limits, self.bytes_written(), unacknowledged)
+    }
+
+    /// From here on it is its plugin's.
+    pub fn set_upgraded(&self) {
+        self.upgraded.store(true, Relaxed);
+    }
+
+    /// A plugin has written so many bytes. Its polls exclude each other.
+    pub fn note_upgraded_write(&self, len: usize) {
+        self.written.store(self.written.load(Relaxed).wrapping_add(len as u64), Relaxed);
+    }
+
+    /// The task's look at one that has left HTTP: whether nothing has moved for as long as may be.
+    pub fn is_idle_upgraded(&self) -> bool {
+        let (now, counts) = (self.server.clock.now(), self.counts());
+        self.activity.set_due(false);
+        self.activity.is_idle_upgraded(now, &self.server.limits, counts) && self.unread() == 0
     }
 
     /// From here on it speaks HTTP/2.

@@ -161,6 +161,7 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
 fn builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder.max_header_size(limits.head_size);
+    builder.max_buf_size(limits.buffer_size);
     // hyper has room for its own number of fields on its stack; another one is allocated per request.
     if limits.head_fields != HEAD_FIELDS {
         builder.max_headers(limits.head_fields);
@@ -349,7 +350,7 @@ impl Driver<'_> {
             Overdue::Idle => return None,
             Overdue::Body => Some(Own::BodyTimeout),
             Overdue::Request => Some(Own::RequestTimeout),
-            Overdue::Write | Overdue::Stream => None,
+            Overdue::Write | Overdue::ResponseRate | Overdue::Stream => None,
         };
         conn.activity.set_due(false);
         // Counted once: one that was refused and does not end is known.

@@ -229,11 +229,14 @@ impl Io {
         if room.filled().len() == before && room.remaining() > 0 {
             self.conn.set_ended();
         }
+        self.note_read(room.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 
     pub fn poll_write_bare(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+        let len = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, parts))?;
+        self.conn.note_upgraded_write(len);
+        Poll::Ready(Ok(len))
     }
 
     pub fn poll_flush_bare(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -30,6 +30,13 @@ const LOOKS: u64 = 4;
 /// Descriptors kept for other things than connections: a part of all, and a number.
 const RESERVE: (u64, u64) = (16, 64);
 
+/// Of the memory, this part is for connections: plugins and another generation have the rest.
+const CONNECTIONS_PART: u64 = 2;
+/// What a connection in use costs: its buffers when they are full, and what the kernel queues.
+const CONNECTION_MEMORY: u64 = 64 << 10;
+/// However little memory there is.
+const LEAST_CONNECTIONS: usize = 256;
+
 /// `[limits]`. Times are in milliseconds, [`NEVER`] for none.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -42,6 +49,16 @@ pub struct Limits {
     pub body_min_rate: u64,
     write: u64,
     request: u64,
+    upgraded: u64,
+    max_age: u64,
+    /// Of one connection; `u64::MAX` for any number.
+    pub requests_per_connection: u64,
+    /// Bytes per second that a client takes of a response; 0 for any.
+    response_min_rate: u64,
+    response_window: u64,
+    pub http2_glitches: u32,
+    /// Of hyper's read buffer, and of its write buffer. A head must fit.
+    pub buffer_size: usize,
     pub head_size: usize,
     pub head_fields: usize,
     pub body_size: u64,
@@ -64,8 +81,8 @@ pub struct Limits {
 const NEVER: u64 = u64::MAX;
 
 impl Limits {
-    /// `open_files` is how many descriptors this process may have.
-    pub fn new(limits: &config::Limits, drain: &config::Drain, open_files: u64) -> Limits {
+    /// `open_files` is how many descriptors this process may have, `memory` how many bytes, if that is known.
+    pub fn new(limits: &config::Limits, drain: &config::Drain, open_files: u64, memory: Option<u64>) -> Limits {
         let ms = |limit: config::Limit| {
             limit.duration().map_or(NEVER, |limit| u64::try_from(limit.as_millis()).unwrap_or(NEVER))
         };
@@ -75,6 +92,9 @@ impl Limits {
             limits.body_timeout.duration(),
             limits.write_timeout.duration(),
             limits.request_timeout.duration(),
+            limits.upgraded_idle.duration(),
+            limits.keepalive_max_age.duration(),
+            (limits.response_min_rate > 0).then_some(limits.response_window),
         ];
         let shortest = times.into_iter().flatten().min();
         let room = open_files.saturating_sub(open_files / RESERVE.0 + RESERVE.1).max(1);
@@ -88,11 +108,21 @@ impl Limits {
             body_min_rate: limits.body_min_rate,
             write: ms(limits.write_timeout),
             request: ms(limits.request_timeout),
+            upgraded: ms(limits.upgraded_idle),
+            max_age: ms(limits.keepalive_max_age),
+            requests_per_connection: match limits.requests_per_connection {
+                0 => u64::MAX,
+                most => most,
+            },
+            response_min_rate: limits.response_min_rate,
+            response_window: u64::try_from(limits.response_window.as_millis()).unwrap_or(NEVER),
+            http2_glitches: limits.http2_glitches,
+            buffer_size: usize::try_from(limits.buffer_size.max(limits.head_size).0).unwrap_or(usize::MAX),
             head_size: usize::try_from(limits.head_size.0).unwrap_or(usize::MAX),
             head_fields: limits.head_fields,
             body_size: limits.body_size.0,
             connections: match limits.connections {
-                0 => room,
+                0 => room.min(memory.map_or(usize::MAX, connections_within)),
                 own => own,
             },
             room,
@@ -107,7 +137,18 @@ impl Limits {
     }
 }
 
+/// How many connections fit into that much memory.
+fn connections_within(memory: u64) -> usize {
+    let most = memory / CONNECTIONS_PART / CONNECTION_MEMORY;
+    usize::try_from(most).unwrap_or(usize::MAX).max(LEAST_CONNECTIONS)
+}
+
 impl Limits {
+    /// Whether a connection of that age, in milliseconds, has served for as long as may be.
+    pub fn has_aged(&self, age: u64) -> bool {
+        age >= self.max_age
+    }
+
     pub fn write_timeout(&self) -> Option<Duration> {
         (self.write != NEVER).then(|| Duration::from_millis(self.write))
     }
@@ -171,6 +212,8 @@ pub enum Overdue {
     Body,
     Write,
     Request,
+    /// Of the rate at which a response is taken.
+    ResponseRate,
     /// Of the drain: `drain.stream`.
     Stream,
 }
@@ -183,6 +226,7 @@ impl Overdue {
             Overdue::Body => Some(Slot::BodyTimeouts),
             Overdue::Write => Some(Slot::WriteTimeouts),
             Overdue::Request => Some(Slot::RequestTimeouts),
+            Overdue::ResponseRate => Some(Slot::ResponsesTooSlow),
             Overdue::Stream => None,
         }
     }
@@ -225,6 +269,7 @@ pub struct Activity {
     pub body: Demand,
     /// The kernel takes no more of the response.
     pub write: Wait,
+    taking: Taking,
     /// Bytes that the client had not acknowledged when a stuck response was last looked at, and when that was. By the task.
     unacknowledged: AtomicUsize,
     looked_at: AtomicU64,
@@ -244,6 +289,7 @@ impl Activity {
             called_at: AtomicU64::new(since),
             body: Demand::default(),
             write: Wait::default(),
+            taking: Taking::default(),
             unacknowledged: AtomicUsize::new(usize::MAX),
             looked_at: AtomicU64::new(0),
         }
@@ -276,12 +322,16 @@ impl Activity {
         };
         if self.calls.load(Relaxed) != counts.calls {
             self.body.begin_anew();
+            self.taking.begin_anew();
         }
         self.body.observe(now, counts.read.wrapping_sub(self.read.load(Relaxed)), limits.body_min_rate);
         note(&self.read, counts.read, &self.read_at);
         note(&self.written, counts.written, &self.written_at);
         note(&self.calls, counts.calls, &self.called_at);
         self.write.observe(now);
+        if limits.response_min_rate > 0 {
+            self.taking.observe(now, self.write.is_on());
+        }
     }
 
     /// When the last request began, to a tick.
@@ -313,6 +363,9 @@ impl Activity {
                 return Some(Overdue::Write);
             }
         }
+        if self.write.is_on() && self.taking.is_due(limits.response_window) {
+            return Some(Overdue::ResponseRate);
+        }
         if let Some(since) = self.body.since() {
             let silent = is_same(&self.read, counts.read) && over(since.max(self.read_at.load(Relaxed)), limits.body);
             if silent || self.body.debt() >= limits.body {
@@ -325,6 +378,17 @@ impl Activity {
         late.then_some(Overdue::Request)
     }
 
+    /// The task's look at a client that may take a response below its rate.
+    pub fn is_taken_too_slowly(&self, limits: &Limits, written: u64, unacknowledged: usize) -> bool {
+        let taken = written.saturating_sub(unacknowledged as u64);
+        self.taking.is_too_slow(taken, limits.response_min_rate, limits.response_window)
+    }
+
+    /// Whether nothing has moved for as long as may be on a connection that has left HTTP.
+    pub fn is_idle_upgraded(&self, now: u64, limits: &Limits, counts: Counts) -> bool {
+        self.quiet_since(counts).is_some_and(|since| now.saturating_sub(since) >= limits.upgraded)
+    }
+
     /// The task's look at a response that is stuck: whether the client has taken nothing for as long as it may. What the
     /// kernel has still to send tells more than whether it takes more of us: it does that only once a third is free.
     pub fn is_stuck(&self, now: u64, limits: &Limits, unacknowledged: usize) -> bool {
@@ -334,6 +398,61 @@ impl Activity {
         }
         let since = self.write.since().map(|since| since.max(self.written_at.load(Relaxed)));
         since.is_some_and(|since| now.saturating_sub(since) >= limits.write)
+    }
+}
+
+/// How a client takes a response, while the kernel takes no more of it.
+#[derive(Debug, Default)]
+struct Taking {
+    // ---- by the sweep ----
+    /// When it was last seen to be waited for; 0 if it was not at the last look.
+    looked_at: AtomicU64,
+    /// For how many milliseconds it was waited, less those that the bytes which were taken have paid for.
+    debt: AtomicU64,
+
+    // ---- by the task ----
+    /// Bytes that the client had taken at the last look, and whether there was one since the request began.
+    taken: AtomicU64,
+    is_measured: AtomicBool,
+}
+
+impl Taking {
+    fn begin_anew(&self) {
+        self.debt.store(0, Relaxed);
+        self.is_measured.store(false, Relaxed);
+    }
+
+    /// Whether the task shall look: to take the measure at first, then to judge.
+    fn is_due(&self, window: u64) -> bool {
+        let debt = self.debt();
+        debt >= window || debt > 0 && !self.is_measured.load(Relaxed)
+    }
+
+    fn observe(&self, now: u64, is_on: bool) {
+        let before = self.looked_at.load(Relaxed);
+        if !is_on && before == 0 {
+            return;
+        }
+        self.looked_at.store(if is_on { now } else { 0 }, Relaxed);
+        if is_on && before > 0 {
+            self.debt.store(self.debt.load(Relaxed).saturating_add(now.saturating_sub(before)), Relaxed);
+        }
+    }
+
+    fn debt(&self) -> u64 {
+        self.debt.load(Relaxed)
+    }
+
+    /// The task's look: the client has taken so many bytes in all.
+    fn is_too_slow(&self, taken: u64, rate: u64, window: u64) -> bool {
+        let bytes = taken.saturating_sub(self.taken.swap(taken, Relaxed));
+        if !self.is_measured.swap(true, Relaxed) {
+            return false;
+        }
+        let left = self.debt().saturating_sub(bytes.saturating_mul(1000) / rate.max(1));
+        self.debt.store(left, Relaxed);
+        // One that takes nothing at all may be out of reach: it has `write_timeout`.
+        left >= window && bytes > 0
     }
 }
 
@@ -436,7 +555,7 @@ mod tests {
             head_size: Size(8192),
             ..config::Limits::default()
         };
-        Limits::new(&limits, &config::Drain::default(), 1024)
+        Limits::new(&limits, &config::Drain::default(), 1024, None)
     }
 
     const NOTHING: Counts = Counts { read: 0, written: 0, calls: 0 };
@@ -444,10 +563,13 @@ mod tests {
     #[test]
     fn descriptors_are_kept_for_other_things() {
         assert_eq!(limits().connections, 1024 - 64 - 64);
-        assert_eq!(Limits::new(&config::Limits::default(), &config::Drain::default(), 12_000).connections, 11_186);
-        assert_eq!(Limits::new(&config::Limits::default(), &config::Drain::default(), 10).connections, 1);
+        assert_eq!(
+            Limits::new(&config::Limits::default(), &config::Drain::default(), 12_000, None).connections,
+            11_186
+        );
+        assert_eq!(Limits::new(&config::Limits::default(), &config::Drain::default(), 10, None).connections, 1);
         let own = config::Limits { connections: 7, ..config::Limits::default() };
-        assert_eq!(Limits::new(&own, &config::Drain::default(), 1024).connections, 7);
+        assert_eq!(Limits::new(&own, &config::Drain::default(), 1024, None).connections, 7);
     }
 
     #[test]
@@ -465,7 +587,7 @@ mod tests {
             http2_ping: never_ends,
             ..config::Limits::default()
         };
-        let limits = Limits::new(&longest, &config::Drain::default(), u64::MAX);
+        let limits = Limits::new(&longest, &config::Drain::default(), u64::MAX, Some(u64::MAX));
         assert!(limits.head > 0 && limits.head < NEVER - Clock::default().now());
         for time in [limits.handshake_timeout, limits.head_timeout, limits.http2_ping, limits.write_timeout()] {
             let deadline = time.and_then(|time| Instant::now().checked_add(time * 4));
@@ -483,12 +605,13 @@ mod tests {
             body_timeout: never,
             write_timeout: never,
             request_timeout: never,
+            response_min_rate: 0,
             ..config::Limits::default()
         };
-        assert_eq!(Limits::new(&none, &config::Drain::default(), 1024).tick, None);
+        assert_eq!(Limits::new(&none, &config::Drain::default(), 1024, None).tick, None);
         let activity = Activity::new(0);
         assert_eq!(
-            activity.overdue(START, &Limits::new(&none, &config::Drain::default(), 1024), NOTHING, Stand::Idle),
+            activity.overdue(START, &Limits::new(&none, &config::Drain::default(), 1024, None), NOTHING, Stand::Idle),
             None
         );
     }
@@ -544,6 +667,44 @@ mod tests {
         assert!(activity.is_stuck(START + 8000, &limits, 499));
         activity.write.end();
         assert!(!activity.is_stuck(START + 9000, &limits, 499));
+    }
+
+    #[test]
+    fn connections_fit_into_half_the_memory() {
+        let within = |memory, connections| {
+            let limits = config::Limits { connections, ..config::Limits::default() };
+            Limits::new(&limits, &config::Drain::default(), 1 << 20, Some(memory))
+        };
+        assert_eq!(within(1 << 30, 0).connections, 8192);
+        assert_eq!(within(1 << 20, 0).connections, LEAST_CONNECTIONS);
+        assert_eq!(within(1 << 50, 0).connections, within(1 << 50, 0).room, "descriptors are fewer");
+        assert_eq!(within(1 << 30, 50_000).connections, 50_000, "what is configured is not cut down");
+        assert!(within(1 << 30, 0).room > 8192, "what comes from another generation is not refused for it");
+    }
+
+    #[test]
+    fn a_response_is_too_slow_below_the_rate_and_not_when_nothing_is_taken() {
+        const RATE: u64 = 1000;
+        const WINDOW: u64 = 10_000;
+        let taking = Taking::default();
+        let wait = |from: u64, seconds: u64| {
+            (from..=from + seconds).for_each(|second| taking.observe(START + second * 1000, true));
+        };
+        wait(0, 10);
+        assert_eq!(taking.debt(), WINDOW);
+        assert!(!taking.is_too_slow(1000, RATE, WINDOW), "what was taken before is no measure");
+        assert!(!taking.is_too_slow(1000, RATE, WINDOW), "out of reach, perhaps");
+        wait(10, 5);
+        assert!(taking.is_too_slow(6000, RATE, WINDOW), "behind by the whole window");
+        wait(15, 10);
+        assert!(!taking.is_too_slow(17_000, RATE, WINDOW), "it keeps the rate");
+        wait(25, 10);
+        assert!(taking.is_too_slow(17_100, RATE, WINDOW), "a drip");
+        taking.observe(START + 36_000, false);
+        taking.begin_anew();
+        taking.observe(START + 90_000, false);
+        taking.observe(START + 100_000, true);
+        assert_eq!(taking.debt(), 0, "nobody waited");
     }
 
     #[test]

@@ -254,14 +254,13 @@ impl Opened {
         }
     }
 
-    /// Takes it from the plugin.
-    fn cut(&self) {
+    /// Takes it from the plugin, whose polls fail from now on.
+    fn take(&self) -> Option<Io> {
         let before = std::mem::replace(&mut *lock(&self.0), State::Over);
-        if let State::Open(open) = before {
-            let Open { io, reader, writer } = *open;
-            drop(io);
-            [reader, writer].into_iter().flatten().for_each(Waker::wake);
-        }
+        let State::Open(open) = before else { return None };
+        let Open { io, reader, writer } = *open;
+        [reader, writer].into_iter().flatten().for_each(Waker::wake);
+        Some(io)
     }
 }
 
@@ -272,18 +271,22 @@ pub async fn serve(conn: &Conn, parts: Parts<Io, Http>, wish: Wish) -> End {
     io.rewind(read_buf);
     // Neither idle nor with a request: no limit of time holds any more.
     conn.publish(true);
+    conn.set_upgraded();
     let metrics = conn.server.metrics;
     metrics.add(Slot::Upgraded);
     let opened = wish.open(io);
     let mut timer = None;
     let end = poll_fn(|cx| {
         if let Some(io) = opened.let_go() {
-            return Poll::Ready(Some(io));
+            return Poll::Ready(Ended::LetGo(io));
+        }
+        if conn.activity.is_due() && conn.is_idle_upgraded() {
+            return Poll::Ready(Ended::Idle);
         }
         loop {
             let Some(deadline) = conn.server.drain.upgraded_until() else { return Poll::Pending };
             if deadline <= Instant::now() {
-                return Poll::Ready(None);
+                return Poll::Ready(Ended::Cut);
             }
             let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
             if timer.deadline() != deadline {
@@ -295,14 +298,29 @@ pub async fn serve(conn: &Conn, parts: Parts<Io, Http>, wish: Wish) -> End {
     .await;
     metrics.sub(Slot::Upgraded);
     match end {
-        Some(mut io) => {
+        Ended::LetGo(mut io) => {
             io.close().await;
             End::Upgraded
         }
-        None => {
+        Ended::Idle => {
+            metrics.add(Slot::UpgradedTimeouts);
+            if let Some(mut io) = opened.take() {
+                io.close().await;
+            }
+            End::CutUpgraded
+        }
+        Ended::Cut => {
             conn.set_reset();
-            opened.cut();
+            drop(opened.take());
             End::CutUpgraded
         }
     }
+}
+
+/// How a connection that has left HTTP ends.
+enum Ended {
+    LetGo(Io),
+    /// Nothing has moved for `limits.upgraded_idle`.
+    Idle,
+    Cut,
 }

@@ -7,6 +7,7 @@
 //! inside hyper.
 
 pub(in crate::child) mod frames;
+mod glitches;
 mod service;
 mod stream;
 
@@ -22,6 +23,7 @@ use hyper_util::rt::TokioTimer;
 use tokio::time::{Instant, Sleep};
 
 use self::frames::{Ends, Watched};
+use self::glitches::Glitches;
 use self::service::Http2;
 pub use self::stream::{Stream, Streams};
 use super::conn::Conn;
@@ -49,14 +51,19 @@ pub async fn serve(conn: &Arc<Conn>, io: Io) -> End {
     conn.speak_http2(streams.clone());
     let service = Http2 { conn: conn.clone(), streams: streams.clone() };
     let http = builder(&conn.server.limits, Spawner(streams.clone()))
-        .serve_connection(Watched::new(io, ends.clone()), service);
+        .serve_connection(Watched::new(io, ends.clone(), Glitches::new(conn.server.limits.http2_glitches)), service);
     let (told, hung_up, moved, timer) = (None, None, Moved::default(), None);
     let mut driver = Driver { http: Box::pin(http), conn, streams: &streams, ends: &ends, told, hung_up, moved, timer };
     let turn = poll_fn(|cx| driver.poll(cx)).await;
     let told = driver.told.is_some();
+    let flooded = ends.flooded.load(Relaxed);
+    if flooded {
+        tracing::debug!(peer = ?conn.peer.to_std(), "an HTTP/2 client exceeded limits.http2_glitches");
+        conn.server.metrics.add(Slot::Http2Errors);
+    }
     let cut = match &turn {
         Turn::Finished(result) => {
-            if let Err(error) = result {
+            if let (Err(error), false) = (result, flooded) {
                 note_error(conn, error);
             }
             false
@@ -163,12 +170,19 @@ impl Driver<'_> {
         if self.conn.activity.is_due() && self.judge() {
             return Poll::Ready(Turn::Over);
         }
-        if !self.conn.server.drain.is_serving() {
+        if !self.conn.server.drain.is_serving() || self.conn.is_worn_out(self.streams.calls()) {
             self.tell();
         }
         loop {
             if let Poll::Ready(result) = self.http.as_mut().poll(cx) {
                 return Poll::Ready(Turn::Finished(result));
+            }
+            if self.ends.flooded.load(Relaxed) && self.hung_up.is_none() {
+                // hyper sees the end of what comes in, and closes.
+                let now = Instant::now();
+                self.told.get_or_insert(now);
+                self.hung_up = Some(now);
+                continue;
             }
             self.conn.show_idle(self.streams.open() == 0);
             if self.releases_fin() {
@@ -206,6 +220,10 @@ impl Driver<'_> {
         self.conn.activity.set_due(false);
         if self.conn.is_stuck() {
             server.metrics.add(Slot::WriteTimeouts);
+            return true;
+        }
+        if self.conn.takes_too_slowly() {
+            server.metrics.add(Slot::ResponsesTooSlow);
             return true;
         }
         // Something has come, and this task will be told in a moment.

@@ -143,6 +143,8 @@ impl Stream {
         let met = met.filter(|met| match met {
             Overdue::Write => self.activity.is_stuck(now, &server.limits, usize::MAX),
             Overdue::Body => self.activity.body.is_confirmed(),
+            // A part has `write_timeout` to be taken, which is a rate.
+            Overdue::ResponseRate => false,
             Overdue::Request | Overdue::Idle | Overdue::Stream => true,
         });
         let Some(met) = met else {
@@ -159,7 +161,7 @@ impl Stream {
         match met {
             Overdue::Body => !self.take_refusal(Own::BodyTimeout),
             Overdue::Request => !self.take_refusal(Own::RequestTimeout),
-            Overdue::Write | Overdue::Idle | Overdue::Stream => true,
+            Overdue::Write | Overdue::ResponseRate | Overdue::Idle | Overdue::Stream => true,
         }
     }
 
@@ -359,6 +361,11 @@ impl Streams {
     /// Whether there has been no request for as long as may be.
     pub fn is_idle_for_long(&self, now: u64, limits: &Limits) -> bool {
         self.open() == 0 && self.activity.overdue(now, limits, self.counts(), Stand::Idle).is_some()
+    }
+
+    /// How many requests it has begun.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Relaxed)
     }
 
     pub fn has_served(&self) -> bool {

@@ -102,10 +102,12 @@ async fn text(response: Response<h2::RecvStream>) -> (u16, String) {
 
 pub const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
 pub const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
@@ -565,6 +567,7 @@ fn patient() -> config::Limits {
         body_timeout: never,
         write_timeout: never,
         request_timeout: never,
+        response_min_rate: 0,
         http2_ping: never,
         ..config::Limits::default()
     }
@@ -718,7 +721,19 @@ fn floods_end_their_connection_and_no_other() {
     let mut continuations = frame(HEADERS, END_STREAM, 1, &fields("/"));
     (0..10_000).for_each(|_| continuations.extend(frame(CONTINUATION, 0, 1, &[])));
     let empty_data = [frame(HEADERS, END_HEADERS, 1, &fields("/")), frame(DATA, 0, 1, &[]).repeat(100_000)].concat();
-    for (name, flood) in [("resets", rapid_resets), ("continuations", continuations), ("empty data", empty_data)] {
+    let windows = |at: u32| [frame(WINDOW_UPDATE, 0, 0, &(at % 2 + 1).to_be_bytes())].concat();
+    let floods = [
+        ("resets", rapid_resets),
+        ("continuations", continuations),
+        ("empty data", empty_data),
+        ("pings", frame(PING, 0, 0, &[0; 8]).repeat(3000)),
+        ("settings", frame(SETTINGS, 0, 0, &[]).repeat(3000)),
+        ("priorities", frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1]).repeat(3000)),
+        ("windows", (0..3000).flat_map(windows).collect()),
+        ("unknown frames", frame(0x42, 0, 0, &[]).repeat(3000)),
+    ];
+    let count = floods.len();
+    for (name, flood) in floods {
         let mut raw = Raw::new(&site);
         let writer = raw.client.stream.try_clone().unwrap();
         let writing = std::thread::spawn(move || {
@@ -731,7 +746,59 @@ fn floods_end_their_connection_and_no_other() {
         assert_eq!(peer.get("/"), (200, "/".into()), "{name}");
     }
     eventually(|| site.server.connections.open() == 1);
-    assert_eq!(site.metric(Slot::Http2Errors), 3);
+    assert_eq!(site.metric(Slot::Http2Errors), count as u64);
+}
+
+#[test]
+fn late_resets_in_large_numbers_end_their_connection() {
+    let site = limited(config::Limits { http2_glitches: 100, ..patient() }, |_| std::future::pending());
+    let mut raw = Raw::new(&site);
+    // Each handler runs before its request is taken back, so that no bound of the h2 crate is met.
+    for at in 0..100 {
+        raw.send(get(2 * at + 1, "/"));
+        eventually(|| site.metric(Slot::InFlight) == 1);
+        raw.send(frame(RST_STREAM, 0, 2 * at + 1, &8u32.to_be_bytes()));
+        eventually(|| site.metric(Slot::InFlight) == 0);
+    }
+    let (last, why) = raw.goaway();
+    assert_eq!((last, why), (199, ENHANCE_YOUR_CALM));
+    eventually(|| site.metric(Slot::Http2Errors) == 1);
+}
+
+#[test]
+fn a_fair_client_is_within_the_smallest_budget() {
+    let limits = config::Limits { http2_glitches: 100, ..patient() };
+    let site = limited(limits, |mut asked: Asked| async move {
+        let (data, _) = read(&mut asked.body).await.unwrap();
+        reply(200, data)
+    });
+    let peer = Peer::new(&site);
+    let sent = Bytes::from(vec![b'x'; 4 << 20]);
+    for _ in 0..3 {
+        let (sent, send) = (sent.clone(), &peer.send);
+        let echoed = peer.run(async move { whole(begin(send, request("POST", "/"), Some(sent)).await?).await });
+        assert_eq!(echoed.unwrap().1.len(), 4 << 20);
+    }
+    // As many are taken back as are answered.
+    for _ in 0..150 {
+        peer.run(async { drop(begin(&peer.send, request("GET", "/"), None).await.unwrap()) });
+    }
+    assert_eq!((peer.get("/").0, site.metric(Slot::Http2Errors)), (200, 0));
+}
+
+#[test]
+fn a_connection_worn_out_by_requests_or_age_ends_with_goaway() {
+    let site = limited(config::Limits { requests_per_connection: 3, ..patient() }, mirror);
+    let mut peer = Peer::new(&site);
+    (0..3).for_each(|_| assert_eq!(peer.get("/").0, 200));
+    peer.ended();
+    let site = limited(config::Limits { keepalive_max_age: short(), ..patient() }, mirror);
+    let mut peer = Peer::new(&site);
+    let start = Instant::now();
+    assert_eq!(peer.get("/").0, 200);
+    peer.ended();
+    let time = start.elapsed();
+    assert!(time >= SHORT && time < SHORT + LATE, "{time:?}");
 }
 
 #[test]
@@ -749,7 +816,7 @@ fn beyond_the_limit_of_requests_at_once_more_are_refused_and_can_be_sent_again()
 
 #[test]
 fn pings_whose_answers_are_not_read_are_not_read_either_and_end_by_the_limit_of_writing() {
-    let site = limited(config::Limits { write_timeout: short(), ..patient() }, mirror);
+    let site = limited(config::Limits { write_timeout: short(), http2_glitches: 0, ..patient() }, mirror);
     let peer = Peer::new(&site);
     let raw = Raw::new(&site);
     let start = Instant::now();

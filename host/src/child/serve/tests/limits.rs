@@ -28,6 +28,7 @@ fn patient() -> config::Limits {
         body_min_rate: 0,
         write_timeout: never,
         request_timeout: never,
+        response_min_rate: 0,
         ..config::Limits::default()
     }
 }
@@ -516,6 +517,99 @@ fn a_peer_with_enough_connections_gets_no_more() {
     clients.pop();
     eventually(|| site.server.connections.open() == 1);
     assert_eq!(site.connect().get("/b").text(), "/b");
+}
+
+/// A client whose kernel takes little ahead of it.
+fn narrow(site: &Site) -> Client {
+    let At::Port(addr) = &site.at else { panic!("on a port, for this test") };
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&(*addr).into()).unwrap();
+    let stream: TcpStream = socket.into();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    Client { stream, buffer: Vec::new() }
+}
+
+#[test]
+fn a_response_taken_below_its_rate_is_cut_and_one_above_is_not() {
+    let window = Duration::from_secs(1);
+    let limits = |response_min_rate| config::Limits { response_min_rate, response_window: window, ..patient() };
+    // Each client takes some 20 KB a second.
+    for (rate, is_cut) in [(1 << 20, true), (1 << 10, false)] {
+        let site = limited(limits(rate), endless);
+        let mut client = narrow(&site);
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        let start = Instant::now();
+        let mut room = [0; 2048];
+        let mut ended = None;
+        while ended.is_none() && start.elapsed() < window * 6 {
+            ended = client.stream.read_exact(&mut room).err();
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!((ended.is_some(), site.metric(Slot::ResponsesTooSlow)), (is_cut, u64::from(is_cut)), "{ended:?}");
+        assert!(start.elapsed() >= window);
+    }
+}
+
+#[test]
+fn a_response_of_which_nothing_is_taken_has_the_limit_of_writing() {
+    let window = Duration::from_secs(1);
+    let limits = config::Limits { response_min_rate: 1 << 20, response_window: window, ..patient() };
+    let site = limited(limits, endless);
+    let mut client = narrow(&site);
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    std::thread::sleep(window * 3);
+    client.until(b"200 OK");
+    assert_eq!((site.server.connections.open(), site.metric(Slot::ResponsesTooSlow)), (1, 0));
+}
+
+// ---- what a connection may serve ----
+
+#[test]
+fn the_last_of_so_many_requests_announces_the_close() {
+    let site = limited(config::Limits { requests_per_connection: 3, ..patient() }, mirror);
+    let mut client = site.connect();
+    assert_eq!([0, 1, 2].map(|_| client.get("/").closes()), [false, false, true]);
+    client.is_closed();
+    // Requests that were sent ahead are all answered.
+    let mut client = site.connect();
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n".repeat(7));
+    let closes: Vec<bool> = (0..7).map(|_| client.answer().closes()).collect();
+    assert_eq!(closes, [false, false, false, false, false, false, true]);
+    client.is_closed();
+}
+
+#[test]
+fn a_connection_that_is_old_announces_the_close_at_its_next_response() {
+    let site = limited(config::Limits { keepalive_max_age: short(), ..patient() }, mirror);
+    let start = Instant::now();
+    let mut client = site.connect();
+    while !client.get("/").closes() {
+        assert!(start.elapsed() < SHORT + LATE, "it goes on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(start.elapsed() >= SHORT);
+    client.is_closed();
+}
+
+#[test]
+fn requests_are_counted_anew_where_a_connection_moves_to() {
+    let limits = || config::Limits { requests_per_connection: 3, ..patient() };
+    let (old, new) = (limited(limits(), mirror), limited(limits(), mirror));
+    let mut client = old.connect();
+    (0..2).for_each(|_| assert!(!client.get("/").closes()));
+    hand_over(&old, &new);
+    eventually(|| new.server.connections.open() == 1);
+    assert_eq!([0, 1, 2].map(|_| client.get("/").closes()), [false, false, true]);
+    client.is_closed();
+}
+
+#[test]
+fn a_head_as_large_as_allowed_fits_into_the_buffer() {
+    let site = limited(config::Limits { head_size: Size(1 << 20), ..patient() }, mirror);
+    let mut client = site.connect();
+    client.send(format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "x".repeat(900_000)));
+    assert_eq!(client.answer().status(), 200);
 }
 
 // ---- the kernel's part ----

@@ -88,7 +88,7 @@ fn site_over(
     // A route names a plugin by its mount, as all plugins of these tests have the same name.
     let find = |name: &str| mounts.iter().find(|(mount, _)| *mount == name).map(|(_, plugin)| *plugin);
     let sites = Sites::new(servers, mounts.iter().copied(), find);
-    let server = Server::new(sites, Metrics::local(), Limits::new(limits, drain, 20_000), tls);
+    let server = Server::new(sites, Metrics::local(), Limits::new(limits, drain, 20_000, None), tls);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let mut site = Site { runtime, server, at: At::Port(addr), acceptors: None };

@@ -390,3 +390,34 @@ fn a_response_to_an_upgrade_with_a_streamed_body_leaves_that_out() {
     let mut client = switched(&site);
     assert_eq!(client.send("x").exactly(1), b"x");
 }
+
+// ---- the limit of idleness ----
+
+#[test]
+fn it_is_closed_once_nothing_has_moved_for_as_long_as_may_be() {
+    let limit = Duration::from_millis(800);
+    let limits = config::Limits { upgraded_idle: Limit::After(limit), ..limits() };
+    let site = site_with(&limits, vec![("/", fake::plugin(echo))]);
+    let mut client = switched(&site);
+    let start = Instant::now();
+    // Bytes in either direction keep it open.
+    while start.elapsed() < limit * 3 {
+        client.send("x");
+        assert_eq!(client.exactly(1), b"x");
+        std::thread::sleep(limit / 8);
+    }
+    let quiet = Instant::now();
+    client.is_closed();
+    let time = quiet.elapsed();
+    assert!(time >= limit / 2 && time < limit + Duration::from_secs(3), "{time:?}");
+    assert_eq!(site.metric(Slot::UpgradedTimeouts), 1);
+    eventually(|| site.server.connections.open() == 0);
+}
+
+#[test]
+fn without_a_limit_it_is_open_however_long_nothing_moves() {
+    let (site, _streams) = holder();
+    let mut client = switched(&site);
+    client.is_silent(Duration::from_secs(2));
+    assert_eq!(site.metric(Slot::UpgradedTimeouts), 0);
+}
