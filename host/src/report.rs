@@ -5,8 +5,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+mod changes;
 mod status;
 
+pub use changes::{ConfigChanges, KeyChange, ListChanges};
 pub use status::{
     Activity, CertificateStatus, GenerationState, GenerationStatus, LimitHits, ListenerStatus, Load, Malformed,
     PluginStatus, Rights, RunsAs, Scheme, Sense, Status, SystemdStatus, Totals, Trigger, Validity, WatcherStatus,
@@ -425,6 +427,9 @@ pub struct Report {
     pub ms: Option<Timings>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plugins: Option<PluginChanges>,
+    /// What else of the configuration changed, if anything did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ConfigChanges>,
     /// What it did not take, since it was rolled back or quarantined.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<Change>,
@@ -476,6 +481,7 @@ impl Report {
             pid: None,
             ms: None,
             plugins: None,
+            config: None,
             held: Vec::new(),
             stage: None,
             plugin: None,

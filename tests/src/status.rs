@@ -222,6 +222,8 @@ pub struct Report {
     pub from: Option<u64>,
     pub pid: Option<i32>,
     pub plugins: Option<Changes>,
+    /// What else of the configuration changed, as it is written.
+    pub config: Option<serde_json::Value>,
     /// What was not taken.
     #[serde(default)]
     pub held: Vec<Change>,

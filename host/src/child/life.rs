@@ -639,8 +639,17 @@ fn lost(error: &ChannelError) -> Event {
 /// A failure that fits into a message.
 fn fitting(mut failure: Failure) -> Failure {
     for text in [Some(&mut failure.error), failure.hint.as_mut(), failure.detail.as_mut()].into_iter().flatten() {
-        if text.len() > DETAIL {
-            let end = (0..=DETAIL).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        // As JSON writes it: a control character takes six bytes there.
+        let mut length = 0;
+        let end = text.char_indices().find_map(|(at, char)| {
+            length += match char {
+                '"' | '\\' => 2,
+                char if char < ' ' => 6,
+                char => char.len_utf8(),
+            };
+            (length > DETAIL).then_some(at)
+        });
+        if let Some(end) = end {
             text.truncate(end);
             text.push_str(" ...");
         }

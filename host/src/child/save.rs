@@ -9,8 +9,8 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::plugin::{Plugin, SavePanicked};
-use crate::control::ToMaster;
 use crate::control::states::{self, PluginState, SAVE_TIME, StateEntry, StatesError};
+use crate::control::{ToMaster, check_length};
 use crate::report::NotSaved;
 
 /// Whether a plugin is still at what it was asked before. One that never answers costs one thread, not one for each reload.
@@ -44,7 +44,20 @@ pub async fn save(plugins: Vec<(&'static Plugin, Busy)>, memory: Option<OwnedFd>
             (Vec::new(), None)
         }
     };
-    (ToMaster::Saved { states, failed, memory: identity }, own)
+    fitting(ToMaster::Saved { states, failed, memory: identity }, own)
+}
+
+/// The message with its memory, if it can be sent: with very many plugins it cannot, and they all start without.
+fn fitting(message: ToMaster, own: Option<OwnedFd>) -> (ToMaster, Option<OwnedFd>) {
+    match check_length(&message) {
+        Ok(()) => (message, own),
+        Err(error) => {
+            let text = error.to_string();
+            let error = text.strip_prefix("failed to ").unwrap_or(&text).to_owned();
+            let failed = vec![NotSaved { plugin: None, error }];
+            (ToMaster::Saved { states: Vec::new(), failed, memory: None }, None)
+        }
+    }
 }
 
 /// SAVED of a child whose memory the master does not take: its kernel refuses descriptors, and its program, an earlier version, lends
@@ -109,5 +122,22 @@ async fn answered(
         Ok(Ok(Err(SavePanicked))) => Err("get its state: its function panicked".into()),
         Ok(Err(_)) => Err("get its state: its thread has ended".into()),
         Err(_) => Err(format!("get its state within {SAVE_TIME:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_of_too_many_plugins_are_given_up_with_the_length() {
+        let saved = |count: usize| {
+            let entry = |number| StateEntry { plugin: format!("plugin-{number:0>100}"), version: 1, length: 0 };
+            ToMaster::Saved { states: (0..count).map(entry).collect(), failed: Vec::new(), memory: None }
+        };
+        let memory = || crate::sys::sealed::seal(c"t", b"").ok();
+        assert!(matches!(fitting(saved(100), memory()), (ToMaster::Saved { .. }, Some(_))));
+        let (ToMaster::Saved { states, failed, .. }, None) = fitting(saved(2000), memory()) else { panic!("it fits") };
+        assert!(states.is_empty() && failed[0].error.contains("the limit is"), "{failed:?}");
     }
 }

@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::report::{
-    Activity, CertificateStatus, Cut, DrainReport, Generation, GenerationState, GenerationStatus, NotSaved, OpResult,
-    PluginChanges, PluginStatus, Report, Rights, RunsAs, Scheme, Status, SystemdStatus, Totals, Trigger, Validity,
-    Verb, WatcherStatus,
+    Activity, CertificateStatus, ConfigChanges, Cut, DrainReport, Generation, GenerationState, GenerationStatus,
+    NotSaved, OpResult, PluginChanges, PluginStatus, Report, Rights, RunsAs, Scheme, Status, SystemdStatus, Totals,
+    Trigger, Validity, Verb, WatcherStatus,
 };
 
 /// Colours, or none.
@@ -53,6 +53,9 @@ pub fn report(report: &Report, plugins: &[PluginStatus], verbose: bool, paint: P
         OpResult::Running => "running".into(),
         OpResult::Done => done(report, paint),
     };
+    for line in report.config.iter().flat_map(ConfigChanges::lines) {
+        push(&mut text, format_args!("\n  {line}"));
+    }
     if report.result == OpResult::Switched && !report.held.is_empty() {
         let held = report.held.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         push(&mut text, format_args!("\nnot taken: {held}; --force takes it too"));

@@ -4,6 +4,7 @@
 //! an address can be bound or a directory written is found out by who needs it. `default.toml`, beside this file, is the
 //! commented reference; a test holds it equal to the defaults here. In one file, since it is one list: all keys, in its order.
 
+mod address;
 mod bounds;
 pub mod carried;
 mod file;
@@ -27,11 +28,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use address::{collide, parse_listen};
 pub use file::{ConfigSource, MAX_FILE, is_there, read as read_file};
 use limit::finite;
 pub use limit::{Limit, MAX_DURATION, parse_duration};
 pub use mode::Mode;
-pub use rules::{Listen, check_mount, parse_listen};
+pub use rules::{Listen, check_mount};
 pub use signals::Preset;
 pub use size::Size;
 pub use watch::Watch;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::address::{self, parse_listen};
 use super::{Certificate, Config, ConfigError, Probe, Problem, Size, same_plugin};
 
 impl Config {
@@ -80,6 +81,7 @@ impl Config {
         }
         let mut names = BTreeSet::new();
         let mut taken = BTreeSet::new();
+        let mut addresses: Vec<SocketAddr> = Vec::new();
         for (index, server) in self.server.iter().enumerate() {
             let key = format!("server[{index}]");
             if !names.insert(&server.name) {
@@ -98,11 +100,14 @@ impl Config {
                     Err(why) => problem(&key, why),
                     // Of ports that the kernel chooses there may be many.
                     Ok(Listen::Address(address)) if address.port() == 0 => {}
-                    Ok(listen) => {
-                        if !taken.insert(listen) {
-                            problem(&key, format!("{text} is listed twice"));
+                    Ok(listen) if !taken.insert(listen.clone()) => problem(&key, format!("{text} is listed twice")),
+                    Ok(Listen::Address(address)) => {
+                        if let Some(other) = addresses.iter().find(|other| address::collide(**other, address)) {
+                            problem(&key, address::collision(*other, address));
                         }
+                        addresses.push(address);
                     }
+                    Ok(_) => {}
                 }
             }
         }
@@ -139,10 +144,18 @@ impl Config {
             }
         }
         for (key, text) in [("admin.listen", &self.admin.listen), ("admin.probe_listen", &self.admin.probe_listen)] {
-            if text != "off"
-                && let Err(why) = parse_listen(text)
-            {
-                problem(key, format!("{why}, or \"off\""));
+            match parse_listen(text) {
+                _ if text == "off" => {}
+                Err(why) => problem(key, format!("{why}, or \"off\"")),
+                Ok(own) => {
+                    if let Some(other) = addresses.iter().find(|other| address::collide(**other, own)) {
+                        problem(
+                            key,
+                            format!("{own} collides with {other}, which is listened on; set another, or \"off\""),
+                        );
+                    }
+                    addresses.push(own);
+                }
             }
         }
         if self.admin.public_metrics && self.admin.probe_listen == "off" {
@@ -261,11 +274,6 @@ fn socket_path(text: &str) -> Result<PathBuf, String> {
         return Err(format!("the path {path} is too long for a socket: {SOCKET_PATH} bytes are the most"));
     }
     Ok(path)
-}
-
-/// `IP:PORT`.
-pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("`{text}` is no address; write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080"))
 }
 
 fn is_name(text: &str) -> bool {

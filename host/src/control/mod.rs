@@ -1,7 +1,8 @@
 //! The control protocol between master and child: every message there is, and the channel that carries them.
 //!
 //! SOCK_SEQPACKET, one JSON message each, at most [`MAX_MESSAGE`] bytes, never empty; descriptors ride along and are counted
-//! in the message. Unknown fields are ignored, and so is an unknown message; a broken one is an error value. Direction is in the
+//! in the message. A longer one from the master, at most [`MAX_LOAD`] bytes (LOAD, with thousands of routes), crosses in sealed
+//! memory: its envelope has `sealed`, the length, in place of the message, and the memory is the last descriptor. Unknown fields are ignored, and so is an unknown message; a broken one is an error value. Direction is in the
 //! type: a master cannot send [`ToMaster`].
 //!
 //! | message | from | allowed when | answered by | timeout | if the peer dies |
@@ -48,15 +49,17 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use channel::{ChannelError, Incoming, MasterEnd, WorkerEnd};
+pub use channel::{ChannelError, Incoming, MasterEnd, WorkerEnd, check_length};
 
 use self::states::StateEntry;
 
 use crate::config::{Config, carried};
 use crate::report::{DrainReport, Failure, Generation, NotSaved};
 
-/// Largest message in bytes.
+/// Largest message in bytes, as it crosses the pair. None from a child is larger.
 pub const MAX_MESSAGE: usize = 128 * 1024;
+/// Largest message of the master in bytes: a configuration file of the largest size, written as JSON.
+pub const MAX_LOAD: usize = 64 << 20;
 /// Most descriptors in one message.
 pub const MAX_FDS: usize = 4;
 /// GO to SERVING, RESUME to SERVING: the child only registers its listeners.

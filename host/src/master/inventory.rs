@@ -12,7 +12,7 @@ use super::listeners::{Claim, Key};
 use super::memory::{Hold, Notebook};
 use super::resume::{Luggage, ResumeError};
 use super::sets::{Content, Record};
-use super::state::{Memory, SetId, SetInfo};
+use super::state::{Fingerprints, Memory, SetId, SetInfo};
 use super::store::{Origin, Store};
 use super::tls::{Certificates, SavedCertificates};
 use crate::report::{Change, Failure};
@@ -23,6 +23,13 @@ pub struct Set {
     pub content: Arc<Content>,
     pub listeners: Vec<Claim>,
     pub certificates: Option<Arc<Certificates>>,
+}
+
+impl Set {
+    /// What the supervisor must know of it.
+    fn info(&self, id: SetId) -> SetInfo {
+        self.content.info(id, &self.certificates.as_ref().map(|all| all.fingerprints()).unwrap_or_default())
+    }
 }
 
 pub struct Inventory {
@@ -71,7 +78,7 @@ impl Inventory {
             match Content::recall(&store, record, Origin::EarlierMaster) {
                 Ok(content) => {
                     let id = SetId(sets.len() as u64 + 1);
-                    good.push(Arc::new(content.info(id)));
+                    good.push(Arc::new(content.info(id, &Fingerprints::default())));
                     sets.insert(id, Set { content: Arc::new(content), listeners: Vec::new(), certificates: None });
                 }
                 Err(failure) => tracing::warn!("failed to {}; that set cannot be gone back to", failure.error),
@@ -124,7 +131,7 @@ impl Inventory {
     pub fn add(&mut self, set: Set) -> Arc<SetInfo> {
         let id = SetId(self.next);
         self.next += 1;
-        let info = Arc::new(set.content.info(id));
+        let info = Arc::new(set.info(id));
         self.sets.insert(id, set);
         info
     }
@@ -143,7 +150,7 @@ impl Inventory {
     }
 
     pub fn infos(&self) -> BTreeMap<SetId, Arc<SetInfo>> {
-        self.sets.iter().map(|(id, set)| (*id, Arc::new(set.content.info(*id)))).collect()
+        self.sets.iter().map(|(id, set)| (*id, Arc::new(set.info(*id)))).collect()
     }
 
     pub fn claims(&self, id: Option<SetId>) -> &[Claim] {

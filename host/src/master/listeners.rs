@@ -17,7 +17,7 @@ use socket2::{SockRef, Type};
 
 use super::resume::{Fd, Luggage};
 use super::socket_file::{Access, Grant, SavedFile, SocketFile};
-use crate::config::{Config, Listen, Server};
+use crate::config::{Config, Listen, Server, collide};
 use crate::control::ListenerInfo;
 use crate::report::{Failure, ListenerStatus, Scheme, Stage};
 use crate::sys::socket::{self, Address};
@@ -301,7 +301,10 @@ impl Listeners {
                 let bound = match self.claim_stored(&key, self.open.contains_key(&key)) {
                     Claimed::Open => None,
                     Claimed::Came(bound) => Some((bound, true)),
-                    Claimed::Absent => Some((bind(address, options)?, false)),
+                    Claimed::Absent => {
+                        let bound = bind(address, options).map_err(|error| self.explain_own(address, error))?;
+                        Some((bound, false))
+                    }
                 };
                 (key, bound, None)
             }
@@ -311,6 +314,21 @@ impl Listeners {
             opened.push(key.clone());
         }
         Ok(vec![claim(key, access)])
+    }
+
+    /// Returns `error` with the remedy if it is a socket of this server that is in the way: no other program will let go of it.
+    fn explain_own(&self, address: SocketAddr, error: ListenError) -> ListenError {
+        let own = self.open.values().find_map(|listener| match listener.address {
+            Address::Ip(open) if collide(open, address) => Some(open),
+            _ => None,
+        });
+        match own {
+            Some(own) => ListenError::from(error.failure.hint(format!(
+                "this server itself listens on {own}, which takes the same connections: reload once without {own}, and then with \
+                 {address}; or shut the server down and start it again"
+            ))),
+            None => error,
+        }
     }
 
     /// What an earlier master has left of it, unless it is open.

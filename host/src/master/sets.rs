@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::state::{SetId, SetInfo, Settings};
+use super::state::{Facts, Fingerprints, SetId, SetInfo, Settings};
 use super::store::{self, Mounted, Origin, Snapshot, Store};
 use crate::config::{Config, ConfigSource, carried, same_plugin};
 use crate::report::{Change, Failure};
@@ -131,7 +131,7 @@ impl Content {
     }
 
     /// What the supervisor must know of it.
-    pub fn info(&self, id: SetId) -> SetInfo {
+    pub fn info(&self, id: SetId, fingerprints: &Fingerprints) -> SetInfo {
         let sections: BTreeMap<String, String> = self
             .plugins
             .iter()
@@ -148,6 +148,7 @@ impl Content {
             plugins: self.plugins.iter().map(Mounted::status).collect(),
             controllers,
             sections,
+            facts: Arc::new(Facts::of(&self.config, fingerprints)),
             in_folder: self.in_folder(),
             held: self.held.clone(),
             settings: Settings::of(&self.config),
@@ -275,7 +276,7 @@ mod tests {
     #[test]
     fn a_set_is_known_by_all_that_is_in_it() {
         let one = content(config(&[]), &[("a", "a1")]);
-        let id = |content: &Content| content.info(SetId(1)).sha256;
+        let id = |content: &Content| content.info(SetId(1), &Fingerprints::default()).sha256;
         assert_eq!(id(&one), id(&one.clone()));
         for other in [content(config(&["workers=3"]), &[("a", "a1")]), content(config(&[]), &[("a", "a2")])] {
             assert_ne!(id(&one), id(&other));

@@ -19,9 +19,9 @@ use super::identity::Identity;
 use super::resume::{Fd, Luggage};
 use super::state::Event;
 use crate::control::states::States;
-use crate::control::{MasterEnd, PROTOCOL, ToChild};
+use crate::control::{ChannelError, MasterEnd, PROTOCOL, ToChild, ToMaster};
 use crate::metrics::{Counts, SLOTS};
-use crate::report::Generation;
+use crate::report::{Failure, Generation, Stage};
 use crate::sys::process::{self, Image, Process, Spec};
 use crate::sys::shared::Slots;
 use crate::sys::{readiness, seqpacket};
@@ -221,7 +221,7 @@ fn carry(
     let ended = readiness::register(process.pidfd.try_clone()?, Interest::READABLE)?;
     let (outgoing, queue) = mpsc::unbounded_channel();
     let (stop, stopped) = oneshot::channel();
-    let write = tokio::spawn(write(channel.clone(), queue, generation));
+    let write = tokio::spawn(write(channel.clone(), queue, generation, events.clone()));
     let reader = ChildReader {
         channel: channel.clone(),
         process: process.clone(),
@@ -235,12 +235,30 @@ fn carry(
     Ok((outgoing, Tasks { write, read, stop: Some(stop) }))
 }
 
-async fn write(channel: Arc<MasterEnd>, mut queue: mpsc::UnboundedReceiver<Outgoing>, generation: Generation) {
+async fn write(
+    channel: Arc<MasterEnd>,
+    mut queue: mpsc::UnboundedReceiver<Outgoing>,
+    generation: Generation,
+    events: mpsc::Sender<Event>,
+) {
     while let Some((message, fds)) = queue.recv().await {
         let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        if let Err(error) = channel.send(&message, &borrowed).await {
-            tracing::debug!(generation = generation.0, "{error}");
-            return;
+        match channel.send(&message, &borrowed).await {
+            Ok(()) => {}
+            Err(error @ ChannelError::TooLong { .. }) => {
+                // The child would wait for it until `start_timeout`.
+                let failure = Failure::new(Stage::Load, error.to_string()).hint(
+                    "the configuration of the set is too long: let plugins read large data from files of their own",
+                );
+                let message = ToMaster::Failed(failure);
+                // The loop is gone only when the master ends.
+                let _ = events.send(Event::Message { generation, message }).await;
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(generation = generation.0, "{error}");
+                return;
+            }
         }
     }
 }

@@ -92,3 +92,56 @@ fn durations_beyond_the_bound_are_refused_before_the_start() {
     longest.switch();
     longest.cli(&["shutdown", "--timeout", "3650days"]).assert_code(0);
 }
+
+#[test]
+fn addresses_that_cannot_be_listened_on_say_what_to_write() {
+    let bench = Workbench::new();
+    for (listen, says) in [
+        (&["[::ffff:127.0.0.1]:8080"][..], "write 127.0.0.1:8080"),
+        (&["localhost:8080"], "write 127.0.0.1:8080, and [::1]:8080"),
+        (&["0.0.0.0:8080", "127.0.0.1:8080"], "0.0.0.0:8080 takes the connections of 127.0.0.1:8080"),
+        (&["[::1]:8080", "[::]:8080"], "[::]:8080 takes the connections of [::1]:8080"),
+        (&["0.0.0.0:9700"], "admin.listen: 127.0.0.1:9700 collides with 0.0.0.0:9700"),
+        (&["8080"], "a port alone"),
+    ] {
+        let args: Vec<&str> = listen.iter().flat_map(|address| ["--listen", address]).collect();
+        let outcome = bench.cli(&[&["run"][..], &args].concat());
+        assert!(outcome.assert_code(78).stderr.contains(says), "{outcome:?}");
+    }
+    // Both kinds of IP beside each other are two addresses.
+    let port = free_port();
+    let (v4, v6) = (format!("127.0.0.1:{port}"), format!("[::]:{port}"));
+    let server = Setup::probe("v1").config(&format!("[[server]]\nlisten = [\"{v4}\", \"{v6}\"]\n")).start();
+    assert_eq!(server.addrs().len(), 2);
+    // What is in the way of a wider address is this server itself.
+    server.bench.configure(&format!("[[server]]\nlisten = [\"0.0.0.0:{port}\"]\n"));
+    let (code, report) = server.reload();
+    assert_eq!((code, report.stage.as_deref()), (409, Some("listen")), "{report:#?}");
+    let hint = report.hint.unwrap_or_default();
+    assert!(hint.contains(&format!("this server itself listens on {v4}")), "{hint}");
+}
+
+/// One that nobody listens on now, in both kinds of IP.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("[::]:0").expect("failed to bind");
+    listener.local_addr().expect("an address").port()
+}
+
+#[test]
+fn report_of_a_reload_says_what_of_the_configuration_changed() {
+    let config = |more: &str, listen: &str| {
+        format!("[limits]\n{more}\n[[server]]\nname = \"web\"\nlisten = [\"127.0.0.1:0\"{listen}]\n")
+    };
+    let server = Setup::probe("v1").config(&config("", "")).start();
+    let report = server.switch();
+    assert_eq!(report.config, None, "nothing changed");
+    server.bench.configure(&config("body_size = \"10 MiB\"", ", \"127.0.0.2:0\""));
+    let outcome = server.cli(&["reload", "--name", &server.name]);
+    let said = &outcome.assert_code(0).stdout;
+    assert!(said.contains("listens now on: 127.0.0.2:0 (web)"), "{outcome:?}");
+    assert!(said.contains("limits.body_size: 1 GiB -> 10 MiB"), "{outcome:?}");
+    let last = server.status().last_op();
+    let shown = server.ended(last).config.expect("what changed");
+    assert_eq!(shown["keys"][0]["key"], "limits.body_size");
+    assert_eq!(shown["addresses"]["added"][0], "127.0.0.2:0 (web)");
+}

@@ -149,6 +149,8 @@ impl Master {
         if probes == Probes::Skip {
             config.server.iter_mut().for_each(|server| server.probe.clear());
         }
+        // Each plugin is given its own.
+        config.plugins.values_mut().for_each(|plugin| plugin.config.clear());
         let ids: Vec<u32> = infos.iter().map(|info| info.id).collect();
         let (states, memory) = match self.children.lend_states().filter(|_| inherit == Inherit::Latest) {
             Some(Ok((states, memory))) => (states, Some(memory)),

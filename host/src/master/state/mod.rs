@@ -11,6 +11,7 @@
 
 mod cold;
 mod cut;
+mod facts;
 mod fallback;
 mod generation;
 mod generations;
@@ -42,6 +43,7 @@ use crate::report::{Cause, Change, Failure, Generation, GenerationStatus, OpId, 
 
 use cold::Stopped;
 use cut::Cutting;
+pub use facts::{Facts, Fingerprints};
 use fallback::Fallback;
 use generation::Gen;
 pub use generation::Phase;
@@ -96,6 +98,8 @@ pub struct SetInfo {
     pub controllers: BTreeSet<String>,
     /// Of its plugins' sections.
     pub sections: BTreeMap<String, String>,
+    /// What its configuration says, to be compared.
+    pub facts: Arc<Facts>,
     /// How many of its plugins came out of the plugin folder.
     pub in_folder: usize,
     /// What lies in the plugin folder and was not taken into it, since it is held back.
@@ -144,6 +148,7 @@ impl SetInfo {
             plugins: Vec::new(),
             controllers: BTreeSet::new(),
             sections: BTreeMap::new(),
+            facts: Arc::default(),
             in_folder: 0,
             held: Vec::new(),
             settings,

@@ -7,7 +7,7 @@ use super::fallback::Fallback;
 use super::past::PastSets;
 use super::rollback::{Reason, Rollback, refused};
 use super::switch::ms;
-use super::{Action, Caller, Note, Phase, REPORTS, SetInfo, Source, State, TestId, Time};
+use super::{Action, Caller, Note, Phase, REPORTS, SetId, SetInfo, Source, State, TestId, Time};
 use crate::config::same_plugin;
 use crate::master::handle::OpOptions;
 use crate::report::{
@@ -260,6 +260,9 @@ impl State {
             None => from.and_then(|from| self.generations.get(&from)).map(|old| old.set.clone()),
         };
         let plugins = changes(replaced.as_ref().map_or(&[][..], |set| &set.plugins), &new.set.plugins);
+        // Before the first set, and beside the one without plugins, everything is new.
+        let old = replaced.as_ref().filter(|old| old.id != SetId::EMPTY);
+        let config = old.map(|old| old.facts.changes(&new.set.facts)).filter(|changes| !changes.is_empty());
         let unserved = stopped.map(|stopped| stopped.unserved_ms(self.now));
         let served = from.or(stopped.and_then(|stopped| stopped.from));
         let (pid, cause, held) = (new.pid, op.cause.clone(), new.set.held.clone());
@@ -271,6 +274,7 @@ impl State {
             report.pid = pid;
             report.ms = Some(timings);
             report.plugins = Some(plugins);
+            report.config = config;
             report.held = held;
         });
         self.note(Note::Committed { generation, from: served, total_ms: timings.total, cause });

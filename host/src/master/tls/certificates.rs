@@ -10,12 +10,14 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::NOTICE;
 use crate::config;
 use crate::control::secrets::Certificate;
+use crate::master::store;
 use crate::report::{CertificateStatus, Validity};
 use crate::sys::files;
 
@@ -80,9 +82,20 @@ pub struct Facts {
     names: Vec<String>,
     not_before: SystemTime,
     not_after: SystemTime,
+    /// Of all that a client is shown. Absent from an earlier program.
+    #[serde(default)]
+    fingerprint: Option<String>,
 }
 
 impl Facts {
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    pub fn fingerprint(&self) -> Option<&str> {
+        self.fingerprint.as_deref()
+    }
+
     pub fn status(&self, now: SystemTime) -> CertificateStatus {
         let validity = if now >= self.not_after {
             Validity::Expired
@@ -118,7 +131,10 @@ pub fn read(server: &str, files: &config::Certificate) -> Result<(Certificate, F
         .collect::<Result<_, _>>()
         .map_err(|_| broken(cert, "it is not valid PEM"))?;
     let own = chain.first().ok_or_else(|| CertificateError::NoCertificate { path: cert.clone() })?;
-    let (names, facts) = understand(server, cert, own)?;
+    let (names, mut facts) = understand(server, cert, own)?;
+    let mut fingerprint = Sha256::new();
+    chain.iter().for_each(|der| fingerprint.update(der));
+    facts.fingerprint = Some(store::hex(&fingerprint.finalize()));
 
     let text = contents(key)?;
     let mut private = match PrivateKeyDer::pem_slice_iter(&text).next() {
@@ -190,6 +206,7 @@ fn understand(server: &str, path: &Path, der: &[u8]) -> Result<(Vec<String>, Fac
         names: names.iter().cloned().chain(addresses).collect(),
         not_before: time(parsed.validity().not_before),
         not_after: time(parsed.validity().not_after),
+        fingerprint: None,
     };
     Ok((names, facts))
 }

@@ -9,6 +9,7 @@ mod certificates;
 mod tests;
 mod tickets;
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime};
 
@@ -94,6 +95,16 @@ impl Certificates {
     /// For a child.
     pub fn lend(&self) -> std::io::Result<OwnedFd> {
         self.sealed.try_clone()
+    }
+
+    /// One for all certificates of each server; none for a server of which one is not known.
+    pub fn fingerprints(&self) -> BTreeMap<String, String> {
+        let mut all: BTreeMap<String, Option<String>> = BTreeMap::new();
+        for facts in &self.facts {
+            let known = all.entry(facts.server().into()).or_insert_with(|| Some(String::new()));
+            *known = known.take().zip(facts.fingerprint()).map(|(before, next)| before + next);
+        }
+        all.into_iter().filter_map(|(server, all)| Some((server, all?))).collect()
     }
 
     pub fn servers(&self) -> impl Iterator<Item = &str> {

@@ -174,6 +174,22 @@ function pluginsText(plugins) {
     .join("; ");
 }
 
+/** What else of the configuration changed: one line for each kind. */
+function configLines(config) {
+  const { addresses, tls, routes, keys, more } = config;
+  const lists = [
+    ["listens now on", addresses?.added], ["listens no more on", addresses?.removed], ["TLS changed of", tls],
+    ["routes added", routes?.added], ["routes removed", routes?.removed],
+  ];
+  const lines = lists.filter(([, names]) => names?.length).map(([what, names]) => `${what}: ${names.join(", ")}`);
+  for (const { key, from, to } of keys ?? []) {
+    const hidden = from === undefined && to === undefined;
+    lines.push(hidden ? `${key} changed` : `${key}: ${from ?? "unset"} → ${to ?? "unset"}`);
+  }
+  if (more) lines.push(`${more} more changes`);
+  return lines;
+}
+
 function timingsText(ms) {
   return ["snapshot", "load", "prove", "switch"].map((part) => `${part} ${millis(ms[part])}`).join(" · ");
 }
@@ -196,6 +212,7 @@ function reportParts(report) {
     const text = pluginsText(report.plugins);
     if (text) parts.push(el("p", { class: "quiet", text }));
   }
+  for (const text of report.config ? configLines(report.config) : []) parts.push(el("p", { class: "quiet", text }));
   if (report.drain && report.cut) parts.push(el("p", { class: "quiet", text: drainText(report.drain) }));
   if (report.held) parts.push(el("p", { text: "not taken: " + report.held.map(changeText).join(", ") }));
   if (report.detail) parts.push(el("details", {}, el("summary", { text: "Details" }), el("pre", { text: report.detail })));

@@ -61,6 +61,7 @@ fn info(id: u64, names: &[&str]) -> Arc<SetInfo> {
         plugins: names.iter().map(plugin).collect(),
         controllers: names.iter().map(ToString::to_string).collect(),
         sections: names.iter().map(|name| (name.to_string(), "section".into())).collect(),
+        facts: Arc::default(),
         in_folder: names.len(),
         held: Vec::new(),
         settings: settings(),
