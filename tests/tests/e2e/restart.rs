@@ -131,6 +131,29 @@ fn a_configuration_that_the_new_master_could_not_run_refuses_the_restart() {
     restart(&server);
 }
 
+/// The environment of a process, as it was started with.
+fn environment(pid: i32) -> Vec<String> {
+    let bytes = fs::read(format!("/proc/{pid}/environ")).expect("failed to read an environment");
+    bytes.split(|byte| *byte == 0).map(|entry| String::from_utf8_lossy(entry).into_owned()).collect()
+}
+
+#[test]
+fn restart_and_reload_keep_the_environment_of_the_start() {
+    let server = Setup::probe("v1").own_program().env("GREETING", "first").start();
+    let has = |text: &str| environment(server.worker()).iter().any(|entry| entry == text);
+    assert!(has("GREETING=first"));
+    // What the caller of the restart has is not the server's.
+    let caller = server.bench.command(&["restart", "--name", &server.name]).env("GREETING", "second").output();
+    assert!(caller.expect("failed to run the program").status.success());
+    assert!(has("GREETING=first") && !has("GREETING=second"));
+    server.switch();
+    assert!(has("GREETING=first"));
+    server.bench.configure("[log]\nlevel = \"${ADDED_LATER}\"\n");
+    let (code, report) = server.reload();
+    assert_eq!((code, report.stage.as_deref()), (409, Some("config")), "{report:#?}");
+    assert!(report.error.is_some_and(|error| error.contains("`ADDED_LATER` is not set")));
+}
+
 /// The old program has the process again, and says why.
 pub fn is_back(server: &Server, before: i32, why: &str) {
     let status = server.wait_for("the old program to be back", |status| {
