@@ -125,7 +125,11 @@ pub fn run(setup: Setup, plan: impl FnOnce(SocketAddr) -> Plan, course: Course) 
     let _both = [artifacts::probe("v1"), artifacts::probe("v2")];
     // Processes are killed here on purpose, and that is not to be held against what they run.
     let server = setup.set("crash.limit", "1000").start();
-    let plan = plan(server.addr());
+    let mut plan = plan(server.addr());
+    if matches!(course, Course::Kills { .. }) {
+        // A new connection that a process has accepted dies with it, as in any crash.
+        plan.half_closed = 0;
+    }
     let (seed, connections) = (plan.seed, plan.torture as u64);
     let load = Load::start(plan);
     load.wait_for_requests(2 * connections);

@@ -28,6 +28,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         (Class::Pipelined, plan.pipelined),
         (Class::Torture, plan.torture),
         (Class::Http2, plan.http2 * plan.http2_streams),
+        (Class::HalfClosed, plan.half_closed),
     ];
     let pools: Vec<_> = (0..plan.http2).map(|_| Arc::new(Pool::default())).collect();
     for (class, count) in groups {
@@ -40,6 +41,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 Class::Slow => tasks.spawn(client.slow()),
                 Class::Pipelined => tasks.spawn(client.pipelined()),
                 Class::Torture => tasks.spawn(client.torture()),
+                Class::HalfClosed => tasks.spawn(client.half_closed()),
                 Class::Http2 => tasks.spawn(client.http2(pools[index % pools.len()].clone())),
             };
         }
@@ -231,7 +233,7 @@ impl Client {
         Duration::from_micros(self.rng.below(most.saturating_add(1).max(1)))
     }
 
-    async fn open(&mut self) -> Result<Connection, Failed> {
+    pub(super) async fn open(&mut self) -> Result<Connection, Failed> {
         let connection =
             Connection::open(self.shared.plan.target, self.shared.plan.tls.as_ref(), self.shared.plan.timeout).await?;
         self.shared.tally().counts(self.class).opened += 1;

@@ -92,6 +92,15 @@ impl Connection {
         self.write(&bytes[written..], limit).await
     }
 
+    /// Closes the sending side (over TLS with close_notify); what the server sends is still read.
+    pub(super) async fn close_sending_side(&mut self, limit: Duration) -> Result<(), Failed> {
+        match timeout(limit, self.stream.shutdown()).await {
+            Err(_) => Err((Fault::Timeout, "close of the sending side".into())),
+            Ok(Err(error)) => Err((self.broken(), format!("close of the sending side: {error}"))),
+            Ok(Ok(())) => Ok(()),
+        }
+    }
+
     pub(super) async fn receive(&mut self, limit: Duration) -> Result<Response, Failed> {
         match timeout(limit, self.receive_whole()).await {
             Err(_) => Err((Fault::Timeout, format!("no whole response within {limit:?}"))),

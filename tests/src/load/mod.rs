@@ -46,6 +46,8 @@ pub struct Plan {
     /// Clients that send requests of every kind, cut into pieces, alone and in pairs: see [`Mix`].
     pub torture: usize,
     pub mix: Mix,
+    /// Clients that send such requests, close their sending side, and read the answers to the end.
+    pub half_closed: usize,
     /// HTTP/2 connections, and the clients that share each of them.
     pub http2: usize,
     pub http2_streams: usize,
@@ -79,6 +81,7 @@ impl Plan {
             post_percent: 15,
             torture: 0,
             mix: Mix::Full,
+            half_closed: 0,
             http2: 0,
             http2_streams: 8,
             timeout: Duration::from_secs(30),
@@ -93,13 +96,13 @@ impl Plan {
     }
 
     /// The load that is meant to find what a hand-over can do wrong: requests of every kind, a quarter of the turns two at
-    /// once, 15 % POSTs, every other write cut at random bytes.
+    /// once, 15 % POSTs, every other write cut at random bytes; and one client of ten closes its sending side before it reads.
     pub fn torture(target: SocketAddr, connections: usize) -> Plan {
-        Plan { torture: connections, ..Plan::against(target) }
+        Plan { torture: connections, half_closed: connections.div_ceil(10), ..Plan::against(target) }
     }
 
     fn clients(&self) -> usize {
-        self.keepalive + self.fresh + self.slow + self.pipelined + self.torture + self.http2
+        self.keepalive + self.fresh + self.slow + self.pipelined + self.torture + self.half_closed + self.http2
     }
 }
 

@@ -44,10 +44,12 @@ pub enum Class {
     Torture,
     /// Several requests at once on one HTTP/2 connection: see `load::http2`.
     Http2,
+    /// A connection for one or two requests, whose sending side is closed before the answers are read.
+    HalfClosed,
 }
 
-pub const CLASSES: [Class; 6] =
-    [Class::Keepalive, Class::Fresh, Class::Slow, Class::Pipelined, Class::Torture, Class::Http2];
+pub const CLASSES: [Class; 7] =
+    [Class::Keepalive, Class::Fresh, Class::Slow, Class::Pipelined, Class::Torture, Class::Http2, Class::HalfClosed];
 
 /// The counters of one class.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,8 +4,11 @@
 
 use std::time::Duration;
 
+use tokio::time::sleep;
+
 use super::Mix;
 use super::clients::{Client, Request, letters};
+use super::connection::Failed;
 
 /// So many of a hundred turns write two requests at once.
 const PAIRS: u64 = 25;
@@ -51,16 +54,67 @@ impl Client {
         let mut connection = None;
         while !self.shared.is_stopped() {
             self.pause(&mut connection).await;
-            let first = self.kind();
-            let mut kinds = vec![first];
-            if self.has_second(first) {
-                kinds.push(self.getting());
-            }
-            let batch: Vec<Request> = kinds.iter().map(|kind| self.ask(*kind)).collect();
-            let cuts = self.cuts(first, batch.iter().map(|request| request.bytes.len()).sum());
+            let (batch, cuts) = self.turn();
             self.batch(&mut connection, &batch, &cuts).await;
         }
         self.forget(&mut connection);
+    }
+
+    /// The same requests, each turn on a connection of its own whose sending side is closed before the answers are read.
+    pub(super) async fn half_closed(mut self) {
+        while !self.shared.is_stopped() {
+            let think = self.think();
+            sleep(think).await;
+            let (batch, cuts) = self.turn();
+            let mut answered = 0;
+            if let Err(failed) = self.half_closed_turn(&batch, &cuts, &mut answered).await {
+                for request in &batch[answered..] {
+                    self.fail(request, failed.clone());
+                }
+            }
+        }
+    }
+
+    async fn half_closed_turn(
+        &mut self,
+        batch: &[Request],
+        cuts: &[(usize, Duration)],
+        answered: &mut usize,
+    ) -> Result<(), Failed> {
+        let limit = self.shared.plan.timeout;
+        let mut connection = self.open().await?;
+        let bytes: Vec<u8> = batch.iter().flat_map(|request| request.bytes.iter().copied()).collect();
+        connection.write_cut(&bytes, cuts, limit).await?;
+        connection.close_sending_side(limit).await?;
+        for request in batch {
+            let response = connection.receive(limit).await?;
+            self.check(request, &response)?;
+            let behind = (batch.len() - *answered - 1) as u64;
+            if behind == 0 || response.close {
+                // The server ends it now, and in good order: else the last answer was none.
+                connection.expect_close(limit).await?;
+            }
+            self.answered(request);
+            *answered += 1;
+            if response.close {
+                *answered = batch.len();
+                self.shared.tally().counts(self.class).unanswered_pipelined += behind;
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The requests of one turn, and where their write is cut.
+    fn turn(&mut self) -> (Vec<Request>, Vec<(usize, Duration)>) {
+        let first = self.kind();
+        let mut kinds = vec![first];
+        if self.has_second(first) {
+            kinds.push(self.getting());
+        }
+        let batch: Vec<Request> = kinds.iter().map(|kind| self.ask(*kind)).collect();
+        let cuts = self.cuts(first, batch.iter().map(|request| request.bytes.len()).sum());
+        (batch, cuts)
     }
 
     fn percent(&mut self, percent: u64) -> bool {
