@@ -61,8 +61,8 @@ fn absolute_target_without_a_path_has_the_path_slash() {
         format!("{} {} {:?}", request.uri(), request.path(), request.query())
     }
     let plugin = Plugin::start(parts);
-    assert_eq!(plugin.get("http://a.example?x=1").text(), "/?x=1 / Some(\"x=1\")");
-    assert_eq!(plugin.get("http://a.example").text(), "/ / None");
+    assert_eq!(plugin.get("http://a.example?x=1").text(), "http://a.example/?x=1 / Some(\"x=1\")");
+    assert_eq!(plugin.get("http://a.example").text(), "http://a.example/ / None");
 }
 
 #[test]

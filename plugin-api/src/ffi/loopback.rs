@@ -279,7 +279,7 @@ impl Head {
     ) -> Head {
         let target = match parts.uri.path_and_query() {
             // As the host does: an absolute form may have a query and no path.
-            Some(target) if target.as_str().starts_with('?') => format!("/{target}"),
+            Some(target) if target.as_str().starts_with('?') => format!("/{}", target.as_str()),
             Some(target) if !target.as_str().is_empty() => target.as_str().to_owned(),
             _ => "/".to_owned(),
         };
