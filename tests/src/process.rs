@@ -53,6 +53,14 @@ pub fn is_stopped(pid: i32) -> bool {
     })
 }
 
+/// Whether a thread of the process computes, or would if it had a core.
+pub fn is_runnable(pid: i32) -> bool {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.flatten().any(|task| {
+        task.file_name().to_str().and_then(|id| stat(id.parse().ok()?)).is_some_and(|stat| stat.state == 'R')
+    })
+}
+
 /// Whether the process runs the very file at `path`.
 pub fn runs(pid: i32, path: &Path) -> bool {
     let file = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();

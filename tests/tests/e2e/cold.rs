@@ -145,8 +145,10 @@ fn what_cannot_be_read_is_refused_before_anything_is_stopped() {
 fn a_request_in_flight_ends_in_the_old_process_and_new_connections_wait_for_the_new() {
     // A connection that the old one takes last is not idle, only slow to ask.
     let server = Setup::probe("v1").set("shutdown.idle", "20s").start();
+    // Built before the request begins, which is to outlast the switch.
+    let next = artifacts::probe("v2");
     let mut slow = slow_request(&server, 1500);
-    server.bench.install("probe", &artifacts::probe("v2"));
+    server.bench.install("probe", &next);
     let addr = server.addr();
     let waiting = std::thread::spawn({
         let name = server.name.clone();

@@ -163,12 +163,12 @@ fn a_new_child_killed_between_go_and_serving_is_a_refused_reload() {
     switch_to(&server, "v2");
 }
 
-/// Waits until the process has done all it can do: no CPU time used for a while.
+/// Waits until the process has done all it can do: no CPU time used for a while, and not for want of a core.
 pub fn quiet(pid: i32) {
     let (mut last, mut since) = (process::cpu_time(pid), Instant::now());
     wait::until("the new child to wait for GO", wait::LONG, || {
         let now = process::cpu_time(pid);
-        if now != last {
+        if now != last || process::is_runnable(pid) {
             (last, since) = (now, Instant::now());
         }
         (since.elapsed() > Duration::from_millis(300)).then_some(())

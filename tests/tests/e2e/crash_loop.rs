@@ -168,7 +168,8 @@ fn a_respawn_that_hangs_is_stood_in_for_by_503_until_it_is_up() {
     std::fs::rename(&second, &go).expect("failed to rename");
     let status = server.wait_for("what shall serve", |status| status.serving == Some(2) && status.ready);
     assert_eq!((status.alert, status.crashes), (None, 1));
+    // Until it has drained the fallback may answer.
+    server.wait_drained();
     let response = waiting.request("GET", "/").expect("its connection moved on");
     assert_eq!((response.status, response.text().as_str()), (200, "not so broken\n"));
-    server.wait_drained();
 }

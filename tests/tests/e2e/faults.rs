@@ -29,6 +29,8 @@ struct Busy {
 
 impl Busy {
     fn start(setup: Setup) -> Busy {
+        // Built before anything is timed.
+        artifacts::probe("v2");
         let server = setup.start();
         let load = Load::start(Plan { keepalive: KEEPALIVE, fresh: FRESH, ..Plan::against(server.addr()) });
         load.wait_for_requests(200);
@@ -111,6 +113,8 @@ fn newest(server: &Server, state: &str) -> i32 {
 /// Brings the new process, in init until now, to where it has said READY and the master has not heard it.
 fn ready_unheard(server: &Server, gate: &PathBuf) -> i32 {
     let child = newest(server, "loading");
+    // Not before: a master that is stopped sends nothing for it to load.
+    wait::until("init to wait at the gate", wait::LONG, || gate.with_extension("waits").exists().then_some(()));
     process::kill(server.pid(), Signal::SIGSTOP);
     std::fs::write(gate, "").expect("failed to open the gate");
     quiet(child);

@@ -109,7 +109,8 @@ fn a_slow_copy_is_waited_for() {
     copy.write_all(rest).expect("failed to write");
     drop(copy);
     wait_version(&server, "v2");
-    assert_results(&server.status(), &["switched"]);
+    let ended = |status: &Status| status.operations.iter().all(|report| report.result != "running");
+    assert_results(&server.wait_for("the report", ended), &["switched"]);
 }
 
 #[test]
@@ -187,7 +188,7 @@ fn the_whole_folder_may_be_replaced() {
     // Away for longer, and back.
     fs::remove_dir_all(&plugins).expect("failed to remove");
     let status = server.wait_for("its absence to be refused", |status| status.watcher.holding.is_some());
-    assert!(status.watcher.holding.is_some_and(|why| why.contains("no plugin")));
+    assert!(status.watcher.holding.is_some_and(|why| why.contains("the plugin folder")));
     assert_eq!(server.probe().0, "v4");
     fs::rename(folder(&server, "newer", "v5"), &plugins).expect("failed to rename");
     wait_version(&server, "v5");
