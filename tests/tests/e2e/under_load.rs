@@ -216,8 +216,9 @@ fn fifty_reloads_under_http_2_load_lose_nothing() {
     let http2 = tally.of(Class::Http2);
     assert!(http2.answered_after_goaway > 2 * LEAST_HTTP2_SWITCHES, "hardly any was in flight at a switch: {tally}");
     assert!(http2.opened > 4 * LEAST_HTTP2_SWITCHES && http2.posts > 100, "{tally}");
-    // What crossed with a GOAWAY is sent again as the protocol has it: an exception, not the way it goes.
-    assert!(http2.unprocessed * 100 < http2.sent, "{tally}");
+    // What crossed with a GOAWAY is sent again as the protocol has it: the exception, beside what was answered after one. (Not
+    // beside all that was sent: that depends on how fast the machine is.)
+    assert!(http2.unprocessed * 8 < http2.answered_after_goaway, "{tally}");
     let drains: Vec<_> = status.operations.iter().filter_map(|op| op.drain.as_ref()).collect();
     assert!(drains.iter().all(|drain| drain.cut.total() == 0 && drain.lost == 0), "{drains:#?}");
     let told: u64 = drains.iter().map(|drain| drain.goaway).sum();
