@@ -37,6 +37,8 @@ pub enum Misdeed {
     Unasked,
     /// Never answers.
     Hang,
+    /// Drops a request whose client has closed its sending side, as hyper by itself does.
+    AbandonHalfClosed,
 }
 
 struct Shared {
@@ -131,8 +133,15 @@ impl Shared {
             if self.misdeed == Misdeed::CutUpload && self.cuts_upload(&mut stream, &mut buffer)? {
                 return stream.shutdown(Shutdown::Both);
             }
-            let Some((head, body)) = read_request(&mut stream, &mut buffer)? else { return Ok(()) };
+            let Some((head, body)) = read_request(&mut stream, &mut buffer)? else {
+                // The list above still holds a copy, with which the connection would stay open.
+                return stream.shutdown(Shutdown::Both);
+            };
             peer.busy.store(true, SeqCst);
+            if self.misdeed == Misdeed::AbandonHalfClosed && buffer.is_empty() && is_half_closed(&stream)? {
+                self.misdeeds.fetch_add(1, SeqCst);
+                return stream.shutdown(Shutdown::Both);
+            }
             if self.misdeed == Misdeed::ForgetAhead && !buffer.is_empty() && self.is_due() {
                 self.misdeeds.fetch_add(1, SeqCst);
                 buffer.clear();
@@ -170,7 +179,10 @@ impl Shared {
             let ms = rest.split(' ').next().and_then(|digits| digits.parse().ok()).unwrap_or(0);
             std::thread::sleep(Duration::from_millis(ms));
         }
-        let elsewhere = matches!(self.misdeed, Misdeed::Reset | Misdeed::ForgetAhead | Misdeed::CutUpload);
+        let elsewhere = matches!(
+            self.misdeed,
+            Misdeed::Reset | Misdeed::ForgetAhead | Misdeed::CutUpload | Misdeed::AbandonHalfClosed
+        );
         let misdeed = if !elsewhere && self.is_due() { self.misdeed } else { Misdeed::Nothing };
         if misdeed != Misdeed::Nothing {
             self.misdeeds.fetch_add(1, SeqCst);
@@ -216,6 +228,17 @@ impl Shared {
         }
         stream.write_all(&bytes)?;
         Ok(!close && !matches!(misdeed, Misdeed::Truncate | Misdeed::SilentClose))
+    }
+}
+
+/// Whether the client closes its sending side within the time that a FIN behind the request may take on loopback.
+fn is_half_closed(stream: &TcpStream) -> io::Result<bool> {
+    stream.set_read_timeout(Some(Duration::from_millis(20)))?;
+    let peeked = stream.peek(&mut [0]);
+    stream.set_read_timeout(None)?;
+    match peeked {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        peeked => Ok(peeked.is_ok_and(|count| count == 0)),
     }
 }
 

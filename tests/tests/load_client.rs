@@ -227,6 +227,15 @@ fn a_cut_upload_is_counted() {
 }
 
 #[test]
+fn a_dropped_request_of_a_half_closed_client_is_counted() {
+    let (tally, misdeeds) = torture(Misdeed::AbandonHalfClosed, 1);
+    let half_closed = tally.of(Class::HalfClosed);
+    assert!(misdeeds > 5 && half_closed.sent >= misdeeds, "{misdeeds} times: {tally}");
+    assert_eq!((tally.fault(Fault::Eof), tally.lost()), (misdeeds, misdeeds), "{tally}");
+    assert_eq!(tally.of(Class::Torture).answered, tally.of(Class::Torture).sent, "{tally}");
+}
+
+#[test]
 fn a_close_without_a_word_is_seen_by_the_torture() {
     let (tally, misdeeds) = torture(Misdeed::SilentClose, 10);
     assert!(tally.closed_unannounced() > 0, "{tally}");
