@@ -37,6 +37,11 @@ fn posts_after_a_reload(descriptors: Option<u64>) -> (Server, i32, Vec<(i32, boo
     }
     server.bench.install("probe", &artifacts::probe("v2"));
     server.switch();
+    // Until the new process has answered each offer, the old one has no reason to announce a close.
+    wait::until("the answer to each offer", wait::LONG, || {
+        let totals = server.status().totals;
+        (totals.handed_over + totals.taken_back >= CONNECTIONS).then_some(())
+    });
     let new = server.worker();
     let answers = connections.iter_mut().enumerate().map(|(id, connection)| {
         let response = post(connection, 1000 + id as u64);

@@ -317,12 +317,7 @@ mod tests {
             let all = [before.clone(), goaway(last), before.clone()].concat();
             for size in 1..all.len() {
                 let mut frames = Frames::default();
-                let mut names_last = |chunk: &[u8]| {
-                    let mut named = false;
-                    frames.pass(chunk, |frame| named |= frame.names_last());
-                    named
-                };
-                let named: Vec<_> = all.chunks(size).map(&mut names_last).collect();
+                let named: Vec<_> = all.chunks(size).map(|chunk| frames.names_last(chunk)).collect();
                 let at = (before.len() + LAST - 1) / size;
                 assert!(named.iter().enumerate().all(|(index, named)| *named == (index == at)), "{last} by {size}");
             }
