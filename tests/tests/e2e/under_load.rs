@@ -122,8 +122,14 @@ fn torture_at_twenty_triggers_a_second_loses_nothing_and_closes_nothing() {
     println!("{seen}");
     // The slow clients ask on a connection of their own each time, and end it themselves.
     seen.assert_held(LEAST_SWITCHES);
-    // A generation with a slow request lives as long as that, and no other's requests keep it.
-    assert!(seen.drain_ms(1.0) < 4000.0 && seen.drain_ms(0.5) < 1000.0, "{:#?}", seen.drains);
+    // A generation with a slow request lives as long as that, and no other's requests keep it; on a busy machine each of these
+    // takes longer by what every request does.
+    let slower = seen.tally.latency.quantile_ms(0.99);
+    assert!(
+        seen.drain_ms(1.0) < 4000.0 + 2.0 * slower && seen.drain_ms(0.5) < 1000.0 + 2.0 * slower,
+        "{slower} ms: {:#?}",
+        seen.drains
+    );
 }
 
 #[test]

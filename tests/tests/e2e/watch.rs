@@ -288,7 +288,10 @@ fn a_bad_file_is_refused_once_and_a_good_one_is_taken_after_it() {
     assert!(status.watcher.holding.is_some());
     assert!(server.cli(&["status", "--name", &server.name]).stdout.contains("not tried again until it changes"));
     spoil(&server, b"nor is this");
-    server.wait_for("the other to be refused", |status| triggered(status).len() == 2);
+    // Refused, not merely begun: it would find the next content.
+    server.wait_for("the other to be refused", |status| {
+        triggered(status).iter().map(|report| report.result.as_str()).eq(["refused", "refused"])
+    });
     server.bench.install("probe", &artifacts::probe("v2"));
     wait_version(&server, "v2");
     let status = settled(&server);
