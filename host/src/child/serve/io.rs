@@ -22,7 +22,7 @@ use crate::sys::hangup;
 use crate::sys::socket::{self, Bare};
 
 /// A lingering close reads and discards so much. What a client sends beyond that fits the kernel's buffers, or has to wait.
-const LINGER_BYTES: usize = 16 << 20;
+pub const LINGER_BYTES: usize = 16 << 20;
 /// At a time.
 const LINGER_READ: usize = 16 << 10;
 

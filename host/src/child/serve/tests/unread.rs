@@ -10,6 +10,7 @@ use super::fake::{Step, frame, read, stream};
 use super::handover::hand_over;
 use super::*;
 use crate::child::serve::discard::DISCARD;
+use crate::child::serve::io::LINGER_BYTES;
 use crate::config::Size;
 
 const SHORT: Duration = Duration::from_millis(400);
@@ -100,6 +101,39 @@ fn unread_body_of_a_response_of_the_server_is_discarded() {
     client.send(upload("/nowhere", 5) + "hello" + &upload("/api/read", 3) + "abc");
     assert_eq!(client.answer().status(), 404);
     assert_eq!(client.answer().text(), "abc");
+    // What comes later is not in hyper's buffer when the request is answered.
+    client.send(upload("/nowhere", 5));
+    let answer = client.answer();
+    assert_eq!((answer.status(), answer.closes()), (404, false));
+    client.send("hello".to_owned() + &upload("/api/read", 3) + "abc");
+    assert_eq!(client.answer().text(), "abc");
+}
+
+#[test]
+fn response_is_not_held_back_by_a_chunked_body_without_end() {
+    let site = serve(ignore);
+    let mut client = site.connect();
+    client.send(CHUNKED);
+    let mut writer = client.stream.try_clone().unwrap();
+    let sending = std::thread::spawn(move || {
+        let part = format!("{:x}\r\n{}\r\n", 16_000, "x".repeat(16_000)).repeat(8);
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE && writer.write_all(part.as_bytes()).is_ok() {}
+        start.elapsed()
+    });
+    let answer = client.answer();
+    assert_eq!((answer.status(), answer.closes()), (200, true));
+    drop(client);
+    assert!(sending.join().unwrap() < PATIENCE, "all that comes is read before the response");
+}
+
+#[test]
+fn close_by_the_handler_does_not_wait_for_an_unread_body() {
+    let site = serve(|asked: Asked| async move { ignore(asked).await.header("connection", "close") });
+    let mut client = site.connect();
+    client.send(upload("/a", 50_000)).send("abc");
+    assert!(client.answer().closes());
+    client.is_closed();
 }
 
 #[test]
@@ -117,11 +151,26 @@ fn client_that_waits_for_100_continue_hears_of_the_close_instead() {
     assert_eq!(client.get("/b").text(), "/b");
 }
 
+#[test]
+fn client_that_was_told_to_continue_keeps_its_connection() {
+    let site = serve(|mut asked: Asked| async move {
+        frame(&mut asked.body).await;
+        reply(200, asked.target().to_owned())
+    });
+    let mut client = site.connect();
+    client.send("POST /a HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n");
+    assert_eq!(client.head(), "HTTP/1.1 100 Continue\r\n\r\n");
+    let answer = client.send("bo").answer();
+    assert_eq!((answer.text(), answer.closes()), ("/a", false));
+    assert_eq!(client.send("dy").get("/b").text(), "/b");
+}
+
 /// Keeps the body until its response has begun, then drops it.
 fn drops_late() -> (Site, Arc<Notify>) {
     let gate = Arc::new(Notify::new());
     let handlers = gate.clone();
-    let site = serve(move |asked: Asked| {
+    let limits = config::Limits { body_size: Size::UNLIMITED, ..limits() };
+    let handler = move |asked: Asked| {
         let gate = handlers.clone();
         async move {
             let target = asked.target().to_owned();
@@ -140,8 +189,8 @@ fn drops_late() -> (Site, Arc<Notify>) {
                 None => std::task::Poll::Ready(Step::End),
             }))
         }
-    });
-    (site, gate)
+    };
+    (site_with(&limits, vec![("/", fake::plugin(handler))]), gate)
 }
 
 #[test]
@@ -159,6 +208,40 @@ fn body_that_is_dropped_after_the_response_began_is_discarded_whole() {
     assert_eq!((answer.text(), answer.closes()), ("late", false), "it could not know");
     assert_eq!(client.answer().text(), "/next");
     sending.join().unwrap();
+}
+
+#[test]
+fn body_that_was_never_asked_for_ends_its_connection() {
+    let (site, gate) = drops_late();
+    let mut client = site.connect();
+    client.send("POST /late HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n");
+    gate.notify_one();
+    assert_eq!(client.answer().text(), "late");
+    // Whether the body comes, or the next request, could not be told.
+    client.is_closed();
+}
+
+#[test]
+fn announced_close_does_not_wait_for_a_body_without_end() {
+    let (mut site, gate) = drops_late();
+    let mut client = site.connect();
+    client.get("/a");
+    site.retire(NEVER);
+    client.send(upload("/late", 1 << 40));
+    let head = client.head();
+    assert!(head.contains("connection: close"), "{head}");
+    gate.notify_one();
+    let mut writer = client.stream.try_clone().unwrap();
+    let start = Instant::now();
+    let sending = std::thread::spawn(move || {
+        let part = vec![b'x'; 1 << 16];
+        while start.elapsed() < PATIENCE && writer.write_all(&part).is_ok() {}
+    });
+    client.rest().ok();
+    drop(client);
+    sending.join().unwrap();
+    assert!(start.elapsed() < PATIENCE, "it is read for ever");
+    site.drained();
 }
 
 #[test]
@@ -289,6 +372,23 @@ fn lingering_close_ends_in_time_though_a_client_never_stops() {
     }
     site.until_open(0);
     assert!(start.elapsed() >= SHORT, "it was to have its time");
+}
+
+#[test]
+fn lingering_close_reads_no_more_than_its_bound() {
+    let drain = config::Drain { linger: Duration::from_secs(3), ..config::Drain::default() };
+    let limits = config::Limits { body_size: Size(1000), ..limits() };
+    let site = site_in_full(&[], &limits, &drain, vec![("/", fake::plugin(mirror))]);
+    let mut client = site.connect();
+    client.send(upload("/", 1 << 40));
+    let (part, mut sent) = (vec![b'x'; 1 << 16], 0);
+    while client.stream.write_all(&part).is_ok() {
+        sent += part.len();
+        // The kernel has room for some more.
+        assert!(sent < LINGER_BYTES * 4, "it is read on");
+    }
+    assert!(sent >= LINGER_BYTES, "{sent}");
+    site.until_open(0);
 }
 
 // ---- while the worker changes ----
