@@ -13,6 +13,7 @@ use h2::client::SendRequest;
 use tokio::sync::Notify;
 
 use super::fake::{Step, read, stream};
+use super::limits::endless;
 use super::*;
 use crate::config::Size;
 
@@ -114,6 +115,8 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const NO_STREAM: u32 = (1 << 31) - 1;
 const ENHANCE_YOUR_CALM: u32 = 11;
+const INITIAL_WINDOW_SIZE: u8 = 4;
+const WIDE: u32 = 1 << 30;
 
 pub struct Frame {
     kind: u8,
@@ -153,6 +156,15 @@ impl Raw {
     pub fn new(site: &Site) -> Raw {
         let mut client = site.connect();
         client.send(super::super::sniff::PREFACE).send(frame(SETTINGS, 0, 0, &[]));
+        Raw { client, seen: VecDeque::new() }
+    }
+
+    /// Lets everything come, of which its kernel takes little.
+    fn narrow(site: &Site) -> Raw {
+        let mut client = super::limits::narrow(site);
+        client.send(super::super::sniff::PREFACE);
+        client.send(frame(SETTINGS, 0, 0, &[&[0, INITIAL_WINDOW_SIZE], &WIDE.to_be_bytes()[..]].concat()));
+        client.send(frame(WINDOW_UPDATE, 0, 0, &WIDE.to_be_bytes()));
         Raw { client, seen: VecDeque::new() }
     }
 
@@ -488,6 +500,22 @@ fn a_client_that_does_not_answer_is_closed_after_its_time_and_not_while_a_reques
 }
 
 #[test]
+fn at_the_end_goaway_is_not_waited_for_longer_than_idle_ones() {
+    let drain = config::Drain { goaway: Limit::Never, ..config::Drain::default() };
+    let mut site = site_in_full(&[], &patient(), &drain, vec![("/", fake::plugin(mirror))]);
+    let mut quiet = Raw::new(&site);
+    quiet.send(get(1, "/"));
+    quiet.until(DATA);
+    let start = Instant::now();
+    let keepalive_ms = Some(SHORT.as_millis() as u64);
+    site.retire(Deadlines { keepalive_ms, linger_ms: Some(100), ..NEVER });
+    quiet.is_closed();
+    let time = start.elapsed();
+    assert!(time >= SHORT && time < SHORT + LATE, "it took {time:?}");
+    site.drained();
+}
+
+#[test]
 fn what_makes_no_progress_is_cut_so_that_the_client_can_tell() {
     let mut site = serve(|asked: Asked| async move {
         match asked.target() {
@@ -689,6 +717,24 @@ fn a_response_that_the_client_does_not_let_come_is_reset_and_its_others_go_on() 
 }
 
 #[test]
+fn response_taken_below_its_rate_ends_the_connection() {
+    let window = Duration::from_secs(1);
+    // The client takes some 20 KB a second.
+    for (rate, is_cut) in [(1 << 20, true), (1 << 10, false)] {
+        let site = limited(config::Limits { response_min_rate: rate, response_window: window, ..patient() }, endless);
+        let mut raw = Raw::narrow(&site);
+        raw.send(get(1, "/"));
+        let start = Instant::now();
+        let (mut room, mut ended) = ([0; 2048], None);
+        while ended.is_none() && start.elapsed() < window * 6 {
+            ended = raw.client.stream.read_exact(&mut room).err();
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!((ended.is_some(), site.metric(Slot::ResponsesTooSlow)), (is_cut, u64::from(is_cut)), "{ended:?}");
+    }
+}
+
+#[test]
 fn a_client_that_is_gone_without_a_word_is_found_by_pings() {
     let limits = config::Limits { http2_ping: short(), ..patient() };
     let site = limited(limits, |_| std::future::pending());
@@ -762,6 +808,25 @@ fn late_resets_in_large_numbers_end_their_connection() {
     }
     let (last, why) = raw.goaway();
     assert_eq!((last, why), (199, ENHANCE_YOUR_CALM));
+    eventually(|| site.metric(Slot::Http2Errors) == 1);
+}
+
+#[test]
+fn flood_during_a_response_ends_at_the_end_of_a_frame() {
+    let site = limited(config::Limits { http2_glitches: 100, ..patient() }, endless);
+    let mut raw = Raw::narrow(&site);
+    raw.send(get(1, "/"));
+    let is_stuck = || {
+        let mut is_stuck = false;
+        site.server.connections.each(|conn| is_stuck |= conn.activity.write.is_on());
+        is_stuck
+    };
+    eventually(is_stuck);
+    // What pays for answers to the response, and the budget, are used up.
+    raw.send(frame(PING, 0, 0, &[0; 8]).repeat(400));
+    // Each frame before it is whole.
+    assert_eq!(raw.goaway(), (1, ENHANCE_YOUR_CALM));
+    raw.is_closed();
     eventually(|| site.metric(Slot::Http2Errors) == 1);
 }
 

@@ -426,7 +426,7 @@ fn an_endless_chunk_extension_is_a_bad_request_and_no_failure_of_the_handler() {
 
 // ---- responses ----
 
-fn endless(_: Asked) -> std::future::Ready<Reply> {
+pub fn endless(_: Asked) -> std::future::Ready<Reply> {
     let chunk = Bytes::from(vec![b'x'; 65536]);
     std::future::ready(reply(200, "").body(stream(None, move |_| std::task::Poll::Ready(Step::Data(chunk.clone())))))
 }
@@ -520,7 +520,7 @@ fn a_peer_with_enough_connections_gets_no_more() {
 }
 
 /// A client whose kernel takes little ahead of it.
-fn narrow(site: &Site) -> Client {
+pub fn narrow(site: &Site) -> Client {
     let At::Port(addr) = &site.at else { panic!("on a port, for this test") };
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();

@@ -415,6 +415,36 @@ fn it_is_closed_once_nothing_has_moved_for_as_long_as_may_be() {
 }
 
 #[test]
+fn bytes_in_one_direction_keep_an_upgraded_connection() {
+    let limit = Duration::from_millis(800);
+    let limits = config::Limits { upgraded_idle: Limit::After(limit), ..limits() };
+    let one_way = move |asked: Asked| async move {
+        let (stream, talks) = (asked.claim().expect("the request asks"), asked.target() == "/talks");
+        tokio::spawn(async move {
+            let mut stream = open(stream).await?;
+            while talks {
+                write(&mut stream, b"x").await?;
+                tokio::time::sleep(limit / 8).await;
+            }
+            while !read(&mut stream).await?.is_empty() {}
+            std::io::Result::Ok(())
+        });
+        switching()
+    };
+    let site = site_with(&limits, vec![("/", fake::plugin(one_way))]);
+    let mut listens = switched(&site);
+    let mut talks = site.connect();
+    assert!(talks.send(ASKING.replace("/x", "/talks")).head().starts_with("HTTP/1.1 101"));
+    let start = Instant::now();
+    while start.elapsed() < limit * 3 {
+        listens.send("x");
+        talks.exactly(1);
+        std::thread::sleep(limit / 8);
+    }
+    assert_eq!((site.metric(Slot::UpgradedTimeouts), site.server.connections.open()), (0, 2));
+}
+
+#[test]
 fn without_a_limit_it_is_open_however_long_nothing_moves() {
     let (site, _streams) = holder();
     let mut client = switched(&site);
