@@ -200,10 +200,39 @@ fn counts_and_times_beyond_their_bounds_are_refused() {
         ("[limits]\nconnections = 9223372036854775807\n", "line 2: limits.connections: must lie between"),
         ("[limits]\nbody_size = \"18446744073709551615\"\n", "is too large"),
         ("[plugins.a]\nworkers = 4294967295\n", "line 2: plugins.a.workers: must lie between 0 and 1024"),
+        ("[drain]\nmin_rate = 1099511627777\n", "line 2: drain.min_rate: must lie between 0 and 1099511627776 bytes"),
+        ("[limits]\nbody_min_rate = 1099511627777\n", "line 2: limits.body_min_rate: must lie between"),
+        ("[limits]\nconnections_per_peer = 100000001\n", "line 2: limits.connections_per_peer: must lie between"),
+        ("[limits]\nhttp2_glitches = 99\n", "line 2: limits.http2_glitches: must be at least 100"),
+        (&format!("[plugins.{}]\nworkers = 1\n", "x".repeat(256)), "must lie between 1 and 255 bytes"),
     ] {
         let refused = refused(text, &[]);
         assert!(refused.len() == 1 && refused[0].contains(says), "{text}: {refused:?}");
     }
+}
+
+#[test]
+fn addresses_that_exclude_each_other_are_refused() {
+    let server = "[[server]]\nname = \"a\"\n";
+    for (text, says) in [
+        (
+            format!("{server}listen = [\"0.0.0.0:80\", \"127.0.0.1:80\"]\n"),
+            "0.0.0.0:80 takes the connections of 127.0.0.1:80",
+        ),
+        (
+            format!("[admin]\nlisten = \"127.0.0.1:80\"\n{server}listen = [\"0.0.0.0:80\"]\n"),
+            "line 2: admin.listen: 127.0.0.1:80 collides",
+        ),
+        (
+            "[admin]\nlisten = \"127.0.0.1:81\"\nprobe_listen = \"0.0.0.0:81\"\n".into(),
+            "line 3: admin.probe_listen: 0.0.0.0:81 collides",
+        ),
+        ("[admin]\npublic_metrics = true\n".into(), "line 2: admin.public_metrics: is for admin.probe_listen"),
+    ] {
+        let refused = refused(&text, &[]);
+        assert!(refused.len() == 1 && refused[0].contains(says), "{text}: {refused:?}");
+    }
+    assert!(parse(&format!("{server}listen = [\"127.0.0.1:80\", \"127.0.0.2:80\", \"[::1]:80\"]\n")).is_ok());
 }
 
 #[test]
