@@ -222,6 +222,8 @@ mod tests {
         assert!(matches!(error, StartError::Running { .. }) && error.to_string().contains(&pid), "{error}");
         let error = take(&dirs_in(&dir, "other", "state")).unwrap_err();
         assert!(matches!(error, StartError::StateInUse { .. }) && error.to_string().contains(&pid), "{error}");
+        let said = crate::sys::files::lock_holder(&dir.path().join("state/state.lock")).unwrap();
+        assert_eq!(said.reached_at, Some(dir.path().join("run/admin.sock")));
         first.remove();
         take(&dirs_in(&dir, "other", "state")).unwrap();
         // One directory may serve for both.
@@ -245,6 +247,32 @@ mod tests {
         let old = copies(false);
         drop((first, next));
         InstanceFiles::take(&dirs, "x", None, Some(old)).unwrap();
+    }
+
+    /// The lock that a cleaner of temporary files takes while it works.
+    fn clean(path: &Path) -> Option<nix::fcntl::Flock<std::fs::File>> {
+        let dir = std::fs::File::open(path).unwrap();
+        nix::fcntl::Flock::lock(dir, nix::fcntl::FlockArg::LockExclusiveNonblock).ok()
+    }
+
+    #[tokio::test]
+    async fn directories_are_locked_against_cleaners() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = dirs_in(&dir, "run", "state");
+        let mut files = take(&dirs).unwrap();
+        let both = || [&dirs.runtime, &dirs.state].map(|dir| clean(dir).is_some());
+        assert_eq!(both(), [false, false]);
+        std::fs::remove_dir_all(&dirs.runtime).unwrap();
+        let (_listener, socket) = files.adopt(files.expected((0, 0)).unwrap().restore().unwrap()).unwrap();
+        assert_eq!(both(), [false, false], "also a directory that was recreated");
+        drop((files, socket));
+        // They are taken later if a cleaner was first.
+        let cleaning = [&dirs.runtime, &dirs.state].map(|dir| clean(dir).unwrap());
+        let mut files = take(&dirs).unwrap();
+        drop(cleaning);
+        assert_eq!(both(), [true, true]);
+        let _socket = files.adopt(files.expected((0, 0)).unwrap().restore().unwrap());
+        assert_eq!(both(), [false, false]);
     }
 
     #[tokio::test]

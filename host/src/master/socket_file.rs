@@ -402,6 +402,56 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let _other = UnixListener::bind(&path).unwrap();
         assert_eq!(open_new(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        let bits = || path.metadata().unwrap().mode() & 0o777;
+        let before = bits();
+        file.open_to(Access { mode: 0o640, owner: None, group: None }).unwrap().apply();
+        assert_eq!(bits(), before, "the mode of another socket was changed");
+    }
+
+    #[test]
+    fn own_file_in_the_place_of_the_new_socket_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, private) = (dir.path().join("socket"), dir.path().join("private"));
+        let (_listener, _file) = SocketFile::bind(&private, Access::OURS, 8).unwrap();
+        assert!(open_new(&private).is_ok());
+        // Whoever may connect to the new socket could connect to that one.
+        std::os::unix::fs::symlink(&private, &path).unwrap();
+        assert_eq!(open_new(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        std::fs::remove_file(&path).unwrap();
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        assert_eq!(open_new(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn removal_puts_the_socket_of_another_process_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _other = UnixListener::bind(&path).unwrap();
+        let (dev, ino) = identity(&path).unwrap();
+        remove(&path, (dev, ino + 1)).unwrap();
+        UnixStream::connect(&path).unwrap();
+        assert_eq!((identity(&path).unwrap(), std::fs::read_dir(dir.path()).unwrap().count()), ((dev, ino), 1));
+        remove(&path, (dev, ino)).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn bind_lock_is_held_by_one_at_a_time() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let dir = tempfile::tempdir().unwrap();
+        let (path, held) = (dir.path().join("socket"), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let Ok(_lock) = BindLock::take(&path) else { continue };
+                        assert!(!held.swap(true, Ordering::SeqCst), "two have it");
+                        std::thread::yield_now();
+                        held.store(false, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -303,6 +303,8 @@ mod tests {
         first.note(Path::new("/run/x.sock")).unwrap();
         assert_eq!(lock_holder(&path), Some(Holder { pid: own, reached_at: Some("/run/x.sock".into()) }));
         drop(first);
+        // Another file that is locked is not this one.
+        let _other = Lock::take(&dir.path().join("other")).unwrap();
         assert_eq!(lock_holder(&path), None);
         Lock::take(&path).unwrap();
     }
