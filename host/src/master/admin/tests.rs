@@ -97,6 +97,29 @@ async fn tcp_needs_the_token() {
 }
 
 #[tokio::test]
+async fn signed_request_gets_a_signed_response() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = dirs(dir.path());
+    let (handle, _asked) = fake_loop();
+    let admin = start(AdminOptions { dirs: &dirs, name: "x", config: &anywhere(), asked: true }, handle).unwrap();
+    let (host, policy) = (tcp_of(&admin).to_string(), &admin.surface.tcp.as_ref().unwrap().policy);
+    let (token, challenge) = (policy.tokens.admin(), policy.challenge());
+    let mac = signature::tests::request_mac(&token, "GET", "/debug/admin/status", &host, &challenge);
+    let request = |authorization: &str| {
+        format!(
+            "GET /debug/admin/status HTTP/1.1\r\nhost: {host}\r\nauthorization: {authorization}\r\nconnection: close\r\n\r\n"
+        )
+    };
+    let signed = request(&format!("Baton {host} {challenge} {mac}"));
+    let answer = exchange(TcpStream::connect(tcp_of(&admin)).await.unwrap(), &signed).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("\r\nbaton-proof: "), "{answer}");
+    // Where the token itself was sent, nothing is left to prove.
+    let plain = request(&format!("Bearer {}", token.expose()));
+    let answer = exchange(TcpStream::connect(tcp_of(&admin)).await.unwrap(), &plain).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && !answer.contains("baton-proof"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_guess_waits_and_nobody_else_does() {
     let dir = tempfile::tempdir().unwrap();
     let dirs = dirs(dir.path());
@@ -144,7 +167,7 @@ async fn slow_and_idle_connections_do_not_keep_a_probe_out() {
     let dirs = dirs(dir.path());
     let (handle, _asked) = fake_loop();
     let admin = start(AdminOptions { dirs: &dirs, name: "x", config: &anywhere(), asked: true }, handle).unwrap();
-    let mut held = Vec::new();
+    let (mut held, begun) = (Vec::new(), tokio::time::Instant::now());
     for number in 0..200 {
         let mut one = TcpStream::connect(tcp_of(&admin)).await.unwrap();
         match number % 3 {
@@ -160,6 +183,12 @@ async fn slow_and_idle_connections_do_not_keep_a_probe_out() {
     let probe = exchange(TcpStream::connect(tcp_of(&admin)).await.unwrap(), PROBE);
     let answer = tokio::time::timeout(PROBE_TIMEOUT, probe).await.expect("the probe waits").unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    // The oldest had to give way, before their time for a head was up.
+    for one in held.iter_mut().take(90).step_by(3) {
+        let ended = tokio::time::timeout(PROBE_TIMEOUT, one.read(&mut [0; 16])).await.expect("it is kept");
+        assert_eq!(ended.unwrap_or(0), 0);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "it took too long to tell");
 }
 
 #[tokio::test]

@@ -136,6 +136,20 @@ async fn reading_stops_during_a_flood_and_death_is_seen_by_the_next_reader() {
     flood.join().unwrap();
 }
 
+#[tokio::test]
+async fn flood_is_read_at_the_rate_of_the_budget() {
+    let mut fixture = Fixture::start();
+    let _flood = fixture.flood();
+    let start = Instant::now();
+    let mut read = 0;
+    while start.elapsed() < Duration::from_secs(2) {
+        fixture.message().await;
+        read += 1;
+    }
+    let most = READ_RATE / MESSAGE_COST * (start.elapsed().as_secs() as usize + 2);
+    assert!(read <= most, "{read} messages in {:?}", start.elapsed());
+}
+
 #[test]
 fn a_read_budget_allows_a_burst_and_then_its_rate() {
     let start = Instant::now();
