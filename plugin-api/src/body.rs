@@ -7,12 +7,12 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use futures_core::Stream;
-use http::StatusCode;
 use http_body::{Frame, SizeHint};
 use serde::de::DeserializeOwned;
 
+use crate::client_error::ClientError;
 use crate::ffi::{BoxError, Payload};
-use crate::response::{IntoResponse, Response};
+use crate::response::{IntoResponse, Response, failed_or_refused};
 
 mod generate;
 
@@ -202,7 +202,8 @@ where
     }
 }
 
-/// Why a body could not be read as a whole. As a response it is a `413` or a `400`.
+/// Why a body could not be read as a whole. As a response it is a `413` or a `400`; a `500` if a body that is not the client's
+/// failed. [`Failure`](crate::Failure) makes the same of it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CollectError {
@@ -224,7 +225,7 @@ impl fmt::Display for CollectError {
         match self {
             CollectError::TooLarge { limit } => write!(f, "the body is longer than {limit} bytes"),
             CollectError::Body(_) => f.write_str("failed to read the body"),
-            CollectError::Utf8(_) => f.write_str("the body is not UTF-8"),
+            CollectError::Utf8(error) => write!(f, "the body is not UTF-8: {error}"),
             CollectError::Json(error) => write!(f, "the body is not the JSON expected: {error}"),
         }
     }
@@ -233,20 +234,15 @@ impl fmt::Display for CollectError {
 impl std::error::Error for CollectError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            CollectError::TooLarge { .. } => None,
+            CollectError::TooLarge { .. } => Some(&ClientError::TooLarge),
             CollectError::Body(error) => Some(&**error),
-            CollectError::Utf8(error) => Some(error),
-            CollectError::Json(_) => None,
+            CollectError::Utf8(_) | CollectError::Json(_) => Some(&ClientError::Malformed),
         }
     }
 }
 
 impl IntoResponse for CollectError {
     fn into_response(self) -> Response {
-        let status = match self {
-            CollectError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            _ => StatusCode::BAD_REQUEST,
-        };
-        (status, format!("{self}\n")).into_response()
+        failed_or_refused("the handler failed", &self)
     }
 }

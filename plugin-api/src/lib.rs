@@ -12,6 +12,8 @@ mod body;
 #[cfg(feature = "plugin")]
 mod client_closed;
 #[cfg(feature = "plugin")]
+mod client_error;
+#[cfg(feature = "plugin")]
 mod export;
 #[cfg(feature = "plugin")]
 mod ffi;

@@ -9,6 +9,7 @@ use http::{StatusCode, response};
 use serde::Serialize;
 
 use crate::body::Body;
+use crate::client_error;
 use crate::ffi::{BoxError, Payload, Reply, error_text};
 use crate::plugin::ControlError;
 
@@ -272,8 +273,11 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-/// Any error, as the error type of a handler: it is logged with its causes, and answered with a `500` that does not tell
-/// them.
+/// Any error, as the error type of a handler: it is logged with its causes, and the response is a `500` without them.
+///
+/// An error that the client has caused is not logged as one, and the response is that of [`CollectError`](crate::CollectError):
+/// a `413` for a body above the limit of [`Body::bytes`] (or of `http_body_util::Limited`, which axum's `to_bytes` uses), a
+/// `400` for a body that broke off or is not what was asked for. This also holds where such an error is the source of another.
 ///
 /// ```
 /// # use baton_plugin_api::{testing, Failure, Request};
@@ -296,7 +300,7 @@ impl<E: Into<BoxError>> From<E> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        failed("the handler failed", &*self.0)
+        failed_or_refused("the handler failed", &*self.0)
     }
 }
 
@@ -311,7 +315,18 @@ impl IntoResponse for ControlError {
     }
 }
 
-/// Logs why, and answers 500 without telling.
+/// Returns the response to an error of a handler: a 4xx if the client has caused it, else as [`failed`].
+pub(crate) fn failed_or_refused(what: &str, error: &(dyn std::error::Error + 'static)) -> Response {
+    match client_error::response(error) {
+        Some(response) => {
+            tracing::debug!("the client is at fault: {}", error_text(error));
+            response
+        }
+        None => failed(what, error),
+    }
+}
+
+/// Logs why, and returns a 500 without it.
 pub(crate) fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> Response {
     tracing::error!("{what}: {}", error_text(error));
     (StatusCode::INTERNAL_SERVER_ERROR, "internal server error\n").into_response()

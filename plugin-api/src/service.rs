@@ -14,7 +14,7 @@ use crate::body::Body;
 use crate::export::IntoApp;
 use crate::ffi::{App, BoxError, Head, Instance, Payload, Reply};
 use crate::request::Request;
-use crate::response::{failed, reply};
+use crate::response::{failed_or_refused, reply};
 
 #[diagnostic::do_not_recommend]
 impl<S, B> IntoApp for S
@@ -154,7 +154,7 @@ where
         };
         Poll::Ready(match response {
             Ok(response) => reply(response.map(Body::new)),
-            Err(error) => reply(failed("the service failed", &*error)),
+            Err(error) => reply(failed_or_refused("the service failed", &*error)),
         })
     }
 }

@@ -28,11 +28,27 @@ pub enum Payload {
 
 /// A body that failed on the host's side: the client went away, or sent something that is not HTTP.
 #[derive(Debug)]
-pub struct BodyError(String);
+pub struct BodyError {
+    text: String,
+    origin: ErrorOrigin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ErrorOrigin {
+    Client,
+    Host,
+}
+
+impl BodyError {
+    /// Whether the client is at fault, and not the host.
+    pub(crate) fn is_client_error(&self) -> bool {
+        self.origin == ErrorOrigin::Client
+    }
+}
 
 impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -163,7 +179,9 @@ impl Incoming {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(frame)) => frame,
             Poll::Ready(Err(BodyPanicked)) => {
-                FfiFrame { kind: abi::FRAME_ERROR, bytes: FfiBytes::from_static(b"the source of the body panicked") }
+                self.ended = true;
+                let text = "the source of the body panicked".into();
+                return Poll::Ready(Some(Err(BodyError { text, origin: ErrorOrigin::Host }.into())));
             }
         };
         self.ended = !matches!(frame.kind, abi::FRAME_DATA | abi::FRAME_TRAILERS);
@@ -175,7 +193,10 @@ impl Incoming {
             }
             abi::FRAME_TRAILERS => Some(Ok(Frame::trailers(read_trailers(frame.bytes.as_slice())))),
             abi::FRAME_END => None,
-            _ => Some(Err(BodyError(String::from_utf8_lossy(frame.bytes.as_slice()).into_owned()).into())),
+            _ => {
+                let text = String::from_utf8_lossy(frame.bytes.as_slice()).into_owned();
+                Some(Err(BodyError { text, origin: ErrorOrigin::Client }.into()))
+            }
         })
     }
 }

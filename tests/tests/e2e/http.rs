@@ -1,11 +1,15 @@
 //! HTTP/1.1 as clients meet it: both forms of bodies, keep-alive, and what is malformed.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::time::Instant;
 
+use baton_tests::artifacts;
 use baton_tests::http::Connection;
 use baton_tests::server::{Server, Setup};
 use baton_tests::status::Malformed;
+use nix::libc;
+use nix::sys::socket::{self, sockopt};
 
 #[test]
 fn bodies_pass_both_ways_unchanged() {
@@ -207,6 +211,58 @@ fn upload_that_is_too_large_gets_its_413_though_it_writes_first() {
     connection.send("POST", "/echo", &[], &vec![b'x'; 20 << 20]).expect("failed to send all of it");
     let response = connection.receive().expect("no answer");
     assert_eq!((response.status, response.close), (413, true));
+}
+
+/// Sends uploads to `target` that are closed, half-closed, reset, malformed and too long, `each` of every kind.
+fn send_broken_uploads(server: &Server, target: &str, each: usize) {
+    let head = |field: &str| format!("POST {target} HTTP/1.1\r\nhost: a\r\n{field}\r\n\r\n");
+    for _ in 0..each {
+        let mut closed = server.connect();
+        closed.write((head("content-length: 100") + "abc").as_bytes()).expect("failed to send");
+        drop(closed);
+
+        let half_closed = TcpStream::connect(server.addr()).expect("failed to connect");
+        (&half_closed).write_all((head("content-length: 100") + "abc").as_bytes()).expect("failed to send");
+        half_closed.shutdown(Shutdown::Write).expect("failed to close the sending side");
+        // Waits until the server has ended it; a reset is one of the ways.
+        let _ = (&half_closed).read_to_end(&mut Vec::new());
+
+        let reset = TcpStream::connect(server.addr()).expect("failed to connect");
+        (&reset).write_all((head("content-length: 100") + "abc").as_bytes()).expect("failed to send");
+        socket::setsockopt(&reset, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })
+            .expect("failed to set SO_LINGER");
+        drop(reset);
+
+        let mut bad_chunk = server.connect();
+        bad_chunk.write((head("transfer-encoding: chunked") + "zz\r\n").as_bytes()).expect("failed to send");
+        // A response that has begun is broken off by a reset.
+        if let Ok(response) = bad_chunk.receive() {
+            assert_eq!(response.status, 400);
+        }
+
+        let mut too_long = server.connect();
+        too_long.send("POST", "/short", &[], &[b'x'; 1025]).expect("failed to send");
+        assert_eq!(too_long.receive().expect("no response to a long body").status, 413);
+    }
+}
+
+/// An upload that a handler of type `Failure` collects, and one that it streams back.
+#[test]
+fn broken_uploads_are_no_errors_and_end_no_probation() {
+    let setup = Setup::probe("v1").set("log.format", "json").set("probation.window", "10min");
+    let server = setup.set("probation.min_requests", "1").set("probation.max_failure_ratio", "0.01").start();
+    server.bench.install("probe", &artifacts::probe("v2"));
+    assert_eq!(server.reload().0, 200);
+    for target in ["/line", "/echo"] {
+        send_broken_uploads(&server, target, 10);
+    }
+    let status = server.wait_for("the broken uploads", |status| {
+        status.totals.client_aborts == 60 && status.totals.malformed.body == 20
+    });
+    assert_eq!(status.serving, Some(2));
+    assert_eq!(status.serving().map(|serving| serving.load.failures), Some(0), "{status:#?}");
+    let log = server.log();
+    assert!(!log.contains("\"level\":\"error\""), "{log}");
 }
 
 #[test]
