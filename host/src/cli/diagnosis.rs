@@ -1,31 +1,14 @@
 //! Why a master cannot be reached, by what lies beside its socket: whether it has ever run there, has ended, runs but has lost
-//! its socket, is stopped, or belongs to another user. Reads files and changes nothing.
+//! its socket, is stopped, or belongs to another user. Names as running only the process that holds the lock. Reads files and
+//! changes nothing.
 
 use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::dirs::PID_FILE;
-
-/// What the pid file beside a socket says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum PidFile {
-    Missing,
-    Unreadable(String),
-    Names(i32, Process),
-}
-
-/// How the process of a pid file is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Process {
-    Ended,
-    /// The number is another program's by now.
-    Other,
-    Runs,
-    /// By SIGSTOP or a debugger.
-    Stopped,
-}
+use crate::dirs::{LOCK, PID_FILE};
+use crate::sys::files;
 
 /// What is known of a socket that gave no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,10 +24,25 @@ enum Finding {
     OtherUser {
         owner: u32,
     },
-    Socket {
-        exists: bool,
-        pid_file: PidFile,
+    /// Neither a lock nor a pid file.
+    NoServer,
+    /// The pid file is there, and no process holds the lock.
+    Ended {
+        pid: Option<i32>,
     },
+    Running {
+        pid: i32,
+        activity: Activity,
+        has_socket: bool,
+    },
+    Unknown(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Activity {
+    Runs,
+    /// By SIGSTOP or a debugger.
+    Stopped,
 }
 
 impl Diagnosis {
@@ -58,7 +56,7 @@ impl Diagnosis {
                 Finding::OtherUser { owner: closed.map_or(0, |meta| meta.uid()) }
             }
             (_, Ok(meta)) if !may_use(&meta) => Finding::OtherUser { owner: meta.uid() },
-            (_, meta) => Finding::Socket { exists: meta.is_ok(), pid_file: pid_file(&dir.join(PID_FILE)) },
+            (_, meta) => find_server(dir, meta.is_ok()),
         };
         Diagnosis { socket: socket.into(), finding }
     }
@@ -70,32 +68,28 @@ fn may_use(meta: &std::fs::Metadata) -> bool {
     own.is_root() || meta.uid() == own.as_raw() || meta.mode() & 0o022 != 0
 }
 
-fn pid_file(path: &Path) -> PidFile {
-    match std::fs::read_to_string(path) {
-        Ok(text) => match text.trim().parse() {
-            Ok(pid) => PidFile::Names(pid, process(pid)),
-            Err(_) => PidFile::Unreadable("it holds no number".into()),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => PidFile::Missing,
-        Err(error) => PidFile::Unreadable(error.to_string()),
+/// A server runs if a process holds its lock. The number in the pid file may be another program's by now.
+fn find_server(dir: &Path, has_socket: bool) -> Finding {
+    let owner = match files::lock_owner(&dir.join(LOCK)) {
+        Ok(owner) => owner.and_then(|pid| Some((pid, activity(pid)?))),
+        Err(error) => return Finding::Unknown(error.to_string()),
+    };
+    match (owner, std::fs::read_to_string(dir.join(PID_FILE))) {
+        (Some((pid, activity)), _) => Finding::Running { pid, activity, has_socket },
+        (None, Ok(text)) => Finding::Ended { pid: text.trim().parse().ok() },
+        (None, Err(error)) if error.kind() == io::ErrorKind::NotFound => Finding::NoServer,
+        (None, Err(_)) => Finding::Ended { pid: None },
     }
 }
 
-fn process(pid: i32) -> Process {
+/// Returns `None` if the process has ended.
+fn activity(pid: i32) -> Option<Activity> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    match state {
-        None | Some('Z' | 'X') => Process::Ended,
-        Some(_) if !is_master(pid) => Process::Other,
-        Some('T' | 't') => Process::Stopped,
-        Some(_) => Process::Runs,
+    match stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())? {
+        'Z' | 'X' => None,
+        'T' | 't' => Some(Activity::Stopped),
+        _ => Some(Activity::Runs),
     }
-}
-
-/// By its command line, which is not secret.
-fn is_master(pid: i32) -> bool {
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    line.split(|byte| *byte == 0).skip(1).any(|word| matches!(word, b"run" | b"dev"))
 }
 
 /// What was found, and the remedy.
@@ -110,71 +104,98 @@ impl fmt::Display for Diagnosis {
                 f,
                 "{socket} belongs to another user, uid {owner}: run this as that user (`sudo -u '#{owner}' baton ...`) or as root"
             ),
-            Finding::Socket { exists, pid_file } => match pid_file {
-                PidFile::Missing => write!(f, "no server runs there: {dir} has no {PID_FILE}; {start}"),
-                PidFile::Unreadable(why) => {
-                    write!(f, "whether a server runs there is not known, as {dir}/{PID_FILE} cannot be read: {why}")
-                }
-                PidFile::Names(pid, Process::Ended | Process::Other) => write!(
+            Finding::NoServer => {
+                write!(f, "no server runs there: {dir} has no {PID_FILE}, and no process holds {dir}/{LOCK}; {start}")
+            }
+            Finding::Ended { pid } => {
+                let named = pid.map(|pid| format!(" (process {pid}, by {dir}/{PID_FILE})")).unwrap_or_default();
+                write!(
                     f,
-                    "the server has ended without removing its files: process {pid}, which {dir}/{PID_FILE} names, runs no more; {start}"
-                ),
-                PidFile::Names(pid, Process::Stopped) => {
-                    write!(f, "the server, process {pid}, is stopped: `kill -CONT {pid}` lets it go on")
-                }
-                PidFile::Names(pid, Process::Runs) if *exists => {
-                    write!(f, "the server, process {pid}, runs, but gives no answer at {socket}: its log may say why")
-                }
-                PidFile::Names(pid, Process::Runs) => write!(
-                    f,
-                    "the server, process {pid}, runs, but its socket {socket} was removed: it is made anew within ten seconds, or at once with a reload by `kill -USR1 {pid}`"
-                ),
-            },
+                    "the server{named} has ended without removing its files: no process holds {dir}/{LOCK}; {start}"
+                )
+            }
+            Finding::Running { pid, activity: Activity::Stopped, .. } => {
+                write!(f, "the server, process {pid}, is stopped: `kill -CONT {pid}` lets it go on")
+            }
+            Finding::Running { pid, has_socket: true, .. } => {
+                write!(f, "the server, process {pid}, runs, but gives no answer at {socket}: its log may say why")
+            }
+            Finding::Running { pid, .. } => write!(
+                f,
+                "the server, process {pid}, runs, but its socket {socket} was removed: it is made anew within ten seconds, or at once with a reload by `kill -USR1 {pid}`"
+            ),
+            Finding::Unknown(why) => {
+                write!(f, "whether a server runs there is not known, as /proc/locks cannot be read: {why}")
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Child, Command, Stdio};
+
     use super::*;
+    use crate::sys::files::Lock;
 
     fn said(dir: &Path) -> String {
         Diagnosis::of(&dir.join("admin.sock")).to_string()
     }
 
+    /// A process that ends with its standard input.
+    fn start_process(program: &str, args: &[&str]) -> Child {
+        Command::new(program).args(args).stdin(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn end(mut child: Child) {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
     #[test]
-    fn a_directory_that_is_missing_and_one_without_a_pid_file_are_named() {
+    fn missing_directory_and_directory_without_a_server_are_named() {
         let dir = tempfile::tempdir().unwrap();
         assert!(said(&dir.path().join("x")).contains("/x is missing; start a server"));
         assert!(said(dir.path()).contains("has no baton.pid"));
     }
 
     #[test]
-    fn a_pid_file_tells_a_dead_server_from_another_program() {
+    fn pid_file_without_a_lock_is_that_of_a_server_that_ended() {
         let dir = tempfile::tempdir().unwrap();
         let write = |text: &str| std::fs::write(dir.path().join(PID_FILE), text).unwrap();
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        child.wait().unwrap();
-        for (pid, says) in [(child.id(), "runs no more"), (std::process::id(), "runs no more")] {
-            write(&format!("{pid}\n"));
-            let text = said(dir.path());
-            assert!(text.contains(says) && text.contains(&pid.to_string()), "{text}");
-        }
+        // Its number has been reused, by a program whose command line looks like a server's.
+        let other = start_process("sh", &["-c", "read line", "run"]);
+        drop(Lock::take(&dir.path().join(LOCK)).unwrap());
+        write(&format!("{}\n", other.id()));
+        let text = said(dir.path());
+        assert!(text.contains("has ended") && text.contains(&format!("process {}", other.id())), "{text}");
+        assert!(!text.contains("kill"), "{text}");
+        end(other);
         write("x");
-        assert!(said(dir.path()).contains("no number"));
+        assert!(said(dir.path()).contains("the server has ended without removing"), "{}", said(dir.path()));
     }
 
     #[test]
-    fn a_server_that_runs_is_told_from_one_that_is_stopped() {
+    fn holder_of_the_lock_is_the_server_that_runs() {
         let dir = tempfile::tempdir().unwrap();
-        // A program whose command line looks like a server's.
-        let mut child = std::process::Command::new("sh")
-            .args(["-c", "read line", "run"])
-            .stdin(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let pid = child.id() as i32;
-        std::fs::write(dir.path().join(PID_FILE), pid.to_string()).unwrap();
+        let lock = Lock::take(&dir.path().join(LOCK)).unwrap();
+        let pid = std::process::id();
+        // Also if the pid file is elsewhere, or holds the number of another program.
+        assert!(said(dir.path()).contains(&format!("kill -USR1 {pid}")), "{}", said(dir.path()));
+        std::fs::write(dir.path().join(PID_FILE), "1\n").unwrap();
+        assert!(said(dir.path()).contains("was removed"));
+        assert!(said(dir.path()).contains(&format!("kill -USR1 {pid}")), "{}", said(dir.path()));
+        let socket = std::os::unix::net::UnixListener::bind(dir.path().join("admin.sock")).unwrap();
+        assert!(said(dir.path()).contains("gives no answer"));
+        drop((socket, lock));
+        assert!(said(dir.path()).contains("has ended"));
+    }
+
+    #[test]
+    fn server_that_is_stopped_is_told_from_one_that_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = dir.path().join(LOCK);
+        let child = start_process("flock", &["-n", lock.to_str().unwrap(), "-c", "read line"]);
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         let wait_for = |says: &str| {
             while !said(dir.path()).contains(says) {
@@ -182,14 +203,10 @@ mod tests {
                 std::thread::yield_now();
             }
         };
-        wait_for("was removed");
-        assert!(said(dir.path()).contains(&format!("kill -USR1 {pid}")));
-        let socket = std::os::unix::net::UnixListener::bind(dir.path().join("admin.sock")).unwrap();
-        wait_for("gives no answer");
+        let pid = child.id() as i32;
+        wait_for(&format!("kill -USR1 {pid}"));
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP).unwrap();
         wait_for(&format!("kill -CONT {pid}"));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        drop(socket);
+        end(child);
     }
 }

@@ -96,15 +96,36 @@ fn holder(file: &File) -> Option<Holder> {
     Some(Holder { pid, reached_at })
 }
 
-/// The holder of the [`Lock`] at `path`, if one has it. Takes no lock itself, which could be in the way of a master that starts:
-/// asks /proc/locks.
+/// Returns the holder of the [`Lock`] at `path`, and `None` if no process has it or the file cannot be read.
 pub fn lock_holder(path: &Path) -> Option<Holder> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path).ok()?;
-    let meta = file.metadata().ok()?;
-    let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
-    let place = format!(" {major:02x}:{minor:02x}:{} ", meta.ino());
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().any(|line| line.contains(" FLOCK ") && line.contains(&place)).then(|| holder(&file))?
+    lock_owner(path).ok()??;
+    holder(&open_lock(path).ok()?)
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
+}
+
+/// Returns the process that has the [`Lock`] at `path`, and `None` if no process has it or the file is missing. Needs no right
+/// to read the file. Takes no lock itself, which could be in the way of a master that starts: reads /proc/locks.
+pub fn lock_owner(path: &Path) -> io::Result<Option<i32>> {
+    let meta = match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        meta => meta?,
+    };
+    let device = format!("{:02x}:{:02x}", libc::major(meta.dev()), libc::minor(meta.dev()));
+    let signed = open_lock(path).ok().and_then(|file| holder(&file)).map(|holder| holder.pid);
+    let owner = |line: &str| {
+        // `1: FLOCK  ADVISORY  WRITE 4711 00:18:1302 0 EOF`
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let kind = words.next()?;
+        let pid: i32 = words.nth(2)?.parse().ok()?;
+        let (on, inode) = words.next()?.rsplit_once(':')?;
+        // Of btrfs and overlayfs the file's device is not the one of this list: there the lock file's own text decides.
+        let same_device = on == device || Some(pid) == signed;
+        (kind == "FLOCK" && inode.parse() == Ok(meta.ino()) && same_device).then_some(pid)
+    };
+    Ok(std::fs::read_to_string("/proc/locks")?.lines().find_map(owner))
 }
 
 /// A shared lock on a directory, for as long as it is held: systemd-tmpfiles removes nothing from one that is locked.
@@ -300,12 +321,14 @@ mod tests {
         let first = Lock::take(&path).unwrap();
         assert!(matches!(Lock::take(&path), Err(LockError::Held { pid }) if pid == Some(own)));
         assert_eq!(lock_holder(&path), Some(Holder { pid: own, reached_at: None }));
+        assert_eq!(lock_owner(&path).unwrap(), Some(own));
         first.note(Path::new("/run/x.sock")).unwrap();
         assert_eq!(lock_holder(&path), Some(Holder { pid: own, reached_at: Some("/run/x.sock".into()) }));
         drop(first);
         // Another file that is locked is not this one.
         let _other = Lock::take(&dir.path().join("other")).unwrap();
-        assert_eq!(lock_holder(&path), None);
+        assert_eq!((lock_holder(&path), lock_owner(&path).unwrap()), (None, None), "the file alone is no lock");
+        assert_eq!(lock_owner(&dir.path().join("none")).unwrap(), None);
         Lock::take(&path).unwrap();
     }
 
