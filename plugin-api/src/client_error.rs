@@ -43,13 +43,10 @@ impl Error for ClientError {}
 
 /// Returns the response to an error that the client has caused, and `None` for every other error.
 pub(crate) fn response(error: &(dyn Error + 'static)) -> Option<Response> {
-    let status = chain(error).find_map(status)?;
+    let kind = chain(error).find_map(kind)?;
     // The text of this crate's error, without what wraps it: that was written for the log.
-    let text = chain(error).find_map(|error| error.downcast_ref::<CollectError>()).map_or_else(
-        || if status == StatusCode::PAYLOAD_TOO_LARGE { ClientError::TooLarge } else { ClientError::Malformed }.to_string(),
-        CollectError::to_string,
-    );
-    Some((status, format!("{text}\n")).into_response())
+    let text = chain(error).find_map(|error| error.downcast_ref::<CollectError>()).map(ToString::to_string);
+    Some((kind.status(), format!("{}\n", text.unwrap_or_else(|| kind.to_string()))).into_response())
 }
 
 /// An error and its sources.
@@ -57,12 +54,12 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-fn status(error: &(dyn Error + 'static)) -> Option<StatusCode> {
-    if let Some(error) = error.downcast_ref::<ClientError>() {
-        return Some(error.status());
+fn kind(error: &(dyn Error + 'static)) -> Option<ClientError> {
+    if let Some(kind) = error.downcast_ref::<ClientError>() {
+        return Some(*kind);
     }
     if let Some(error) = error.downcast_ref::<BodyError>() {
-        return error.is_client_error().then_some(StatusCode::BAD_REQUEST);
+        return error.is_client_error().then_some(ClientError::Malformed);
     }
-    error.is::<LengthLimitError>().then_some(StatusCode::PAYLOAD_TOO_LARGE)
+    error.is::<LengthLimitError>().then_some(ClientError::TooLarge)
 }
