@@ -1,11 +1,10 @@
-//! One epoll set that reports sockets whose peer is gone for good: reset, or closed on both sides. A FIN alone is not
-//! reported. tokio cannot wait for that: for it, a socket that has received a FIN stays ready to be read for ever.
+//! One epoll set that reports sockets whose peer is gone for good (reset, or closed on both sides) or has sent a FIN, whatever
+//! lies unread before it. tokio cannot wait for that: for it, a socket with unread bytes or a FIN stays ready to be read.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -17,6 +16,25 @@ pub struct HangupSet {
     epoll: Arc<Epoll>,
     /// A second descriptor of the same set, for the runtime.
     ready: AsyncFd<OwnedFd>,
+}
+
+/// What a socket is reported for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Its peer is gone for good. A FIN alone is not reported.
+    Gone,
+    /// Its peer has sent a FIN, or is gone.
+    Closed,
+}
+
+/// How the peer of a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    Open,
+    /// It has sent a FIN: nothing follows what it has sent, but it may read.
+    HalfClosed,
+    /// It has sent a reset, or has closed a Unix socket.
+    Gone,
 }
 
 /// A socket in the set, until it is dropped. Dropped before the socket is closed or sent to another process: the set follows
@@ -35,10 +53,14 @@ impl HangupSet {
         Ok(HangupSet { epoll: Arc::new(epoll), ready })
     }
 
-    /// Adds a socket, which [`HangupSet::wait`] reports once, by `key`: at once if its peer is gone already.
-    pub fn add(&self, socket: BorrowedFd<'_>, key: u64) -> io::Result<Member> {
-        // No event is asked for: EPOLLHUP and EPOLLERR are always reported (epoll_ctl(2)).
-        self.epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLONESHOT, key))?;
+    /// Adds a socket, which [`HangupSet::wait`] reports once, by `key`: at once if it is so already.
+    pub fn add(&self, socket: BorrowedFd<'_>, key: u64, until: Until) -> io::Result<Member> {
+        // EPOLLHUP and EPOLLERR are always reported (epoll_ctl(2)).
+        let asked = match until {
+            Until::Gone => EpollFlags::empty(),
+            Until::Closed => EpollFlags::EPOLLRDHUP,
+        };
+        self.epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLONESHOT | asked, key))?;
         Ok(Member { epoll: self.epoll.clone(), socket: socket.as_raw_fd() })
     }
 
@@ -65,16 +87,30 @@ impl Drop for Member {
     }
 }
 
+/// How the peer of a connection stands, whatever of it is unread.
+pub fn peer(socket: BorrowedFd<'_>) -> Peer {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one entry, which lives for the call. nix has no name for POLLRDHUP.
+    let count = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    // POLLHUP and POLLERR are reported unasked (poll(2)). A failure is lack of memory: the next look finds it.
+    if count > 0 && poll.revents & (libc::POLLHUP | libc::POLLERR) != 0 {
+        Peer::Gone
+    } else if count > 0 && poll.revents & libc::POLLRDHUP != 0 {
+        Peer::HalfClosed
+    } else {
+        Peer::Open
+    }
+}
+
 /// Whether the peer of a connection is gone: it has sent a reset, or has closed a Unix socket.
 pub fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
-    let mut poll = [PollFd::new(socket.as_fd(), PollFlags::empty())];
-    // POLLHUP and POLLERR are reported unasked (poll(2)).
-    nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+    peer(socket) == Peer::Gone
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
@@ -96,8 +132,8 @@ mod tests {
         let set = HangupSet::new().unwrap();
         let ((quiet, quiet_server), (gone, gone_server)) = (pair(), pair());
         quiet.shutdown(Shutdown::Write).unwrap();
-        let _quiet = set.add(quiet_server.as_fd(), 1).unwrap();
-        let _gone = set.add(gone_server.as_fd(), 2).unwrap();
+        let _quiet = set.add(quiet_server.as_fd(), 1, Until::Gone).unwrap();
+        let _gone = set.add(gone_server.as_fd(), 2, Until::Gone).unwrap();
         gone.shutdown(Shutdown::Write).unwrap();
         assert!(!is_hung_up(gone_server.as_fd()));
         reset(gone);
@@ -115,16 +151,30 @@ mod tests {
         while !is_hung_up(server.as_fd()) {
             tokio::task::yield_now().await;
         }
-        let _member = set.add(server.as_fd(), 7).unwrap();
+        let _member = set.add(server.as_fd(), 7, Until::Closed).unwrap();
         assert_eq!(set.wait().await.unwrap(), [7]);
+    }
+
+    #[tokio::test]
+    async fn fin_is_reported_behind_unread_bytes() {
+        use std::io::Write;
+
+        let set = HangupSet::new().unwrap();
+        let (mut client, server) = pair();
+        client.write_all(b"unread").unwrap();
+        assert_eq!(peer(server.as_fd()), Peer::Open);
+        let _member = set.add(server.as_fd(), 3, Until::Closed).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(set.wait().await.unwrap(), [3]);
+        assert_eq!(peer(server.as_fd()), Peer::HalfClosed);
     }
 
     #[tokio::test]
     async fn removed_socket_is_not_reported() {
         let set = HangupSet::new().unwrap();
         let ((first, first_server), (second, second_server)) = (pair(), pair());
-        drop(set.add(first_server.as_fd(), 1).unwrap());
-        let _second = set.add(second_server.as_fd(), 2).unwrap();
+        drop(set.add(first_server.as_fd(), 1, Until::Gone).unwrap());
+        let _second = set.add(second_server.as_fd(), 2, Until::Gone).unwrap();
         reset(first);
         reset(second);
         assert_eq!(set.wait().await.unwrap(), [2]);

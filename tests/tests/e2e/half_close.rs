@@ -77,10 +77,45 @@ fn rest_or_reset(mut stream: TcpStream) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// A request whose body the probe holds and does not read.
+fn post(target: &str) -> String {
+    format!("POST {target} HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody")
+}
+
 #[test]
 fn handler_learns_that_its_client_has_closed() {
     let server = Setup::probe("v1").start();
-    assert!(rest(half_closed(&server, &get("/until-closed"))).ends_with("closed\n"));
+    for request in [get("/until-closed"), post("/until-closed"), get("/until-closed") + &get("/")] {
+        assert!(rest(half_closed(&server, &request)).contains("closed\n"), "{request}");
+    }
+}
+
+#[test]
+fn reset_clients_leave_room_for_others_whatever_lies_unread() {
+    let server = Setup::probe("v1").set("limits.connections", "4").start();
+    let clients: Vec<_> = [get("/sleep?ms=600000"), post("/sleep?ms=600000"), get("/sleep?ms=600000").repeat(2)]
+        .iter()
+        .map(|request| {
+            let mut stream = TcpStream::connect(server.addr()).expect("failed to connect");
+            stream.write_all(request.as_bytes()).expect("failed to send");
+            stream
+        })
+        .collect();
+    server.wait_for("all in flight", |status| {
+        status.serving().is_some_and(|serving| serving.load.requests_in_flight == 3)
+    });
+    for client in clients {
+        nix::sys::socket::setsockopt(
+            &client,
+            nix::sys::socket::sockopt::Linger,
+            &nix::libc::linger { l_onoff: 1, l_linger: 0 },
+        )
+        .expect("failed to set SO_LINGER");
+    }
+    server.wait_for("their ends", |status| {
+        let in_flight = status.serving().map(|serving| serving.load.requests_in_flight);
+        status.totals.client_aborts == 3 && in_flight == Some(0)
+    });
 }
 
 #[test]

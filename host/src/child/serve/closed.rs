@@ -3,7 +3,8 @@
 //! A FIN (with TLS: close_notify) says that no request follows, not that the client is gone: many send their request, shut
 //! down their sending side and read the response. So it cancels nothing. It is a fact that handlers may wait for
 //! ([`CloseSignal`]); only a reset, or the end of a Unix socket on both sides, ends the request. While a handler is waited for
-//! nothing is read or written, so that [`HangupWatcher`] finds the reset that follows a FIN.
+//! nothing is read or written, so that [`HangupWatcher`] finds the reset that follows a FIN; and both, where bytes lie unread
+//! before them: a body that its handler holds, or the next request.
 
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
@@ -13,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::Server;
 use super::conn::Conn;
-use crate::sys::hangup::{self, HangupSet};
+use crate::sys::hangup::{self, HangupSet, Until};
 
 // ---- what handlers wait for ----
 
@@ -79,9 +80,9 @@ impl CloseSignal {
     }
 }
 
-// ---- resets after a FIN ----
+// ---- what reading cannot find ----
 
-/// The connections of a worker that wait for their handlers after a FIN, to be woken by a reset.
+/// The connections of a worker that wait for their handlers and do not read, to be woken by a reset or a FIN.
 #[derive(Default)]
 pub struct HangupWatcher {
     /// `None` within if the kernel gave no descriptor for it: then a reset is found at the next write.
@@ -98,18 +99,18 @@ pub struct HangupGuard {
 }
 
 impl HangupWatcher {
-    /// Wakes the task of `conn` once its client is gone for good. Within the runtime that serves.
-    pub fn watch(&self, conn: &Arc<Conn>, socket: BorrowedFd<'_>) -> Option<HangupGuard> {
+    /// Wakes the task of `conn` once its client is gone or, as `until` says, has closed. Within the runtime that serves.
+    pub fn watch(&self, conn: &Arc<Conn>, socket: BorrowedFd<'_>, until: Until) -> Option<HangupGuard> {
         let server = conn.server;
         let set = self.set.get_or_init(|| HangupWatcher::begin(server)).as_ref()?;
         let key = self.next.fetch_add(1, Ordering::Relaxed);
         // Before it is added: it may be reported at once.
         self.watched().insert(key, conn.clone());
-        match set.add(socket, key) {
+        match set.add(socket, key, until) {
             Ok(member) => Some(HangupGuard { server, key, _member: member }),
             Err(error) => {
                 self.watched().remove(&key);
-                tracing::debug!(%error, "failed to watch a half-closed connection for a reset");
+                tracing::debug!(%error, "failed to watch a connection for its client's close");
                 None
             }
         }
@@ -119,7 +120,7 @@ impl HangupWatcher {
         let set = match HangupSet::new() {
             Ok(set) => Arc::new(set),
             Err(error) => {
-                tracing::warn!(%error, "failed to watch half-closed connections for resets");
+                tracing::warn!(%error, "failed to watch connections for their clients' close");
                 return None;
             }
         };
@@ -131,7 +132,7 @@ impl HangupWatcher {
                         let conn = server.hangups.watched().get(key).cloned();
                         conn.iter().for_each(|conn| conn.wake());
                     }),
-                    Err(error) => return tracing::error!(%error, "failed to wait for resets"),
+                    Err(error) => return tracing::error!(%error, "failed to wait for clients that close"),
                 }
             }
         });

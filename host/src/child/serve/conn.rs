@@ -122,6 +122,8 @@ pub struct Conn {
     pub discard: DiscardSlot,
     /// The same, for handlers that wait for it.
     pub closed: CloseSignal,
+    /// Its client's close is to be found although bytes lie unread: the request takes a while, or its handler has asked.
+    watched: AtomicBool,
     /// It has lived for as long as may be. By the sweep.
     aged: AtomicBool,
     /// It has left HTTP, and what moves on it is its plugin's. By its task.
@@ -179,6 +181,7 @@ impl Conn {
             streams: OnceLock::new(),
             activity: Activity::new(server.clock.now().saturating_sub(idle.as_millis() as u64)),
             discard: DiscardSlot::default(),
+            watched: AtomicBool::new(false),
             aged: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             refusal: AtomicU8::new(0),
@@ -289,6 +292,7 @@ impl Conn {
         self.reads.store(0, Relaxed);
         self.calls.store(self.calls.load(Relaxed) + 1, Relaxed);
         self.overfull.store(false, Relaxed);
+        self.watched.store(false, Relaxed);
         self.refusal.store(0, Relaxed);
         let ahead = match body {
             None => UNKNOWN,
@@ -350,7 +354,33 @@ impl Conn {
     /// written for as long as the handler likes.
     #[inline]
     pub fn waits_for_handler(&self) -> bool {
-        self.answering.load(Relaxed) > 0 && self.bodies.load(Relaxed) == 0 && !self.is_ahead()
+        if self.answering.load(Relaxed) == 0 || self.is_ahead() {
+            return false;
+        }
+        // Of a body of known length hyper has all, though its handler may not have read it.
+        self.bodies.load(Relaxed) == 0 || self.ahead.load(Relaxed) == 0
+    }
+
+    /// Whether the client's close is to be found although bytes lie unread.
+    #[inline]
+    pub fn is_watched(&self) -> bool {
+        self.watched.load(Relaxed)
+    }
+
+    /// From here on, until the next request, its client's close is found whatever lies unread. From any thread.
+    #[cold]
+    pub fn watch_client(&self) {
+        if !self.watched.swap(true, Relaxed) {
+            self.wake();
+        }
+    }
+
+    /// The sweep's part: a request of which bytes lie unread, and that began before the last look, is watched from now on.
+    pub fn watch_late_request(&self, now: u64) {
+        let is_late = self.stand() == Stand::Answering && self.activity.called_at() < now;
+        if is_late && self.streams.get().is_none() && (!self.waits_for_handler() || self.is_pipelined()) {
+            self.watch_client();
+        }
     }
 
     /// Whether `bytes`, which hyper writes, are the response of its HTTP/1 parser to a request that it refuses: they begin a

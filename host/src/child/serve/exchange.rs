@@ -67,7 +67,13 @@ impl ClosedWait {
         let ready = self.exchange.closed().into_iter().flatten().zip(&mut self.places);
         // Each of them is polled, so that each knows the waker.
         let ended = ready.fold(false, |ended, (closed, place)| closed.poll(cx, place).is_ready() || ended);
-        if ended { Poll::Ready(()) } else { Poll::Pending }
+        if ended {
+            return Poll::Ready(());
+        }
+        if let Exchange::Http1(conn) = &self.exchange {
+            conn.watch_client();
+        }
+        Poll::Pending
     }
 }
 

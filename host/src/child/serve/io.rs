@@ -18,7 +18,7 @@ use super::closed::HangupGuard;
 use super::conn::Conn;
 use super::stream::Stream;
 use crate::metrics::Slot;
-use crate::sys::hangup;
+use crate::sys::hangup::{self, Peer, Until};
 use crate::sys::socket::{self, Bare};
 
 /// A lingering close reads and discards so much. What a client sends beyond that fits the kernel's buffers, or has to wait.
@@ -27,7 +27,7 @@ pub const LINGER_BYTES: usize = 16 << 20;
 const LINGER_READ: usize = 16 << 10;
 
 pub struct Io {
-    /// After a FIN, while the handler is waited for. Before the stream, as it has to go first.
+    /// While the handler is waited for, after a FIN or before unread bytes. Before the stream, as it has to go first.
     hangup_guard: Option<HangupGuard>,
     stream: Stream,
     /// Read before: by the sniff, or by a hyper connection that was taken apart.
@@ -147,7 +147,7 @@ impl Io {
             // Another request, for later.
             Poll::Ready(Ok(_)) => {
                 self.conn.note_behind();
-                Poll::Ready(Ok(()))
+                Poll::Ready(self.check_behind())
             }
             Poll::Pending => Poll::Ready(Ok(())),
         };
@@ -169,9 +169,37 @@ impl Io {
     #[cold]
     pub fn check_hangup(&mut self) -> io::Result<()> {
         if self.hangup_guard.is_none() {
-            self.hangup_guard = self.conn.server.hangups.watch(&self.conn, self.stream.as_fd());
+            self.hangup_guard = self.conn.server.hangups.watch(&self.conn, self.stream.as_fd(), Until::Gone);
         }
         if hangup::is_hung_up(self.stream.as_fd()) { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+    }
+
+    /// As [`Io::poll_client`] where bytes lie unread, behind which no peek finds the FIN: the rest of a body that its handler
+    /// holds, or another request. Only for a request that has taken a while, or whose handler has asked, since it costs system
+    /// calls.
+    fn check_behind(&mut self) -> io::Result<()> {
+        if self.conn.is_watched() { self.check_close() } else { Ok(()) }
+    }
+
+    #[cold]
+    fn check_close(&mut self) -> io::Result<()> {
+        if self.conn.closed.is_set() {
+            return self.check_hangup();
+        }
+        match hangup::peer(self.stream.as_fd()) {
+            Peer::Gone => Err(io::ErrorKind::ConnectionReset.into()),
+            Peer::HalfClosed => {
+                self.conn.closed.set();
+                self.hangup_guard = None;
+                self.note_fin()
+            }
+            Peer::Open => {
+                if self.hangup_guard.is_none() {
+                    self.hangup_guard = self.conn.server.hangups.watch(&self.conn, self.stream.as_fd(), Until::Closed);
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Half-closes; then reads and discards until the client closes too, or `drain.linger` has passed. So a client that writes
@@ -332,6 +360,12 @@ impl Write for Io {
         // hyper has nothing to read now and nothing left to write, so this is where a client that closes is noticed.
         if self.conn.waits_for_handler() {
             return self.poll_client(cx);
+        }
+        if self.conn.is_answering() {
+            return Poll::Ready(self.check_behind());
+        }
+        if self.hangup_guard.is_some() && !self.conn.is_ended() {
+            self.hangup_guard = None;
         }
         Poll::Ready(Ok(()))
     }

@@ -191,6 +191,7 @@ pub async fn sweep(server: &'static Server, tick: Duration) {
         let mut oldest: Option<u64> = None;
         server.connections.each(|conn| {
             oldest = oldest.into_iter().chain(conn.request_began()).min();
+            conn.watch_late_request(now);
             if conn.is_past_its_time(this)
                 && let Some(waker) = conn.waker.get()
             {

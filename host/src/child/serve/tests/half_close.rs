@@ -31,17 +31,19 @@ impl Drop for Running {
 }
 
 impl Fate {
-    /// Waits at the gate, beside a task that waits for the client's close; then answers: `/stream` in two parts, the second of
-    /// which waits for the gate again.
+    /// Waits at the gate, beside a task that waits for the client's close (none for `/unaware`); then answers: `/stream` in two
+    /// parts, the second of which waits for the gate again. The request's body is held and not read.
     fn plugin(&self) -> &'static Plugin {
         let fate = self.clone();
         fake::plugin(move |asked: Asked| {
             let running = Running(fate.clone());
-            let (closed, told) = (asked.client_closed(), fate.told.clone());
-            tokio::spawn(async move {
-                closed.await;
-                told.fetch_add(1, Ordering::SeqCst);
-            });
+            if asked.target() != "/unaware" {
+                let (closed, told) = (asked.client_closed(), fate.told.clone());
+                tokio::spawn(async move {
+                    closed.await;
+                    told.fetch_add(1, Ordering::SeqCst);
+                });
+            }
             running.0.began.fetch_add(1, Ordering::SeqCst);
             async move {
                 let gate = running.0.gate.clone();
@@ -170,6 +172,115 @@ fn reset_drops_the_handler_before_and_after_a_half_close() {
         eventually(|| Fate::count(&fate.told) == 1);
         site.until_open(0);
         assert_eq!(site.metric(Slot::InFlight), 0);
+    }
+}
+
+// ---- where bytes lie unread, and hide what comes behind them ----
+
+/// What a client has sent when it closes, to the handler at `target`: never all of it is read.
+fn unread(target: &str) -> [(&'static str, String); 7] {
+    let post = |fields: &str, body: &str| format!("POST {target} HTTP/1.1\r\nhost: a\r\n{fields}\r\n\r\n{body}");
+    let get = format!("GET {target} HTTP/1.1\r\nhost: a\r\n\r\n");
+    [
+        ("body", post("content-length: 4", "body")),
+        ("part of a body", post("content-length: 10", "body")),
+        // With what hyper buffers it fits the receive window, behind which no FIN would come.
+        ("more of a body than the buffer", post("content-length: 1000000", &"x".repeat(100_000))),
+        ("chunked body", post("transfer-encoding: chunked", "4\r\nbody\r\n0\r\n\r\n")),
+        ("part of a chunked body", post("transfer-encoding: chunked", "4\r\nbody\r\n")),
+        ("request behind", get.repeat(2)),
+        ("body and a request behind", post("content-length: 4", "body") + &get),
+    ]
+}
+
+#[test]
+fn half_close_behind_unread_bytes_is_seen_and_drops_nothing() {
+    for over_unix in [false, true] {
+        for (what, bytes) in unread("/slow") {
+            let (mut site, fate) = fate();
+            if over_unix {
+                site = site.over_unix();
+            }
+            let mut client = site.connect();
+            client.send(bytes);
+            fate.began(1);
+            client.half_close();
+            eventually(|| Fate::count(&fate.told) == 1);
+            assert_eq!(Fate::count(&fate.dropped), 0, "{what}, unix {over_unix}");
+            fate.gate.notify_one();
+            assert_eq!(client.answer().text(), "/slow", "{what}, unix {over_unix}");
+        }
+    }
+}
+
+#[test]
+fn half_close_behind_a_request_that_came_later_is_seen() {
+    let (site, fate) = fate();
+    let mut client = site.connect();
+    client.send(REQUEST);
+    fate.began(1);
+    client.send(REQUEST).half_close();
+    eventually(|| Fate::count(&fate.told) == 1);
+    for count in 1..=2 {
+        fate.began(count);
+        fate.gate.notify_one();
+        assert_eq!(client.answer().text(), "/slow");
+    }
+    client.is_closed();
+    assert_eq!(site.metric(Slot::ClientAborts), 0);
+}
+
+#[test]
+fn reset_behind_unread_bytes_drops_the_handler() {
+    // A handler that does not wait for the close is found by the sweep.
+    for target in ["/slow", "/unaware"] {
+        for half_close in [false, true] {
+            let (site, fate) = fate();
+            for (count, (what, bytes)) in (1..).zip(unread(target)) {
+                let mut client = site.connect();
+                client.send(bytes);
+                fate.began(count);
+                if half_close {
+                    client.half_close();
+                }
+                client.reset();
+                eventually(|| Fate::count(&fate.dropped) == count);
+                site.until_open(0);
+                let aborts = site.metric(Slot::ClientAborts);
+                assert_eq!(aborts, count as u64, "{what} to {target}, half-closed {half_close}");
+            }
+            assert_eq!(site.metric(Slot::InFlight), 0);
+        }
+    }
+}
+
+#[test]
+fn closed_unix_socket_behind_unread_bytes_drops_the_handler() {
+    let (site, fate) = fate();
+    let site = site.over_unix();
+    for (count, (_, bytes)) in (1..).zip(unread("/unaware")) {
+        let mut client = site.connect();
+        client.send(bytes);
+        fate.began(count);
+        drop(client);
+        eventually(|| Fate::count(&fate.dropped) == count);
+        site.until_open(0);
+    }
+}
+
+#[test]
+fn abort_on_close_holds_behind_unread_bytes() {
+    for target in ["/slow", "/unaware"] {
+        let (site, fate) = aborting();
+        for (count, (what, bytes)) in (1..).zip(unread(target)) {
+            let mut client = site.connect();
+            client.send(bytes);
+            fate.began(count);
+            client.half_close();
+            eventually(|| Fate::count(&fate.dropped) == count);
+            site.until_open(0);
+            assert_eq!(site.metric(Slot::AbortedOnClose), count as u64, "{what} to {target}");
+        }
     }
 }
 

@@ -562,3 +562,26 @@ fn reset_of_a_half_closed_session_drops_the_handler() {
     site.until_open(0);
     assert_eq!(site.metric(Slot::Requests), 0);
 }
+
+#[test]
+fn reset_of_a_session_behind_unread_bytes_drops_the_handler() {
+    let post = "POST /slow HTTP/1.1\r\nhost: a.example\r\ncontent-length: ";
+    let get = "GET /slow HTTP/1.1\r\nhost: a.example\r\n\r\n".repeat(2);
+    for bytes in [format!("{post}4\r\n\r\nbody"), format!("{post}9\r\n\r\nbody"), get] {
+        for half_closed in [false, true] {
+            let (site, _gate) = gated();
+            let mut client = site.secure();
+            client.send(&bytes);
+            eventually(|| site.metric(Slot::InFlight) == 1);
+            if half_closed {
+                client.session.send_close_notify();
+                client.flush();
+            }
+            reset_at_close(client.stream.as_raw_fd());
+            drop(client);
+            eventually(|| site.metric(Slot::InFlight) == 0);
+            site.until_open(0);
+            assert_eq!(site.metric(Slot::Requests), 0, "{bytes}");
+        }
+    }
+}
