@@ -13,20 +13,21 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use socket2::{SockRef, Type};
+use socket2::{Domain, SockRef, Type};
 
 use super::resume::{Fd, Luggage};
 use super::socket_file::{Access, Grant, SavedFile, SocketFile};
 use crate::config::{Config, Listen, Server, collide};
 use crate::control::ListenerInfo;
 use crate::report::{Failure, ListenerStatus, Scheme, Stage};
+use crate::sys::listening::SocketOptions;
 use crate::sys::socket::{self, Address};
 use crate::sys::tcp::TcpOptions;
 use crate::sys::worker;
 use crate::telemetry::Seldom;
 use bindings::bind;
 pub use bindings::{Bindings, Kept, ListenError};
-pub use relisten::{How, Relistened};
+pub use relisten::{How, PathCheck, Rebind, Rebound, Relistened};
 use stored::{Label, Stored};
 
 /// What the kernel cuts down to net.core.somaxconn (listen(2)).
@@ -79,8 +80,24 @@ struct Listener {
     socket: OwnedFd,
     /// It came from systemd, which has it still.
     came: bool,
-    /// What failed to be repaired is said once in a while.
+    /// What connections inherit, of a TCP socket.
+    options: TcpOptions,
+    /// Options that systemd set before it passed the socket.
+    came_with: SocketOptions,
+    /// Why clients do not reach it, if the last repair failed.
+    broken: Option<String>,
+    /// Failed repairs are logged once in a while, and so are successful ones.
     complaints: Seldom,
+    repairs: Seldom,
+}
+
+impl Listener {
+    /// With the kernel's options: those of the configuration are set at the end of [`Listeners::open`].
+    fn new(id: u32, (socket, address, file): Bound, came: bool) -> Listener {
+        let (options, came_with) = (TcpOptions::default(), SocketOptions::default());
+        let (complaints, repairs) = (Seldom::default(), Seldom::default());
+        Listener { id, address, file, socket, came, options, came_with, broken: None, complaints, repairs }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +111,8 @@ pub struct Listeners {
     came: BTreeSet<String>,
     /// A set was served: what came and is not claimed goes.
     settled: bool,
+    /// Whose paths are being bound anew off the loop.
+    rebinding: BTreeSet<Key>,
     next_id: u32,
 }
 
@@ -110,19 +129,23 @@ struct SavedListener {
     id: u32,
     socket: Fd,
     file: Option<SavedFile>,
+    /// Version 0.1.0 has none.
+    #[serde(default)]
+    came_with: Vec<Option<u64>>,
 }
 
 impl SavedListeners {
-    pub fn resume(self) -> std::io::Result<Listeners> {
+    /// Connections inherit `options`.
+    pub fn resume(self, options: TcpOptions) -> std::io::Result<Listeners> {
         let mut sockets = Vec::new();
-        for SavedListener { key, id, socket, file } in self.open {
+        for SavedListener { key, id, socket, file, came_with } in self.open {
             let socket = socket.copy()?;
             let bound = socket::local_addr(socket.as_fd())?;
-            sockets.push((key, id, socket, bound, file));
+            sockets.push((key, id, socket, bound, file, came_with.into()));
         }
         let mut open = BTreeMap::new();
         // A file goes with its owner, so nothing may fail from here on.
-        for (key, id, socket, bound, file) in sockets {
+        for (key, id, socket, bound, file, came_with) in sockets {
             let address = match (&key, bound) {
                 (Key::Unix(path), _) => Address::Unix(path.clone()),
                 (Key::Fixed(address), None) | (Key::Chosen { address, .. }, None) => Address::Ip(*address),
@@ -130,8 +153,8 @@ impl SavedListeners {
                 (_, Some(address)) => address,
             };
             lock_filter(&socket, &address);
-            let (file, complaints) = (file.map(SocketFile::from), Seldom::default());
-            open.insert(key, Listener { id, address, file, socket, came: false, complaints });
+            let file = file.map(SocketFile::from);
+            open.insert(key, Listener { options, came_with, ..Listener::new(id, (socket, address, file), false) });
         }
         Ok(Listeners { open, next_id: self.next_id, settled: true, ..Listeners::default() })
     }
@@ -142,7 +165,13 @@ impl Listeners {
     pub fn save(&self, luggage: &mut Luggage) -> std::io::Result<SavedListeners> {
         let save = |(key, listener): (&Key, &Listener)| {
             let (socket, file) = (luggage.put(&listener.socket)?, listener.file.as_ref().map(SocketFile::save));
-            Ok(SavedListener { key: key.clone(), id: listener.id, socket, file })
+            Ok(SavedListener {
+                key: key.clone(),
+                id: listener.id,
+                socket,
+                file,
+                came_with: listener.came_with.values(),
+            })
         };
         let open = self.open.iter().map(save).collect::<std::io::Result<_>>()?;
         Ok(SavedListeners { open, next_id: self.next_id })
@@ -225,7 +254,11 @@ impl Listeners {
             Key::Unix(path) => Some(path.clone()),
             _ => None,
         });
-        Kept { open: open.collect(), stored: stored.collect() }
+        let rebinding = self.rebinding.iter().filter_map(|key| match key {
+            Key::Unix(path) => Some(path.clone()),
+            _ => None,
+        });
+        Kept { open: open.collect(), stored: stored.collect(), rebinding: rebinding.collect() }
     }
 
     /// Opens what `config` names and is not open yet, with what was prepared for it: all of it, or nothing.
@@ -250,8 +283,10 @@ impl Listeners {
     }
 
     /// Sets what accepted connections inherit. A failure is logged: connections are served without.
-    fn set_options<'a>(&self, keys: impl IntoIterator<Item = &'a Key>, options: &TcpOptions) {
-        for listener in keys.into_iter().filter_map(|key| self.open.get(key)) {
+    fn set_options<'a>(&mut self, keys: impl IntoIterator<Item = &'a Key>, options: &TcpOptions) {
+        for key in keys {
+            let Some(listener) = self.open.get_mut(key) else { continue };
+            listener.options = *options;
             if let Err(error) = options.apply(listener.socket.as_fd()) {
                 tracing::warn!(address = %listener.address, "failed to set the TCP options of a listening socket: {error}");
             }
@@ -313,7 +348,17 @@ impl Listeners {
             self.insert(key.clone(), bound, came);
             opened.push(key.clone());
         }
+        self.check_reachable(&key)?;
         Ok(vec![claim(key, access)])
+    }
+
+    /// Fails if clients do not reach a TCP socket: a child could not use it either.
+    fn check_reachable(&self, key: &Key) -> Result<(), Failure> {
+        let Some(Listener { address: Address::Ip(address), broken: Some(error), .. }) = self.open.get(key) else {
+            return Ok(());
+        };
+        Err(Failure::new(Stage::Listen, format!("listen again on {address}: {error}"))
+            .hint("it is tried again twice a second; `ss -ltnp` shows who has the address"))
     }
 
     /// Returns `error` with the remedy if it is a socket of this server that is in the way: no other program will let go of it.
@@ -354,6 +399,7 @@ impl Listeners {
             }
         }
         let keys: Vec<Key> = self.open.keys().filter(|key| key.is_systemd(name)).cloned().collect();
+        keys.iter().try_for_each(|key| self.check_reachable(key))?;
         if !keys.is_empty() {
             return Ok(keys);
         }
@@ -373,8 +419,12 @@ impl Listeners {
 
     fn insert(&mut self, key: Key, (socket, address, file): Bound, came: bool) {
         lock_filter(&socket, &address);
-        self.open
-            .insert(key, Listener { id: self.next_id, address, file, socket, came, complaints: Seldom::default() });
+        let came_with = match (&key, &address) {
+            (Key::Systemd { .. }, Address::Ip(ip)) => options_of(&socket, *ip),
+            _ => SocketOptions::default(),
+        };
+        let listener = Listener::new(self.next_id, (socket, address, file), came);
+        self.open.insert(key, Listener { came_with, ..listener });
         self.next_id += 1;
     }
 
@@ -469,6 +519,14 @@ fn lock_filter(socket: &OwnedFd, address: &Address) {
     if let Err(error) = socket::lock_filter(socket.as_fd()) {
         tracing::error!(%address, "failed to keep filters off the listening socket: {error}; only a stop and a start make it anew");
     }
+}
+
+/// The options of a socket of systemd that are no defaults.
+fn options_of(socket: &OwnedFd, address: SocketAddr) -> SocketOptions {
+    SocketOptions::of(socket.as_fd()).own(Domain::for_address(address)).unwrap_or_else(|error| {
+        tracing::warn!(%address, "failed to read the options of a listening socket: {error}");
+        SocketOptions::default()
+    })
 }
 
 /// A listening socket at that number, which cannot block.

@@ -29,7 +29,7 @@ use super::handle::{Desk, Handle, OpOptions, Readiness, Request};
 use super::identity::Identity;
 use super::instance_files::{InheritedLocks, InstanceFiles, Restored};
 use super::inventory::{Inventory, Set};
-use super::listeners::Listeners;
+use super::listeners::{Listeners, PathCheck, Rebound};
 use super::memory::Notebook;
 use super::resume::{self, ResumeError, Resumption};
 use super::signals::{self, Effect, Situation};
@@ -74,6 +74,8 @@ enum Finished {
     },
     /// What was missing in the runtime directory.
     Restored(io::Result<Restored>),
+    /// Unix sockets that clients did not reach.
+    Rebound(Vec<Rebound>),
 }
 
 /// What needs more of the loop than the state machine's other actions.
@@ -115,6 +117,10 @@ struct Master {
     events: mpsc::Sender<Event>,
     finished: mpsc::Sender<Finished>,
     restoring: Restoring,
+    /// Whether Unix sockets are being bound anew.
+    rebinding: bool,
+    /// Operations whose files are being read and whose addresses are being bound.
+    preparing: usize,
     admin_url: Option<String>,
     probe_url: Option<String>,
     readiness: watch::Sender<Readiness>,
@@ -213,7 +219,7 @@ async fn serve(
         }
         Some(Resumption { carried, outcome, left }) => {
             let picked_up = restart::pick_up(carried.remains, outcome, (store, notebook), bad_start, &events_sender)?;
-            let listeners = carried.listeners.resume().map_err(ResumeError::Io)?;
+            let listeners = carried.listeners.resume(config.limits.tcp_options()).map_err(ResumeError::Io)?;
             (picked_up, listeners, admin::resume(admin_options, handle.clone(), carried.admin)?, Some(left))
         }
     };
@@ -255,6 +261,8 @@ async fn serve(
         events: events_sender,
         finished: finished_sender,
         restoring: Restoring::default(),
+        rebinding: false,
+        preparing: 0,
         admin_url: admin.url(),
         probe_url: admin.probe_url(),
         readiness,
@@ -296,6 +304,7 @@ async fn serve(
                 Finished::DataDirs(dirs) => master.take_data_dirs(dirs),
                 Finished::Verified { op, test, result } => master.take_verified(op, test, result, &admin, &files),
                 Finished::Restored(restored) => { master.take_restored(restored, &mut files, &mut admin); None }
+                Finished::Rebound(rebound) => { master.take_rebound(rebound); None }
             },
             signal = signals.async_io(Interest::READABLE, process::next_signal) => match signal {
                 Ok(received) => master.signal(received),
@@ -308,7 +317,7 @@ async fn serve(
             () = sleep_until(master.tickets.deadline()) => { master.children.rotate(&mut master.tickets); None }
             _ = remind.tick() => { master.serving_certificates().inspect(|certificates| certificates.warn()); None }
             _ = upkeep.tick() => { master.upkeep(); None }
-            _ = restore.tick() => { master.restoring.due = true; None }
+            _ = restore.tick() => { master.restoring.due = true; master.rebind_paths(PathCheck::Files); None }
             _ = count.tick(), if master.state.watched().is_some() => master.count(),
             () = std::future::ready(()), if !events_are_due => None,
         };

@@ -22,7 +22,7 @@ use crate::sys::files::{Lock, LockError};
 use crate::sys::private_dir;
 
 /// How long another process may take to bind a socket at the same path.
-const BIND_PATIENCE: Duration = Duration::from_secs(1);
+pub const BIND_PATIENCE: Duration = Duration::from_secs(1);
 const BIND_POLL: Duration = Duration::from_millis(5);
 
 /// Who may connect.
@@ -101,9 +101,10 @@ impl SocketFile {
         SavedFile { path: self.path.clone(), identity: self.identity, access: self.access }
     }
 
-    /// Listens at `path`, open to those of `access`. `AddrInUse` if another process listens there.
-    pub fn bind(path: &Path, access: Access, backlog: i32) -> io::Result<(OwnedFd, SocketFile)> {
-        let _lock = BindLock::take(path)?;
+    /// Listens at `path`, open to those of `access`. `AddrInUse` if another process listens there, `ResourceBusy` if one is about to
+    /// bind there and does not end within `patience`.
+    pub fn bind(path: &Path, access: Access, backlog: i32, patience: Duration) -> io::Result<(OwnedFd, SocketFile)> {
+        let _lock = BindLock::take(path, patience)?;
         match probe(path)? {
             Found::Nothing => {}
             Found::Dead(identity) => remove(path, identity)?,
@@ -226,26 +227,29 @@ fn probe(path: &Path) -> io::Result<Found> {
     }
 }
 
-/// Held by the one process that may bind a socket at a path: a lock on `PATH.lock`, which is gone afterwards.
+/// Held by the one process that may bind a socket at a path: a lock on `PATH.lock`, which is empty, and gone afterwards. Not on the
+/// folder itself: whoever may read that could hold it.
 struct BindLock {
     _lock: Lock,
     path: PathBuf,
 }
 
 impl BindLock {
-    fn take(socket: &Path) -> io::Result<BindLock> {
+    fn take(socket: &Path, patience: Duration) -> io::Result<BindLock> {
         let mut path = socket.as_os_str().to_owned();
         path.push(".lock");
         let path = PathBuf::from(path);
-        let deadline = Instant::now() + BIND_PATIENCE;
+        let deadline = Instant::now() + patience;
         loop {
-            match Lock::take(&path) {
+            match Lock::take_unsigned(&path) {
                 // Else its holder has removed the file meanwhile, and another process may have made it anew.
                 Ok(lock) if identity(&path).ok() == Some(lock.inode()?) => return Ok(BindLock { _lock: lock, path }),
                 Ok(_) => {}
                 Err(LockError::Io(error)) => return Err(error),
-                Err(held) if Instant::now() >= deadline => {
-                    return Err(Error::new(ErrorKind::AddrInUse, format!("{}: {held}", path.display())));
+                Err(LockError::Held { pid }) if Instant::now() >= deadline => {
+                    let holder = pid.map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
+                    let text = format!("{holder} binds a socket there (it holds a lock on {})", path.display());
+                    return Err(Error::new(ErrorKind::ResourceBusy, text));
                 }
                 // Polls with a deadline: flock(2) has no timed wait, and this one takes microseconds.
                 Err(LockError::Held { .. }) => std::thread::sleep(BIND_POLL),
@@ -329,7 +333,7 @@ mod tests {
         let path = dir.path().join("admin.sock");
         drop(UnixListener::bind(&path).unwrap());
         assert!(matches!(probe(&path).unwrap(), Found::Dead(_)), "a dead instance's socket");
-        let (_listener, file) = SocketFile::bind(&path, Access::OURS, 8).unwrap();
+        let (_listener, file) = SocketFile::bind(&path, Access::OURS, 8, BIND_PATIENCE).unwrap();
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
         drop(file);
@@ -340,13 +344,13 @@ mod tests {
     fn bind_and_removal_spare_the_socket_of_another_process() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
-        let (first, file) = SocketFile::bind(&path, Access::OURS, 8).unwrap();
-        let error = SocketFile::bind(&path, Access::OURS, 8).unwrap_err();
+        let (first, file) = SocketFile::bind(&path, Access::OURS, 8, BIND_PATIENCE).unwrap();
+        let error = SocketFile::bind(&path, Access::OURS, 8, BIND_PATIENCE).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
         assert!(file.is_ours());
         // Someone removed the file, and another process has bound there.
         std::fs::remove_file(&path).unwrap();
-        let (_second, other) = SocketFile::bind(&path, Access::OURS, 8).unwrap();
+        let (_second, other) = SocketFile::bind(&path, Access::OURS, 8, BIND_PATIENCE).unwrap();
         assert!(other.is_ours() && !file.is_ours());
         drop((first, file));
         UnixStream::connect(&path).unwrap();
@@ -358,7 +362,7 @@ mod tests {
     fn socket_is_bound_under_the_name_where_it_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let (listener, _file) = SocketFile::bind(&path, Access::OURS, 8).unwrap();
+        let (listener, _file) = SocketFile::bind(&path, Access::OURS, 8, BIND_PATIENCE).unwrap();
         let bound = crate::sys::socket::local_addr(listener.as_fd()).unwrap();
         assert_eq!(bound, Some(crate::sys::socket::Address::Unix(path)));
     }
@@ -373,7 +377,7 @@ mod tests {
             drop(UnixListener::bind(&path).unwrap());
             let bound: Vec<_> = std::thread::scope(|scope| {
                 let threads: Vec<_> =
-                    (0..4).map(|_| scope.spawn(|| SocketFile::bind(&path, Access::OURS, 8))).collect();
+                    (0..4).map(|_| scope.spawn(|| SocketFile::bind(&path, Access::OURS, 8, BIND_PATIENCE))).collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).collect()
             });
             let winners: Vec<_> = bound.into_iter().filter_map(Result::ok).collect();
@@ -385,19 +389,54 @@ mod tests {
     }
 
     #[test]
+    fn hard_link_in_the_place_of_the_lock_is_refused_and_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, precious) = (dir.path().join("socket"), dir.path().join("precious"));
+        std::fs::write(&precious, "precious").unwrap();
+        let lock = dir.path().join("socket.lock");
+        std::fs::hard_link(&precious, &lock).unwrap();
+        let error = SocketFile::bind(&path, Access::OURS, 8, BIND_PATIENCE).unwrap_err();
+        assert!(error.to_string().contains("socket.lock has a second name"), "{error}");
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
+        std::fs::remove_file(&lock).unwrap();
+        SocketFile::bind(&path, Access::OURS, 8, BIND_PATIENCE).unwrap();
+    }
+
+    #[test]
+    fn lock_that_is_held_is_waited_for_as_long_as_said_and_its_holder_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let held = BindLock::take(&path, Duration::ZERO).unwrap();
+        let began = Instant::now();
+        let error = SocketFile::bind(&path, Access::OURS, 8, Duration::ZERO).unwrap_err();
+        assert!(began.elapsed() < BIND_PATIENCE);
+        assert_eq!(error.kind(), ErrorKind::ResourceBusy);
+        let own = format!("process {} binds a socket there", std::process::id());
+        assert!(error.to_string().contains(&own) && error.to_string().contains("socket.lock"), "{error}");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| SocketFile::bind(&path, Access::OURS, 8, Duration::from_secs(60)));
+            drop(held);
+            waiting.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
     fn symbolic_link_in_the_place_of_the_socket_is_never_followed() {
         let dir = tempfile::tempdir().unwrap();
         let (path, precious) = (dir.path().join("socket"), dir.path().join("precious"));
         std::fs::write(&precious, "").unwrap();
         let mode = || precious.metadata().unwrap().mode() & 0o777;
         let before = mode();
-        let (_listener, mut file) = SocketFile::bind(&path, Access::OURS, 8).unwrap();
+        let (_listener, mut file) = SocketFile::bind(&path, Access::OURS, 8, BIND_PATIENCE).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(&precious, &path).unwrap();
         file.open_to(Access { mode: 0o666, owner: None, group: None }).unwrap().apply();
         assert_eq!(mode(), before, "the mode of another file was changed");
         assert_eq!(open_new(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
-        assert_eq!(SocketFile::bind(&path, Access::OURS, 8).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(
+            SocketFile::bind(&path, Access::OURS, 8, BIND_PATIENCE).unwrap_err().kind(),
+            ErrorKind::AlreadyExists
+        );
         // A socket of someone else, open to all: no more.
         std::fs::remove_file(&path).unwrap();
         let _other = UnixListener::bind(&path).unwrap();
@@ -412,7 +451,7 @@ mod tests {
     fn own_file_in_the_place_of_the_new_socket_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (path, private) = (dir.path().join("socket"), dir.path().join("private"));
-        let (_listener, _file) = SocketFile::bind(&private, Access::OURS, 8).unwrap();
+        let (_listener, _file) = SocketFile::bind(&private, Access::OURS, 8, BIND_PATIENCE).unwrap();
         assert!(open_new(&private).is_ok());
         // Whoever may connect to the new socket could connect to that one.
         std::os::unix::fs::symlink(&private, &path).unwrap();
@@ -444,7 +483,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        let Ok(_lock) = BindLock::take(&path) else { continue };
+                        let Ok(_lock) = BindLock::take(&path, BIND_PATIENCE) else { continue };
                         assert!(!held.swap(true, Ordering::SeqCst), "two have it");
                         std::thread::yield_now();
                         held.store(false, Ordering::SeqCst);
@@ -488,7 +527,7 @@ mod tests {
         assert_eq!(access, Access::of(&server(0o660, &gid.to_string())).unwrap());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let (_listener, mut file) = SocketFile::bind(&path, access, 8).unwrap();
+        let (_listener, mut file) = SocketFile::bind(&path, access, 8, BIND_PATIENCE).unwrap();
         let found = || path.metadata().map(|meta| (meta.mode() & 0o777, meta.gid())).unwrap();
         assert_eq!(found(), (0o660, gid.as_raw()));
         file.open_to(Access::of(&server(0o600, &group)).unwrap()).unwrap().apply();

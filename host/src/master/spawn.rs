@@ -1,11 +1,12 @@
 //! One child as the master sees it: its process, its channel, its shared counters, and the task that writes to it. Decides nothing.
 //! What comes from the child is [`child_reader`](super::child_reader)'s.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ use crate::version::VERSION;
 pub const ROLE: &str = "BATON_WORKER";
 /// A message for the child with its descriptors.
 type Outgoing = (ToChild, Vec<OwnedFd>);
+/// The sockets of RELISTEN messages that are queued, by the listener's number: the latest of each. So a child that reads nothing has
+/// one of each listener waiting at most.
+type Relistened = Arc<Mutex<HashMap<u32, Vec<OwnedFd>>>>;
 
 #[derive(Debug)]
 pub struct Child {
@@ -40,6 +44,7 @@ pub struct Child {
     channel: Arc<MasterEnd>,
     output: Arc<File>,
     outgoing: mpsc::UnboundedSender<Outgoing>,
+    relistened: Relistened,
     tasks: Tasks,
     states: SharedStateMemory,
     slots: Slots<SLOTS>,
@@ -117,8 +122,9 @@ impl Child {
     ) -> io::Result<Child> {
         let (channel, output) = (Arc::new(MasterEnd::new(control)?), Arc::new(output));
         let states = SharedStateMemory::default();
-        let (outgoing, tasks) = carry(generation, &process, &channel, &output, &states, events)?;
-        Ok(Child { generation, process, channel, output, outgoing, tasks, states, slots, slots_fd })
+        let relistened = Relistened::default();
+        let (outgoing, tasks) = carry(generation, &process, &channel, &output, (&states, &relistened), events)?;
+        Ok(Child { generation, process, channel, output, outgoing, relistened, tasks, states, slots, slots_fd })
     }
 
     /// One that an earlier program of this process started.
@@ -157,7 +163,8 @@ impl Child {
 
     /// Carries messages again, in both directions.
     pub fn go_on(&mut self, events: mpsc::Sender<Event>) -> io::Result<()> {
-        let carried = carry(self.generation, &self.process, &self.channel, &self.output, &self.states, events)?;
+        let shared = (&self.states, &self.relistened);
+        let carried = carry(self.generation, &self.process, &self.channel, &self.output, shared, events)?;
         (self.outgoing, self.tasks) = carried;
         Ok(())
     }
@@ -166,7 +173,8 @@ impl Child {
         self.process.pid
     }
 
-    /// Queues a message. The state machine bounds the queue: it sends each message once.
+    /// Queues a message. The state machine bounds the queue: it sends each message once. Of RELISTEN messages the latest of each
+    /// listener is kept.
     pub fn send(&self, message: ToChild, mut fds: Vec<OwnedFd>) {
         if let ToChild::Retire { .. } = message
             && let Err(error) = self.process.offer_to_oom_killer()
@@ -186,8 +194,7 @@ impl Child {
                 }
             }
         }
-        // The writer ends only with the child, whose death the reader reports.
-        let _ = self.outgoing.send((message, fds));
+        queue_message(&self.outgoing, &self.relistened, message, fds);
     }
 
     /// The descriptor of the shared counters, to be sent with LOAD.
@@ -215,13 +222,13 @@ fn carry(
     process: &Arc<Process>,
     channel: &Arc<MasterEnd>,
     output: &Arc<File>,
-    states: &SharedStateMemory,
+    (states, relistened): (&SharedStateMemory, &Relistened),
     events: mpsc::Sender<Event>,
 ) -> io::Result<(mpsc::UnboundedSender<Outgoing>, Tasks)> {
     let ended = readiness::register(process.pidfd.try_clone()?, Interest::READABLE)?;
     let (outgoing, queue) = mpsc::unbounded_channel();
     let (stop, stopped) = oneshot::channel();
-    let write = tokio::spawn(write(channel.clone(), queue, generation, events.clone()));
+    let write = tokio::spawn(write(channel.clone(), queue, relistened.clone(), generation, events.clone()));
     let reader = ChildReader {
         channel: channel.clone(),
         process: process.clone(),
@@ -235,13 +242,36 @@ fn carry(
     Ok((outgoing, Tasks { write, read, stop: Some(stop) }))
 }
 
+fn queue_message(
+    outgoing: &mpsc::UnboundedSender<Outgoing>,
+    relistened: &Relistened,
+    message: ToChild,
+    mut fds: Vec<OwnedFd>,
+) {
+    if let ToChild::Relisten { id } = message
+        && lock(relistened).insert(id, std::mem::take(&mut fds)).is_some()
+    {
+        return;
+    }
+    // The writer ends only with the child, whose death the reader reports.
+    let _ = outgoing.send((message, fds));
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 async fn write(
     channel: Arc<MasterEnd>,
     mut queue: mpsc::UnboundedReceiver<Outgoing>,
+    relistened: Relistened,
     generation: Generation,
     events: mpsc::Sender<Event>,
 ) {
-    while let Some((message, fds)) = queue.recv().await {
+    while let Some((message, mut fds)) = queue.recv().await {
+        if let ToChild::Relisten { id } = message {
+            fds = lock(&relistened).remove(&id).unwrap_or_default();
+        }
         let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         match channel.send(&message, &borrowed).await {
             Ok(()) => {}
@@ -260,5 +290,39 @@ async fn write(
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::control::WorkerEnd;
+
+    #[tokio::test]
+    async fn child_that_reads_nothing_has_one_relisten_of_each_listener_queued() {
+        let (ours, theirs) = seqpacket::pair().unwrap();
+        let (channel, child) = (Arc::new(MasterEnd::new(ours).unwrap()), WorkerEnd::new(theirs).unwrap());
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        let relistened = Relistened::default();
+        let mut peers = Vec::new();
+        for _ in 0..1000 {
+            for id in [7, 8] {
+                let (socket, peer) = UnixStream::pair().unwrap();
+                peers.push(peer);
+                queue_message(&outgoing, &relistened, ToChild::Relisten { id }, vec![socket.into()]);
+            }
+        }
+        assert_eq!((queue.len(), lock(&relistened).len()), (2, 2));
+        drop(outgoing);
+        write(channel, queue, relistened, Generation(1), mpsc::channel(1).0).await;
+        for (id, peer) in [7, 8].into_iter().zip(&peers[1998..]) {
+            let (message, mut fds) = child.recv().await.unwrap().unwrap();
+            assert_eq!((message, fds.len()), (ToChild::Relisten { id }, 1));
+            io::Write::write_all(&mut UnixStream::from(fds.remove(0)), b"x").unwrap();
+            io::Read::read_exact(&mut &*peer, &mut [0]).unwrap();
+        }
+        assert!(child.recv().await.unwrap().is_none());
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::geteuid;
 
 /// A lock on a file that lives as long as its holder, whatever way that ends; the file says which process it is.
 #[derive(Debug)]
@@ -27,22 +28,22 @@ pub enum LockError {
 }
 
 impl Lock {
-    /// Takes the lock at `path`, whose file is made if it is missing.
+    /// Takes the lock at `path`, whose file is made if it is missing, and writes the pid into it.
     pub fn take(path: &Path) -> Result<Lock, LockError> {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other(format!("{} is no regular file", path.display())).into());
-        }
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        match Flock::lock(create_lock(path)?, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Lock::sign(lock)?),
             Err((file, Errno::EWOULDBLOCK)) => Err(LockError::Held { pid: holder(&file).map(|holder| holder.pid) }),
+            Err((_, errno)) => Err(io::Error::from(errno).into()),
+        }
+    }
+
+    /// The same for a folder that others may write: the file is never written to.
+    pub fn take_unsigned(path: &Path) -> Result<Lock, LockError> {
+        match Flock::lock(create_lock(path)?, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Lock(lock)),
+            Err((_, Errno::EWOULDBLOCK)) => {
+                Err(LockError::Held { pid: lock_owner(path).ok().flatten().filter(|pid| *pid > 0) })
+            }
             Err((_, errno)) => Err(io::Error::from(errno).into()),
         }
     }
@@ -126,6 +127,31 @@ pub fn lock_owner(path: &Path) -> io::Result<Option<i32>> {
         (kind == "FLOCK" && inode.parse() == Ok(meta.ino()) && same_device).then_some(pid)
     };
     Ok(std::fs::read_to_string("/proc/locks")?.lines().find_map(owner))
+}
+
+/// The lock file at `path`, made if it is missing. A file of another user, a link, and a file that has a second name is refused: it
+/// may be one that whoever can write the folder wants to have locked or written.
+fn create_lock(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    let found = file.metadata()?;
+    let why = if !found.is_file() {
+        "is no regular file"
+    } else if found.nlink() > 1 {
+        "has a second name (a hard link)"
+    } else if found.uid() != geteuid().as_raw() {
+        "belongs to another user"
+    } else {
+        return Ok(file);
+    };
+    let text = format!("the lock file {} {why}; remove it", path.display());
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
 }
 
 /// A shared lock on a directory, for as long as it is held: systemd-tmpfiles removes nothing from one that is locked.
@@ -339,10 +365,39 @@ mod tests {
         std::fs::write(&target, "precious").unwrap();
         std::os::unix::fs::symlink(&target, &link).unwrap();
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
-        for path in [&link, &fifo] {
+        let hard_link = dir.path().join("hard_link");
+        std::fs::hard_link(&target, &hard_link).unwrap();
+        for path in [&link, &fifo, &hard_link] {
             assert!(matches!(Lock::take(path), Err(LockError::Io(_))), "{}", path.display());
+            assert!(matches!(Lock::take_unsigned(path), Err(LockError::Io(_))), "{}", path.display());
         }
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
+    }
+
+    #[test]
+    fn lock_file_of_another_user_is_refused() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        std::fs::write(&path, "precious").unwrap();
+        std::os::unix::fs::chown(&path, Some(65_533), None).unwrap();
+        for lock in [Lock::take(&path), Lock::take_unsigned(&path)] {
+            assert!(lock.unwrap_err().to_string().contains("belongs to another user; remove it"));
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn unsigned_lock_writes_nothing_and_its_holder_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        std::fs::write(&path, "precious").unwrap();
+        let own = std::process::id() as i32;
+        let _held = Lock::take_unsigned(&path).unwrap();
+        assert!(matches!(Lock::take_unsigned(&path), Err(LockError::Held { pid }) if pid == Some(own)));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod dylib;
 pub mod files;
 pub mod hangup;
 pub mod holders;
+pub mod listening;
 pub mod memory;
 pub mod notify;
 pub mod private_dir;

@@ -12,8 +12,8 @@ const PROBES: u32 = 6;
 /// TCP_KEEPIDLE and TCP_KEEPINTVL take seconds, this many at most (tcp(7): MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL).
 pub const MAX_KEEPALIVE: Duration = Duration::from_secs(32_767);
 
-/// Options of a listening socket that its connections inherit; of an accepted socket as well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Options of a listening socket that its connections inherit; of an accepted socket as well. The default is the kernel's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpOptions {
     /// Silence before the first probe. The probes take as long again: a dead peer is found within twice this time.
     pub keepalive: Option<Duration>,

@@ -2,11 +2,12 @@
 //! and clients are served.
 
 use std::net::TcpListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use baton_tests::http::Connection;
 use baton_tests::server::{Server, Setup};
 use baton_tests::{artifacts, process, wait};
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 
 /// Answers of the master take this long at most while a child misbehaves, on a busy machine.
@@ -187,6 +188,74 @@ fn a_listener_that_was_shut_down_is_reached_again() {
     }
     server.switch();
     assert_eq!(server.get("/pid").text(), server.worker().to_string());
+}
+
+#[test]
+fn held_bind_lock_does_not_hold_up_the_master() {
+    let setup = hostile();
+    let path = setup.bench().path().join("socket");
+    let server = setup.listen(&["127.0.0.1:0", &format!("unix:{}", path.display())]).start();
+    // By whoever may write the folder.
+    let lock = std::fs::File::create(path.with_extension("lock")).expect("failed to create the lock");
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).expect("failed to lock");
+    make(&server, "/shutdown-listeners", b"");
+    // Each would wait for a second if the loop waited for the lock.
+    let began = Instant::now();
+    for _ in 0..30 {
+        assert_prompt(&server);
+    }
+    assert!(began.elapsed() < Duration::from_secs(15), "it took {:?}", began.elapsed());
+    let answers = || {
+        let mut connection = Connection::open_unix(&path).ok()?;
+        connection.time_limit(PROMPT).ok()?;
+        connection.request("GET", "/pid").ok().filter(|answer| answer.status == 200)
+    };
+    assert!(answers().is_none(), "it was bound in spite of the lock");
+    drop(lock);
+    wait::until("the path to answer again", wait::LONG, answers);
+}
+
+#[test]
+fn listener_that_turns_clients_away_is_bound_again() {
+    let sink = TcpListener::bind("127.0.0.1:0").expect("failed to listen");
+    let sink = sink.local_addr().expect("its address").port();
+    // A port that was asked for. Nothing else is given one of this address.
+    let fixed = TcpListener::bind("127.0.0.77:0").expect("failed to listen").local_addr().expect("its address");
+    let devices = std::fs::read_dir("/sys/class/net").expect("the network devices");
+    let mut devices = devices.filter_map(|device| device.ok()?.file_name().into_string().ok());
+    let device = devices.find(|name| name != "lo").unwrap_or_else(|| "lo".into());
+    let server = hostile().listen(&["127.0.0.1:0", &fixed.to_string()]).start();
+    let addresses = server.addrs();
+    let listening = || process::listening(server.pid());
+    for attack in [
+        // First: sockets that were bound again do not give up their ports.
+        "/bind-listeners",
+        &*format!("/connect-listeners?port={sink}"),
+        &format!("/device-listeners?device={device}"),
+        "/hide-listeners",
+    ] {
+        let before = listening();
+        make(&server, attack, b"");
+        wait::until(&format!("another socket to listen after {attack}"), wait::LONG, || {
+            let now = listening();
+            let is_new = |address| now.get(address).is_some_and(|inode| before.get(address) != Some(inode));
+            // A port that was asked for cannot be given up for another.
+            (is_new(&addresses[0]) && (is_new(&addresses[1]) || attack == "/bind-listeners")).then_some(())
+        });
+        for address in &addresses {
+            wait::until(&format!("{address} to answer again after {attack}"), wait::LONG, || {
+                baton_tests::http::get(*address, "/pid").ok().filter(|answer| answer.status == 200)
+            });
+        }
+        assert_eq!(server.addrs(), addresses, "{attack}");
+        // Also for the next generation.
+        server.switch();
+        for address in &addresses {
+            let pid = baton_tests::http::get(*address, "/pid").expect("it answers").text();
+            assert_eq!(pid, server.worker().to_string(), "{attack}");
+        }
+        assert!(make(&server, "/filter-listeners", b"").contains("not permitted"), "{attack}");
+    }
 }
 
 /// Has the plugin leave processes behind, and waits until `master` has adopted and reaped them.

@@ -104,6 +104,22 @@ fn what_somebody_listens_on_refuses_the_reload_and_stays_theirs() {
 }
 
 #[test]
+fn socket_whose_file_was_removed_is_bound_again_without_a_reload() {
+    let (setup, path) = at_both();
+    let mut server = setup.start();
+    std::fs::remove_file(&path).expect("failed to remove the socket");
+    let answered = wait::until("the path to answer again", wait::LONG, || {
+        Connection::open_unix(&path).ok()?.request("GET", "/").ok()
+    });
+    assert_eq!(answered_by(&answered), ("v1".into(), server.worker()));
+    let new = switch_to(&server, "v2");
+    assert_eq!(ask(&mut connect(&path)), ("v2".into(), new));
+    server.signal(Signal::SIGTERM);
+    assert!(server.wait_end(wait::LONG).success());
+    assert!(!path.exists(), "the file stayed behind");
+}
+
+#[test]
 fn a_master_that_was_killed_leaves_nothing_that_stands_in_the_way() {
     let (setup, path) = at_both();
     let mut killed = setup.start();

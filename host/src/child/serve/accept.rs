@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use super::Server;
 use super::conn::Origin;
@@ -66,10 +66,20 @@ impl Listener {
 /// Accepting that is under way.
 #[derive(Debug)]
 pub struct Acceptors {
-    stop: watch::Sender<bool>,
-    tasks: JoinSet<Listener>,
+    /// Of those that were replaced, `None`.
+    tasks: JoinSet<Option<Listener>>,
     /// By the listener's number.
-    handles: HashMap<u32, AbortHandle>,
+    orders: HashMap<u32, watch::Sender<Order>>,
+}
+
+/// What a task is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Accept,
+    /// Empty the queue, and return the listener.
+    Stop,
+    /// Empty the queue, and close the listener.
+    Close,
 }
 
 impl Acceptors {
@@ -79,20 +89,26 @@ impl Acceptors {
         for Listener { socket, facts } in listeners {
             registered.push((readiness::register(socket, Interest::READABLE)?, facts));
         }
-        let mut acceptors =
-            Acceptors { stop: watch::Sender::new(false), tasks: JoinSet::new(), handles: HashMap::new() };
+        let mut acceptors = Acceptors { tasks: JoinSet::new(), orders: HashMap::new() };
         for (socket, facts) in registered {
             acceptors.spawn(server, socket, facts);
         }
         Ok(acceptors)
     }
 
-    /// Accepts from `listener` instead of the one with its number, which was shut down: nothing comes of that any more.
+    /// Accepts from `listener` instead of the one with its number, which clients do not reach any more; those that wait in its queue
+    /// are served.
     pub fn replace(&mut self, server: &'static Server, listener: Listener) -> io::Result<()> {
         let Listener { socket, facts } = listener;
         let socket = readiness::register(socket, Interest::READABLE)?;
-        if let Some(before) = self.handles.remove(&facts.id) {
-            before.abort();
+        if let Some(before) = self.orders.remove(&facts.id) {
+            before.send_replace(Order::Close);
+        }
+        // Those that were replaced before.
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Err(error) = ended {
+                tracing::error!(%error, "an accept task broke");
+            }
         }
         self.spawn(server, socket, facts);
         Ok(())
@@ -101,18 +117,21 @@ impl Acceptors {
     fn spawn(&mut self, server: &'static Server, socket: AsyncFd<OwnedFd>, facts: Facts) {
         let id = facts.id;
         let acceptor = Acceptor { server, facts, backoff: BACKOFF.0, logged: Seldom::default(), was_empty: false };
-        self.handles.insert(id, self.tasks.spawn(acceptor.run(socket, self.stop.subscribe())));
+        let (sender, order) = watch::channel(Order::Accept);
+        self.orders.insert(id, sender);
+        self.tasks.spawn(acceptor.run(socket, order));
     }
 
     /// Empties the accept queues and deregisters: every connection that was complete before the call is being served after
     /// it.
     pub async fn stop(mut self) -> Vec<Listener> {
-        self.stop.send_replace(true);
+        for order in self.orders.values() {
+            order.send_replace(Order::Stop);
+        }
         let mut listeners = Vec::new();
         while let Some(ended) = self.tasks.join_next().await {
             match ended {
-                Ok(listener) => listeners.push(listener),
-                Err(error) if error.is_cancelled() => {}
+                Ok(listener) => listeners.extend(listener),
                 Err(error) => tracing::error!(%error, "an accept task broke"),
             }
         }
@@ -140,9 +159,9 @@ enum Pass {
 }
 
 impl Acceptor {
-    async fn run(mut self, mut socket: AsyncFd<OwnedFd>, mut stop: watch::Receiver<bool>) -> Listener {
+    async fn run(mut self, mut socket: AsyncFd<OwnedFd>, mut stop: watch::Receiver<Order>) -> Option<Listener> {
         // The first pass is unconditional: what was queued before the registration may not be told again.
-        while !*stop.borrow_and_update() {
+        while *stop.borrow_and_update() == Order::Accept {
             match self.pass(socket.get_ref().as_fd()) {
                 Pass::Batch => {
                     tokio::task::yield_now().await;
@@ -190,12 +209,12 @@ impl Acceptor {
         self.empty(socket.get_ref().as_fd()).await;
         let socket = socket.into_inner();
         self.empty(socket.as_fd()).await;
-        Listener { socket, facts: self.facts }
+        (*stop.borrow() != Order::Close).then_some(Listener { socket, facts: self.facts })
     }
 
     /// Waits a moment for a listener that was shut down to come back. To the runtime such a socket is ready for good, so it is registered
     /// anew: what it is by then is told again.
-    async fn register_again(&self, socket: AsyncFd<OwnedFd>, stop: &mut watch::Receiver<bool>) -> AsyncFd<OwnedFd> {
+    async fn register_again(&self, socket: AsyncFd<OwnedFd>, stop: &mut watch::Receiver<Order>) -> AsyncFd<OwnedFd> {
         tokio::select! {
             () = tokio::time::sleep(SHUT_DOWN_PAUSE) => {}
             _ = stop.changed() => {}
@@ -215,6 +234,8 @@ impl Acceptor {
             match self.pass(socket) {
                 Pass::Empty => return,
                 Pass::Batch => tokio::task::yield_now().await,
+                // One that was shut down has no queue.
+                Pass::Exhausted(error) if socket::is_shut_down(&error) => return,
                 // What cannot be accepted now stays in the queue, for whoever serves next.
                 Pass::Exhausted(error) => return self.exhausted(&error),
                 Pass::Full => return self.pause(),

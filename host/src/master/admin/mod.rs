@@ -195,7 +195,7 @@ pub fn start(options: AdminOptions<'_>, handle: Handle) -> Result<Admin, AdminEr
 
 /// The socket of the command line. The instance's lock must be held.
 pub fn bind_socket(path: &Path) -> io::Result<(OwnedFd, SocketFile)> {
-    SocketFile::bind(path, socket_file::Access::OURS, BACKLOG)
+    SocketFile::bind(path, socket_file::Access::OURS, BACKLOG, socket_file::BIND_PATIENCE)
 }
 
 /// As [`start`], on what an earlier program of this process has listened on.

@@ -2,17 +2,20 @@
 //! binding and opening the files of Unix sockets. Done while the files of an operation are read.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{BACKLOG, Bound};
 use crate::config::{Config, Listen};
-use crate::master::socket_file::{self, Access, SocketFile};
+use crate::master::socket_file::{self, Access, BIND_PATIENCE, SocketFile};
 use crate::report::{Failure, Stage};
-use crate::sys::socket::Address;
+use crate::sys::listening::SocketOptions;
+use crate::sys::socket::{self, Address};
 use crate::sys::tcp::TcpOptions;
 
 /// Why an address is not open.
@@ -42,13 +45,15 @@ pub struct Kept {
     /// With device and inode of the file, which must still be there.
     pub open: BTreeMap<PathBuf, Option<(u64, u64)>>,
     pub stored: BTreeSet<PathBuf>,
+    /// Those that are being bound anew at the moment.
+    pub rebinding: BTreeSet<PathBuf>,
 }
 
 impl Kept {
     fn has(&self, path: &Path) -> bool {
         // One without a file of ours has none to lose.
         let same = |known: &Option<(u64, u64)>| known.is_none() || *known == socket_file::identity(path).ok();
-        self.stored.contains(path) || self.open.get(path).is_some_and(same)
+        self.stored.contains(path) || self.rebinding.contains(path) || self.open.get(path).is_some_and(same)
     }
 }
 
@@ -66,7 +71,7 @@ impl Bindings {
                 };
                 bindings.access.insert(server.name.clone(), access);
                 if !kept.has(&path) && !bindings.bound.contains_key(&path) {
-                    bindings.bound.insert(path.clone(), bind_path(&path, access)?);
+                    bindings.bound.insert(path.clone(), bind_path(&path, access, BIND_PATIENCE)?);
                 }
             }
         }
@@ -82,56 +87,61 @@ impl Bindings {
     }
 
     /// The socket at `path`: the one that was bound, or one that is bound now, since that which was open before was closed
-    /// meanwhile.
+    /// meanwhile. This on the loop, so it waits for nothing.
     pub fn take(&mut self, path: &Path, access: Access) -> Result<Bound, ListenError> {
-        self.bound.remove(path).map_or_else(|| bind_path(path, access), Ok)
+        self.bound.remove(path).map_or_else(|| bind_path(path, access, Duration::ZERO), Ok)
     }
 }
 
 pub fn bind(address: SocketAddr, options: &TcpOptions) -> Result<Bound, ListenError> {
-    let attempt = || -> std::io::Result<Bound> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        if address.is_ipv6() {
-            // [::]:80 and 0.0.0.0:80 are two addresses, whatever the system's default says.
-            socket.set_only_v6(true)?;
-        }
-        socket.bind(&address.into())?;
-        // Before the first connection can come: it inherits them.
-        options.apply(socket.as_fd())?;
-        socket.listen(BACKLOG)?;
-        let bound = socket.local_addr()?.as_socket().unwrap_or(address);
-        Ok((socket.into(), Address::Ip(bound), None))
+    let attempt = || -> io::Result<Bound> {
+        let socket = bind_tcp(address, options, &SocketOptions::default())?;
+        let bound = socket::local_addr(socket.as_fd())?.unwrap_or(Address::Ip(address));
+        Ok((socket, bound, None))
     };
     attempt().map_err(|error| {
         let failure = Failure::new(Stage::Listen, format!("listen on {address}: {error}"));
         match error.kind() {
-            std::io::ErrorKind::AddrInUse => ListenError {
+            io::ErrorKind::AddrInUse => ListenError {
                 failure: failure.hint("another program has it; see `ss -ltnp`, or choose another with --listen"),
                 in_use: Some(Address::Ip(address).into()),
             },
-            std::io::ErrorKind::PermissionDenied => {
+            io::ErrorKind::PermissionDenied => {
                 failure.hint("ports below 1024 need root or CAP_NET_BIND_SERVICE").into()
             }
-            std::io::ErrorKind::AddrNotAvailable => {
-                failure.hint("no interface of this machine has that address").into()
-            }
+            io::ErrorKind::AddrNotAvailable => failure.hint("no interface of this machine has that address").into(),
             _ => failure.into(),
         }
     })
 }
 
+/// A socket that listens on `address`, with the options that connections inherit and those that the socket before it came with.
+pub fn bind_tcp(address: SocketAddr, options: &TcpOptions, came_with: &SocketOptions) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // [::]:80 and 0.0.0.0:80 are two addresses, whatever the system's default says.
+        socket.set_only_v6(true)?;
+    }
+    // Before the first connection can come: it inherits them.
+    came_with.apply(socket.as_fd())?;
+    options.apply(socket.as_fd())?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
 /// A socket that a dead process left behind is replaced; one that is alive is not.
-fn bind_path(path: &Path, access: Access) -> Result<Bound, ListenError> {
-    let bound = SocketFile::bind(path, access, BACKLOG).map_err(|error| {
+fn bind_path(path: &Path, access: Access, patience: Duration) -> Result<Bound, ListenError> {
+    let bound = SocketFile::bind(path, access, BACKLOG, patience).map_err(|error| {
         let failure = Failure::new(Stage::Listen, format!("listen on unix:{}: {error}", path.display()));
         match error.kind() {
-            std::io::ErrorKind::AddrInUse => ListenError {
+            io::ErrorKind::AddrInUse => ListenError {
                 failure: failure.hint("see `ss -lxp`; a live socket is not replaced"),
                 in_use: Some(Address::Unix(path.into()).into()),
             },
-            std::io::ErrorKind::NotFound => failure.hint("its folder must be there").into(),
-            std::io::ErrorKind::PermissionDenied => {
+            io::ErrorKind::NotFound => failure.hint("its folder must be there").into(),
+            io::ErrorKind::PermissionDenied => {
                 failure.hint("its folder must be writable; only root gives a socket to another owner").into()
             }
             _ => failure.into(),

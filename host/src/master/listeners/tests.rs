@@ -12,6 +12,12 @@ use crate::config::{Limit, Mode};
 const NO_OPTIONS: TcpOptions = TcpOptions { keepalive: None, send_queue: None, send_buffer: None };
 
 impl Listeners {
+    /// As the blocking pool does.
+    fn rebind(&mut self, check: PathCheck) -> Vec<Relistened> {
+        let rebound = self.rebinds(check).into_iter().filter_map(Rebind::run).collect();
+        self.adopt(rebound)
+    }
+
     /// As an operation does.
     fn open_all(&mut self, config: &Config) -> Result<Vec<Claim>, Failure> {
         let bindings = Bindings::prepare(config, &self.kept()).map_err(|error| error.failure)?;
@@ -250,11 +256,11 @@ fn a_unix_listener_that_was_shut_down_is_bound_anew_under_its_number() {
     let id = listeners.clear_ids(&claims);
     shut_down(&listeners, &claims);
     assert!(UnixStream::connect(&path).is_err());
-    let again = listeners.relisten();
+    let again = listeners.rebind(PathCheck::Shut);
     assert_eq!((again.len(), again[0].how, vec![again[0].id]), (1, How::Bind, id.clone()), "{again:?}");
     UnixStream::connect(&path).unwrap();
     assert_eq!((listeners.clear_ids(&claims), path.metadata().unwrap().mode() & 0o777), (id, 0o640));
-    assert_eq!(listeners.relisten(), []);
+    assert_eq!(listeners.rebind(PathCheck::Shut), []);
     assert_eq!(listeners.open_all(&config).unwrap(), claims, "the next reload finds it");
     drop(listeners);
     assert!(!path.exists(), "its file goes with it");
@@ -270,10 +276,157 @@ fn a_unix_listener_of_systemd_is_bound_anew_and_its_file_stays() {
     listeners.offer("web", socket, address);
     let claims = listeners.open_all(&config(&["systemd:web"])).unwrap();
     shut_down(&listeners, &claims);
-    assert_eq!(listeners.relisten().len(), 1);
+    assert_eq!(listeners.rebind(PathCheck::Shut).len(), 1);
     UnixStream::connect(&path).unwrap();
     drop(listeners);
     assert!(path.exists());
+}
+
+/// Has `damage` done to each socket by a process that has a copy, and expects that the master serves the same addresses on new ones.
+#[track_caller]
+fn assert_bound_again(listen: &[&str], damage: impl Fn(&Socket)) {
+    let mut listeners = Listeners::default();
+    let claims = listeners.open_all(&config(listen)).unwrap();
+    let (before, inodes_before) = (addresses(&listeners, &claims), inodes(&listeners));
+    let copies: Vec<Socket> = listeners.lend(&claims).unwrap().into_iter().map(|(_, copy)| copy.into()).collect();
+    copies.iter().for_each(damage);
+    let again = listeners.relisten();
+    assert!(again.len() == listen.len() && again.iter().all(|one| one.how == How::Bind), "{again:?}");
+    assert_eq!(addresses(&listeners, &claims), before);
+    assert!(inodes(&listeners).iter().all(|inode| !inodes_before.contains(inode)));
+    assert!(before.iter().all(|address| TcpStream::connect(address).is_ok()), "{again:?}");
+    assert_eq!(listeners.relisten(), []);
+    assert!(keepalives(&listeners).iter().all(|on| *on));
+    assert_eq!(listeners.open_all(&config(listen)).unwrap(), claims, "the next reload finds them");
+}
+
+#[test]
+fn listener_that_was_connected_elsewhere_is_bound_again() {
+    let sink = TcpListener::bind("127.0.0.1:0").unwrap();
+    let sink = sink.local_addr().unwrap().into();
+    assert_bound_again(&[&free_address()], |socket| {
+        socket.shutdown(std::net::Shutdown::Both).unwrap();
+        socket.set_reuse_address(false).unwrap();
+        match socket.connect(&sink) {
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS)),
+            Ok(()) => {}
+        }
+    });
+}
+
+#[test]
+fn listener_that_was_bound_to_another_port_is_bound_again() {
+    assert_bound_again(&["127.0.0.1:0", "[::1]:0"], |socket| {
+        socket.shutdown(std::net::Shutdown::Both).unwrap();
+        let mut other = socket.local_addr().unwrap().as_socket().unwrap();
+        other.set_port(0);
+        socket.bind(&other.into()).unwrap();
+        socket.listen(8).unwrap();
+    });
+}
+
+#[test]
+fn listener_that_was_bound_to_a_device_is_bound_again() {
+    // One that takes nothing from this machine, if there is one; any will do to be found.
+    let devices = std::fs::read_dir("/sys/class/net").unwrap();
+    let mut devices = devices.map(|device| device.unwrap().file_name().into_string().unwrap());
+    let device = devices.find(|name| name != "lo").unwrap_or_else(|| "lo".into());
+    assert_bound_again(&[&free_address(), "127.0.0.1:0"], |socket| {
+        socket.bind_device(Some(device.as_bytes())).unwrap();
+    });
+}
+
+#[test]
+fn listener_whose_options_turn_clients_away_is_bound_again() {
+    assert_bound_again(&["127.0.0.1:0"], |socket| socket.set_ttl_v4(1).unwrap());
+    assert_bound_again(&["[::1]:0"], |socket| {
+        socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    });
+}
+
+#[test]
+fn address_that_another_program_took_refuses_the_reload_with_the_reason() {
+    let mut listeners = Listeners::default();
+    let claims = listeners.open_all(&config(&["127.0.0.1:0"])).unwrap();
+    let address = addresses(&listeners, &claims).remove(0);
+    shut_down(&listeners, &claims);
+    let other = TcpListener::bind(&address).unwrap();
+    assert_eq!(listeners.relisten(), []);
+    let refused = listeners.open_all(&config(&["127.0.0.1:0"])).unwrap_err();
+    assert!(refused.error.contains(&format!("listen again on {address}")), "{refused}");
+    drop(other);
+    assert_eq!(listeners.relisten().len(), 1);
+    assert_eq!(listeners.open_all(&config(&["127.0.0.1:0"])).unwrap(), claims);
+    TcpStream::connect(&address).unwrap();
+}
+
+#[test]
+fn options_that_systemd_set_stay_and_go_to_the_next_socket() {
+    let (socket, address, _) = bind("127.0.0.1:0".parse().unwrap(), &NO_OPTIONS).unwrap();
+    SockRef::from(&socket).set_ttl_v4(77).unwrap();
+    let mut listeners = Listeners::default();
+    listeners.offer("web", socket, address);
+    let claims = listeners.open_all(&config(&["systemd:web"])).unwrap();
+    assert_eq!(listeners.relisten(), []);
+    let (_, copy) = listeners.lend(&claims).unwrap().remove(0);
+    SockRef::from(&copy).set_ttl_v4(1).unwrap();
+    assert_eq!(listeners.relisten().len(), 1);
+    let (_, copy) = listeners.lend(&claims).unwrap().remove(0);
+    assert_eq!(SockRef::from(&copy).ttl_v4().unwrap(), 77);
+    assert_eq!(listeners.relisten(), []);
+}
+
+#[test]
+fn unix_socket_whose_file_was_removed_is_bound_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, listen) = path_in(&dir);
+    let mut listeners = Listeners::default();
+    let claims = listeners.open_all(&config(&[&listen])).unwrap();
+    let id = listeners.clear_ids(&claims);
+    assert_eq!(listeners.rebind(PathCheck::Files), []);
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(listeners.rebind(PathCheck::Shut), [], "only the file system knows");
+    let again = listeners.rebind(PathCheck::Files);
+    assert_eq!((again.len(), again[0].id), (1, id[0]));
+    UnixStream::connect(&path).unwrap();
+    assert_eq!(listeners.rebind(PathCheck::Files), []);
+    // Another program was first: its socket is never replaced.
+    std::fs::remove_file(&path).unwrap();
+    let other = UnixListener::bind(&path).unwrap();
+    assert_eq!(listeners.rebind(PathCheck::Files), []);
+    UnixStream::connect(&path).unwrap();
+    drop(other);
+    assert_eq!(listeners.rebind(PathCheck::Files).len(), 1);
+    // Its folder is gone, and comes back.
+    std::fs::remove_dir_all(dir.path()).unwrap();
+    assert_eq!(listeners.rebind(PathCheck::Files), []);
+    std::fs::create_dir(dir.path()).unwrap();
+    assert_eq!(listeners.rebind(PathCheck::Files).len(), 1);
+    UnixStream::connect(&path).unwrap();
+    drop(listeners);
+    assert!(!path.exists());
+}
+
+#[test]
+fn path_that_is_being_bound_anew_is_left_to_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, listen) = path_in(&dir);
+    let mut listeners = Listeners::default();
+    let claims = listeners.open_all(&config(&[&listen])).unwrap();
+    shut_down(&listeners, &claims);
+    let rebinds = listeners.rebinds(PathCheck::Shut);
+    assert_eq!(listeners.open_all(&config(&[&listen])).unwrap(), claims);
+    assert!(UnixStream::connect(&path).is_err(), "the operation has bound it");
+    let rebound = rebinds.into_iter().filter_map(Rebind::run).collect();
+    assert_eq!(listeners.adopt(rebound).len(), 1);
+    UnixStream::connect(&path).unwrap();
+    // One that was closed meanwhile takes its file along.
+    shut_down(&listeners, &claims);
+    let rebinds = listeners.rebinds(PathCheck::Shut);
+    listeners.retain(&BTreeSet::new());
+    let rebound = rebinds.into_iter().filter_map(Rebind::run).collect();
+    assert_eq!(listeners.adopt(rebound), []);
+    assert!(!path.exists());
 }
 
 /// Whether each socket makes the kernel probe for vanished peers.

@@ -42,7 +42,7 @@ struct Waited {
 
 impl Master {
     /// Reads configuration and plugins off this thread.
-    pub(super) fn prepare(&self, op: OpId, cause: Cause, from: &state::Source) {
+    pub(super) fn prepare(&mut self, op: OpId, cause: Cause, from: &state::Source) {
         let content = |id: &SetId| self.sets.get(*id).map(|set| set.content.clone());
         let recipe = match from {
             state::Source::Files { held, instead } => {
@@ -60,6 +60,7 @@ impl Master {
         };
         let (source, store, sender) = (self.source.clone(), self.sets.store(), self.finished.clone());
         let kept = self.listeners.kept();
+        self.preparing += 1;
         tokio::task::spawn_blocking(move || {
             let (sighting, result) = source.read(&store, &cause, recipe, &kept);
             // The loop is gone only when the master ends.
@@ -70,6 +71,7 @@ impl Master {
     /// Opens the addresses of what was read, and makes it a set.
     pub(super) fn take_prepared(&mut self, prepared: Prepared) -> Option<Exit> {
         let Prepared { op, sighting, result } = prepared;
+        self.preparing -= 1;
         let changed = self.watcher.read(sighting);
         let exit = match result {
             Ok(read) => self.open_addresses(op, read, Waited::default()),
@@ -80,11 +82,14 @@ impl Master {
 
     pub(super) fn take_freed(&mut self, freed: Freed) -> Option<Exit> {
         let Freed { op, read, waited } = freed;
+        self.preparing -= 1;
         self.open_addresses(op, read, waited)
     }
 
     fn open_addresses(&mut self, op: OpId, read: Read, waited: Waited) -> Option<Exit> {
         let Read { content, certificates, bindings } = read;
+        // A child needs sockets that listen.
+        self.relisten();
         let covered = self.cover(certificates.as_deref()).map_err(ListenError::from);
         let opened = covered.and(bindings).and_then(|bindings| self.listeners.open(&content.config, bindings));
         let result = match opened {
@@ -99,11 +104,12 @@ impl Master {
     }
 
     /// Waits for the end of a worker of an earlier master that has the address, if that is what is in the way.
-    fn wait_for_address(&self, op: OpId, read: Read, waited: Waited) {
+    fn wait_for_address(&mut self, op: OpId, read: Read, waited: Waited) {
         let workers = Workers { name: self.source.config.name.clone(), uids: self.identity.uids() };
         let until = waited.until.unwrap_or_else(|| orphans::deadline(read.content.config.drain.orphan));
         let mut waited = Waited { until: Some(until), ..waited };
         let (sender, kept) = (self.finished.clone(), self.listeners.kept());
+        self.preparing += 1;
         tokio::task::spawn_blocking(move || {
             let bindings = match read.bindings {
                 Err(ListenError { failure, in_use: Some(address) }) => {

@@ -9,7 +9,7 @@ use super::{Finished, Master, REAPED_AT_ONCE};
 use crate::control::ToChild;
 use crate::master::admin::Admin;
 use crate::master::instance_files::{InstanceFiles, Restored};
-use crate::master::listeners::{How, Relistened};
+use crate::master::listeners::{How, PathCheck, Rebind, Rebound, Relistened};
 use crate::master::socket_file::Grant;
 use crate::master::state::SetId;
 use crate::sys::reaping;
@@ -33,6 +33,7 @@ impl Master {
     /// What no event tells of.
     pub(super) fn upkeep(&mut self) {
         self.relisten();
+        self.rebind_paths(PathCheck::Shut);
         // `baton dev` runs builds on other threads, which wait for them.
         if !self.dev
             && let Err(error) = reaping::reap_adopted(REAPED_AT_ONCE)
@@ -41,10 +42,39 @@ impl Master {
         }
     }
 
-    /// Listens again on addresses whose sockets were shut down, and gives those that had to be made anew to the children.
-    fn relisten(&mut self) {
-        for Relistened { key, id, address, how } in self.listeners.relisten() {
-            tracing::error!(%address, "a listening socket was shut down (by plugin code?); it listens again");
+    /// Listens again on TCP addresses where clients are not served.
+    pub(super) fn relisten(&mut self) {
+        let relistened = self.listeners.relisten();
+        self.lend_again(relistened);
+    }
+
+    /// Binds the paths of Unix sockets that clients do not reach, off this thread. Not beside an operation, which does that itself.
+    pub(super) fn rebind_paths(&mut self, check: PathCheck) {
+        if self.rebinding || self.preparing > 0 || self.state.is_shutting_down() {
+            return;
+        }
+        let rebinds = self.listeners.rebinds(check);
+        if rebinds.is_empty() {
+            return;
+        }
+        self.rebinding = true;
+        let sender = self.finished.clone();
+        tokio::task::spawn_blocking(move || {
+            let rebound = rebinds.into_iter().filter_map(Rebind::run).collect();
+            // The loop is gone only when the master ends: then the files go with what was bound.
+            let _ = sender.blocking_send(Finished::Rebound(rebound));
+        });
+    }
+
+    pub(super) fn take_rebound(&mut self, rebound: Vec<Rebound>) {
+        self.rebinding = false;
+        let relistened = self.listeners.adopt(rebound);
+        self.lend_again(relistened);
+    }
+
+    /// Gives sockets that had to be made anew to the children that have those before.
+    fn lend_again(&self, relistened: Vec<Relistened>) {
+        for Relistened { key, id, address, how, .. } in relistened {
             if how == How::Listen {
                 continue;
             }
@@ -133,9 +163,10 @@ impl Master {
         files: &mut InstanceFiles,
         admin: &mut Admin,
     ) {
-        while self.restoring.running {
+        while self.restoring.running || self.rebinding {
             match tokio::time::timeout(LAST_RESTORE, finished.recv()).await {
                 Ok(Some(Finished::Restored(restored))) => self.take_restored(restored, files, admin),
+                Ok(Some(Finished::Rebound(rebound))) => self.take_rebound(rebound),
                 Ok(Some(_)) => {}
                 // A file system that hangs is not waited for.
                 Ok(None) | Err(_) => return,
