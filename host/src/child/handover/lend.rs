@@ -197,16 +197,23 @@ impl Lender {
     }
 
     async fn take_back(mut self) {
-        self.queue.close();
-        // To its end, and not only until it is empty: another thread may be about to put one in.
-        while let Some(leaving) = self.queue.recv().await {
-            self.pending.push_back(leaving);
-        }
+        self.pending.extend(close(&mut self.queue).await);
         let outstanding = self.outstanding.into_iter().flat_map(|(_, leaving)| leaving);
         for leaving in outstanding.chain(self.returned).chain(self.pending) {
             leaving.stay(self.server);
         }
     }
+}
+
+/// Closes a queue and returns all that is in it: to its end, and not only until it is empty, since another thread may be about
+/// to put one in.
+async fn close<T>(queue: &mut mpsc::UnboundedReceiver<T>) -> Vec<T> {
+    queue.close();
+    let mut left = Vec::new();
+    while let Some(next) = queue.recv().await {
+        left.push(next);
+    }
+    left
 }
 
 impl Leaving {
@@ -244,6 +251,33 @@ async fn send(socket: &AsyncFd<OwnedFd>, message: &Message, fds: &[BorrowedFd<'_
             Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => tokio::time::sleep(TOO_MANY_REFS).await,
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(LendError::Gone),
             other => return Ok(other?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    #[test]
+    fn closed_queue_returns_what_other_threads_were_putting_in() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for round in 0..20_000 {
+            let ((sender, mut queue), start) = (unbounded_channel(), Barrier::new(2));
+            let (sent, received) = std::thread::scope(|scope| {
+                let sending = scope.spawn(|| {
+                    start.wait();
+                    (0..20).take_while(|number| sender.send(*number).is_ok()).count()
+                });
+                start.wait();
+                let received = runtime.block_on(close(&mut queue)).len();
+                (sending.join().unwrap(), received)
+            });
+            assert_eq!(received, sent, "round {round}");
         }
     }
 }
