@@ -12,6 +12,7 @@ mod prove;
 mod refused;
 mod rfc9112;
 mod tls;
+mod tls_unread;
 mod unread;
 mod upgrade;
 

@@ -18,8 +18,8 @@ use crate::control::secrets::{Certificate, ServerCertificates};
 
 const SHORT: Duration = Duration::from_millis(400);
 
-struct Secured {
-    site: Site,
+pub(super) struct Secured {
+    pub(super) site: Site,
     config: Arc<ClientConfig>,
 }
 
@@ -31,7 +31,7 @@ impl std::ops::Deref for Secured {
     }
 }
 
-fn secured(limits: &config::Limits, plugin: &'static Plugin) -> Secured {
+pub(super) fn secured(limits: &config::Limits, plugin: &'static Plugin) -> Secured {
     let own = generate_simple_self_signed(["a.example".to_owned()]).unwrap();
     let server = config::Server {
         tls: vec![config::Certificate { cert: "c".into(), key: "k".into() }],
@@ -79,15 +79,15 @@ fn gated() -> (Secured, Arc<Notify>) {
 }
 
 /// A client that can also write a part of what TLS would.
-struct Client {
-    session: ClientConnection,
-    stream: TcpStream,
+pub(super) struct Client {
+    pub(super) session: ClientConnection,
+    pub(super) stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 /// How the server ended.
 #[derive(Debug, PartialEq, Eq)]
-enum Ended {
+pub(super) enum Ended {
     /// With close_notify.
     Said,
     /// The stream is at its end, and TLS has not said so.
@@ -103,7 +103,7 @@ impl Secured {
         Client { session: ClientConnection::new(self.config.clone(), name).unwrap(), stream, buffer: Vec::new() }
     }
 
-    fn secure(&self) -> Client {
+    pub(super) fn secure(&self) -> Client {
         let mut client = self.open();
         client.shake();
         client
@@ -111,14 +111,14 @@ impl Secured {
 }
 
 impl Client {
-    fn shake(&mut self) {
+    pub(super) fn shake(&mut self) {
         while self.session.is_handshaking() {
             self.session.complete_io(&mut self.stream).unwrap();
         }
         self.flush();
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         while self.session.wants_write() {
             self.session.write_tls(&mut self.stream).unwrap();
         }
@@ -134,7 +134,7 @@ impl Client {
         bytes
     }
 
-    fn send(&mut self, text: &str) {
+    pub(super) fn send(&mut self, text: &str) {
         let bytes = self.sealed(text);
         self.raw(&bytes);
     }
@@ -144,7 +144,7 @@ impl Client {
     }
 
     /// Reads until a whole response is there, or the server's end.
-    fn answer(&mut self) -> Result<Answer, Ended> {
+    pub(super) fn answer(&mut self) -> Result<Answer, Ended> {
         loop {
             if let Some(answer) = self.parsed() {
                 return Ok(answer);
@@ -153,7 +153,7 @@ impl Client {
         }
     }
 
-    fn get(&mut self, target: &str) -> Answer {
+    pub(super) fn get(&mut self, target: &str) -> Answer {
         self.send(&format!("GET {target} HTTP/1.1\r\nhost: a.example\r\n\r\n"));
         self.answer().unwrap()
     }
@@ -192,7 +192,7 @@ impl Client {
 
     /// The server's end, with nothing before it.
     #[track_caller]
-    fn end(&mut self) -> Ended {
+    pub(super) fn end(&mut self) -> Ended {
         self.more().expect_err("something came")
     }
 
