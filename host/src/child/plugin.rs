@@ -300,9 +300,13 @@ fn failed(error: impl Display) -> Failure {
 
 fn not_opened(path: &Path, error: &libloading::Error) -> Failure {
     use std::error::Error;
-    let text = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    not_opened_because(path, &error.source().map_or_else(|| error.to_string(), ToString::to_string))
+}
+
+/// `text` is the dynamic loader's.
+fn not_opened_because(path: &Path, text: &str) -> Failure {
     // The loader begins with the path, which is the store's and means nothing to the reader.
-    let text = text.strip_prefix(&*path.to_string_lossy()).unwrap_or(&text).trim_start_matches([':', ' ']);
+    let text = text.strip_prefix(&*path.to_string_lossy()).unwrap_or(text).trim_start_matches([':', ' ']);
     let failure = failed(format!("open the library: {}", first_line(text)));
     if text.contains("undefined symbol") {
         return failure.hint("a symbol is missing: link the library that has it into the plugin, or install it");
@@ -424,5 +428,42 @@ mod tests {
         assert_eq!(failure.error, "start: no database");
         assert_eq!(failure.detail.as_deref(), Some("no database\n\nCaused by: refused"));
         assert_eq!(init_failed("no database").detail, None);
+    }
+
+    #[test]
+    fn each_text_of_the_loader_has_the_hint_that_remedies_it() {
+        for (text, hint) in [
+            ("/store/1.so: undefined symbol: deflate", "link the library that has it"),
+            ("libz.so.1: cannot open shared object file: No such file or directory", "`ldd` on the plugin"),
+            (
+                "/store/1.so: cannot allocate memory in static TLS block",
+                "GLIBC_TUNABLES=glibc.rtld.optional_static_tls=",
+            ),
+            ("/store/1.so: invalid ELF header", "build it as a cdylib"),
+        ] {
+            let failure = not_opened_because(Path::new("/store/1.so"), text);
+            assert!(failure.hint.as_ref().is_some_and(|found| found.contains(hint)), "{failure:?}");
+            assert!(!failure.error.contains("/store"), "{failure:?}");
+        }
+    }
+
+    /// Compiled as a plugin is that links an allocator with thread-locals of the initial-exec model, and more of them than glibc
+    /// has room for.
+    #[test]
+    fn library_with_too_many_initial_exec_thread_locals_has_its_hint() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, path) = (dir.path().join("p.c"), dir.path().join("p.so"));
+        let code =
+            "__attribute__((tls_model(\"initial-exec\"))) __thread char all[1 << 20]; char *get(void) { return all; }";
+        std::fs::write(&source, code).unwrap();
+        let mut compiler = std::process::Command::new("cc");
+        let built = compiler.args(["-shared", "-fPIC", "-o"]).arg(&path).arg(&source).status().unwrap();
+        assert!(built.success());
+        let failure = refusal(&path);
+        assert!(failure.error.contains("static TLS block"), "{failure:?}");
+        let hint = failure.hint.as_ref().unwrap();
+        for part in ["initial-exec", "disable_initial_exec_tls", "GLIBC_TUNABLES=glibc.rtld.optional_static_tls="] {
+            assert!(hint.contains(part), "{failure:?}");
+        }
     }
 }

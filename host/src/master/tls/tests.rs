@@ -96,9 +96,14 @@ fn what_cannot_be_used_is_refused_with_its_file_and_reason() {
     says(refused(&cut, &key), &cut, "not valid PEM");
     let noise = files.write("noise", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     says(refused(&noise, &key), &noise, "is broken");
-    let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
-    let encrypted = files.write("encrypted", encrypted);
-    says(refused(&cert, &encrypted), &encrypted, "encrypted");
+    let pkcs8 = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    let older = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
+    for text in [pkcs8, older] {
+        let key = files.write("a.key", text);
+        let failure = refused(&cert, &key);
+        assert!(failure.hint.as_ref().is_some_and(|hint| hint.contains("openssl pkey -in")), "{failure}");
+        says(failure, &key, "encrypted private key");
+    }
     let long = files.write("long", &"x".repeat((1 << 20) + 1));
     says(refused(&long, &key), &long, "longer");
 }
