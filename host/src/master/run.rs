@@ -1,6 +1,7 @@
 //! The loop: waits, feeds the state machine, and does what it says. Every decision is `state`'s; here is the I/O around it: what
 //! each action does, but how a child gets its set (`loading`), what people are told (`status`), and a restart (`restart`).
 
+mod fair_events;
 mod loading;
 mod preparing;
 mod restart;
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::fair_events::FairEvents;
 use self::loading::DataDirs;
 use self::preparing::{Freed, Prepared};
 use self::restart::PickedUp;
@@ -53,8 +55,6 @@ use crate::version::VERSION;
 const COUNT: Duration = Duration::from_millis(100);
 /// How often the listeners are looked after, and processes reaped that nothing else waits for.
 const UPKEEP: Duration = Duration::from_millis(500);
-/// Events of children in a row, then everything else has its turn: a child makes as many as it likes.
-const EVENTS_IN_A_ROW: usize = 32;
 /// Processes that are reaped in one go.
 const REAPED_AT_ONCE: usize = 1000;
 
@@ -203,7 +203,8 @@ async fn serve(
     begin_as(&identity, &dirs, &image)?;
 
     let (handle, Desk { mut requests, readiness }) = Handle::new();
-    let (events_sender, mut events) = mpsc::channel(256);
+    let (events_sender, events) = mpsc::channel(256);
+    let mut events = FairEvents::new(events);
     let (finished_sender, mut finished) = mpsc::channel(4);
     let (notebook, records) = Notebook::open(&dirs.state);
     let admin_options = AdminOptions { dirs: &dirs, name: &name, config: &config.admin, asked: admin_asked };
@@ -285,11 +286,7 @@ async fn serve(
         resume::resumed(left);
     }
     let mut exit = master.handle(first);
-    let mut events_in_a_row = 0;
     while exit.is_none() {
-        // Events come first, so that a message is acted on before the deadline that it is meant to keep.
-        let events_are_due = events_in_a_row < EVENTS_IN_A_ROW;
-        events_in_a_row = if events_are_due { events_in_a_row + 1 } else { 0 };
         let deadline = master.state.next_deadline().map(|at| master.started + at);
         exit = tokio::select! {
             biased;
@@ -297,7 +294,7 @@ async fn serve(
                 Turn::Said => None,
                 Turn::LetGo => master.go_on_with_shutdown(),
             },
-            Some(event) = events.recv(), if events_are_due => master.handle(event),
+            Some(event) = events.recv() => master.handle(event),
             Some(finished) = finished.recv() => match finished {
                 Finished::Prepared(prepared) => master.take_prepared(*prepared),
                 Finished::Freed(freed) => master.take_freed(*freed),
@@ -312,20 +309,19 @@ async fn serve(
             },
             Some(request) = requests.recv() => master.request(request),
             wake = master.watcher.next() => { let changed = master.watcher.wake(wake); master.reload_for(changed) }
-            // Each event does what a tick does.
-            () = sleep_until(deadline), if events_are_due => master.handle(Event::Tick),
+            // A message is acted on before the deadline that it is meant to keep; and each event does what a tick does.
+            () = sleep_until(deadline) => if events.is_empty() { master.handle(Event::Tick) } else { None },
             () = sleep_until(master.tickets.deadline()) => { master.children.rotate(&mut master.tickets); None }
             _ = remind.tick() => { master.serving_certificates().inspect(|certificates| certificates.warn()); None }
             _ = upkeep.tick() => { master.upkeep(); None }
             _ = restore.tick() => { master.restoring.due = true; master.rebind_paths(PathCheck::Files); None }
             _ = count.tick(), if master.state.watched().is_some() => master.count(),
-            () = std::future::ready(()), if !events_are_due => None,
         };
         master.restore_files(&files, &admin);
         while let Some(errand) = master.errand.take().filter(|_| exit.is_none()) {
             exit = match errand {
                 Errand::Test(op, test) => master.verify(op, test),
-                Errand::Leave(op) => master.leave(op, &mut admin, &files, &mut events, &mut requests).await,
+                Errand::Leave(op) => master.leave(op, &mut admin, &files, events.receiver(), &mut requests).await,
             };
         }
     }
