@@ -245,6 +245,7 @@ fn lacking() -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::link_swap::{Bait, LinkSwap};
 
     fn config(settings: &[&str]) -> Config {
         Config::load(None, &settings.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap()
@@ -321,5 +322,18 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("/etc", &link).unwrap();
         assert!(Identity::of(&config(&[])).unwrap().make_dir(&link).is_err());
+    }
+
+    #[test]
+    fn as_root_data_directory_spares_the_target_of_a_swapped_link() {
+        for bait in [Bait::SymlinkToDir, Bait::SymlinkToFile] {
+            let attack = LinkSwap::begin(bait, &["data"]);
+            let path = attack.folder().join("data");
+            let plugins = Identity::of(&config(&["user=\"65533\"", "group=\"65532\""])).unwrap();
+            attack.run_and_check(|| {
+                std::fs::remove_dir(&path).ok();
+                plugins.make_dir(&path).ok();
+            });
+        }
     }
 }

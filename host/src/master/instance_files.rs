@@ -204,6 +204,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::sys::link_swap::{Bait, LinkSwap};
 
     fn dirs_in(dir: &tempfile::TempDir, runtime: &str, state: &str) -> Dirs {
         Dirs { runtime: dir.path().join(runtime), state: dir.path().join(state) }
@@ -303,5 +304,24 @@ mod tests {
         let _other = take(&dirs_in(&dir, "run", "other")).unwrap();
         let error = files.expected(known).unwrap().restore().unwrap_err().to_string();
         assert!(error.contains("locked by process"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn instance_files_spare_the_target_of_a_swapped_link() {
+        let bind_lock = format!("{}.lock", dirs::SOCKET);
+        let names = [dirs::LOCK, dirs::PID_FILE, dirs::SOCKET, &bind_lock].map(|name| format!("run/{name}"));
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        // The runtime directory is this user's alone, so that nobody else puts a hard link there.
+        for bait in [Bait::SymlinkToFile, Bait::HardLinkToSocket] {
+            let attack = LinkSwap::begin(bait, &names);
+            let dirs = Dirs { runtime: attack.folder().join("run"), state: attack.folder().join("state") };
+            attack.run_and_check(|| {
+                let Ok(files) = take(&dirs) else { return };
+                if let Ok(expected) = files.expected((0, 0)) {
+                    expected.restore().ok();
+                }
+                files.remove();
+            });
+        }
     }
 }

@@ -45,6 +45,7 @@ impl PidFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::link_swap::{Bait, LinkSwap};
 
     #[test]
     fn pid_file_is_removed_unless_it_was_replaced() {
@@ -58,5 +59,19 @@ mod tests {
         assert!(!newer.is_missing());
         newer.clone().remove();
         assert!(newer.is_missing());
+    }
+
+    #[test]
+    fn pid_file_spares_the_target_of_a_swapped_link() {
+        let temporary = format!("x.pid.{}.0", std::process::id());
+        for bait in Bait::FOR_FILES {
+            let attack = LinkSwap::begin(bait, &["x.pid", &temporary]);
+            let path = attack.folder().join("x.pid");
+            attack.run_and_check(|| {
+                if let Ok(written) = PidFile::write(&path) {
+                    written.remove();
+                }
+            });
+        }
     }
 }

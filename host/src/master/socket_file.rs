@@ -24,6 +24,8 @@ use crate::sys::private_dir;
 /// How long another process may take to bind a socket at the same path.
 pub const BIND_PATIENCE: Duration = Duration::from_secs(1);
 const BIND_POLL: Duration = Duration::from_millis(5);
+/// The mark of a socket file to which nobody was given access yet: the sticky bit, which means nothing on a socket (chmod(2)).
+const NEW: u32 = 0o1000;
 
 /// Who may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,8 +113,8 @@ impl SocketFile {
             Found::Live => return Err(Error::new(ErrorKind::AddrInUse, "another process listens there")),
         }
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-        // The file gets the mode of the socket, less the umask: from its first moment it is open to nobody else.
-        fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        // The file gets the mode of the socket, less the umask: from its first moment it is open to nobody else, and marked as new.
+        fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR | Mode::from_bits_truncate(NEW))?;
         socket.bind(&SockAddr::unix(path)?)?;
         let file = open_new(path)?;
         let stat = fstat(&file)?;
@@ -276,7 +278,9 @@ fn open_new(path: &Path) -> io::Result<OwnedFd> {
     let file = open_path(path)?;
     let stat = fstat(&file)?;
     let is_socket = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits();
-    let is_new = stat.st_uid == geteuid().as_raw() && stat.st_nlink == 1 && stat.st_mode & 0o177 == 0;
+    // Nor a hard link to another private socket of this user, such as that of an admin surface: only a new one is marked, and only
+    // this user can mark it.
+    let is_new = stat.st_uid == geteuid().as_raw() && stat.st_mode & (NEW | 0o177) == NEW;
     if is_socket && is_new {
         return Ok(file);
     }
@@ -322,10 +326,12 @@ pub fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
     use crate::config;
+    use crate::sys::link_swap::{Bait, LinkSwap};
 
     #[test]
     fn the_socket_is_ours_alone_replaces_a_stale_one_and_goes_with_us() {
@@ -452,12 +458,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, private) = (dir.path().join("socket"), dir.path().join("private"));
         let (_listener, _file) = SocketFile::bind(&private, Access::OURS, 8, BIND_PATIENCE).unwrap();
+        // Whoever may connect to the new socket could connect to that one: a hard link to it, and a symbolic one.
+        assert_eq!(open_new(&private).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        std::fs::set_permissions(&private, PermissionsExt::from_mode(NEW | 0o600)).unwrap();
         assert!(open_new(&private).is_ok());
-        // Whoever may connect to the new socket could connect to that one.
         std::os::unix::fs::symlink(&private, &path).unwrap();
         assert_eq!(open_new(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
         std::fs::remove_file(&path).unwrap();
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(NEW | 0o600)).unwrap();
         assert_eq!(open_new(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
     }
 
@@ -491,6 +500,22 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn bind_and_grant_spare_the_target_of_a_swapped_link() {
+        let open = Access { mode: 0o666, owner: None, group: Some(nix::unistd::getegid().as_raw()) };
+        for bait in [Bait::SymlinkToFile, Bait::HardLinkToFile, Bait::HardLinkToSocket] {
+            for name in ["socket", "socket.lock"] {
+                let attack = LinkSwap::begin(bait, &[name]);
+                let path = attack.folder().join("socket");
+                attack.run_and_check(|| {
+                    if let Ok((_listener, mut file)) = SocketFile::bind(&path, open, 8, BIND_PATIENCE) {
+                        file.open_to(Access { mode: 0o622, ..open }).unwrap().apply();
+                    }
+                });
+            }
+        }
     }
 
     #[test]

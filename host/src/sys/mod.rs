@@ -8,6 +8,8 @@ pub mod dylib;
 pub mod files;
 pub mod hangup;
 pub mod holders;
+#[cfg(test)]
+pub mod link_swap;
 pub mod listening;
 pub mod memory;
 pub mod notify;

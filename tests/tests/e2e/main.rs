@@ -25,6 +25,7 @@ mod inputs;
 mod instance_files;
 mod large_numbers;
 mod limits;
+mod link_swaps;
 mod long_config;
 mod metrics;
 mod privileges;

@@ -189,6 +189,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::sys::link_swap::{Bait, LinkSwap};
 
     #[test]
     fn a_token_is_made_once_for_its_owner_alone() {
@@ -262,5 +263,17 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(matches!(Token::open(&link), Err(TokenError::Read { .. })));
+    }
+
+    #[test]
+    fn token_files_spare_the_target_of_a_swapped_link() {
+        for bait in Bait::FOR_FILES {
+            let attack = LinkSwap::begin(bait, &["admin-token", "admin-token.new"]);
+            let path = attack.folder().join("admin-token");
+            attack.run_and_check(|| {
+                Token::open(&path).ok();
+                make(&path).ok();
+            });
+        }
     }
 }
