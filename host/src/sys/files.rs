@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -126,8 +126,20 @@ pub fn lock_owner(path: &Path) -> io::Result<Option<i32>> {
         let same_device = on == device || Some(pid) == signed;
         (kind == "FLOCK" && inode.parse() == Ok(meta.ino()) && same_device).then_some(pid)
     };
-    Ok(std::fs::read_to_string("/proc/locks")?.lines().find_map(owner))
+    // Between two reads of the list the kernel leaves out a lock if one before it goes: a read takes as much of it as it can.
+    let mut list = String::with_capacity(64 * 1024);
+    for _ in 0..LOCK_READS {
+        list.clear();
+        File::open("/proc/locks")?.read_to_string(&mut list)?;
+        if let Some(pid) = list.lines().find_map(owner) {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
 }
+
+/// How often /proc/locks has not to name a lock until there is none.
+const LOCK_READS: u32 = 8;
 
 /// The lock file at `path`, made if it is missing. A file of another user, a link, and a file that has a second name is refused: it
 /// may be one that whoever can write the folder wants to have locked or written.
@@ -356,6 +368,28 @@ mod tests {
         assert_eq!((lock_holder(&path), lock_owner(&path).unwrap()), (None, None), "the file alone is no lock");
         assert_eq!(lock_owner(&dir.path().join("none")).unwrap(), None);
         Lock::take(&path).unwrap();
+    }
+
+    #[test]
+    fn lock_is_found_while_other_locks_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let _lock = Lock::take(&path).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let others = || {
+                for at in (0..8).cycle() {
+                    if done.load(std::sync::atomic::Ordering::Relaxed) {
+                        break;
+                    }
+                    drop(Lock::take(&dir.path().join(format!("other{at}"))));
+                }
+            };
+            scope.spawn(others);
+            let missed = (0..2000).filter(|_| lock_owner(&path).unwrap().is_none()).count();
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(missed, 0);
+        });
     }
 
     #[test]
