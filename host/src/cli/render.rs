@@ -210,8 +210,11 @@ pub fn phase(status: &Status, verb: Verb) -> Phase {
         (Verb::Shutdown, _) => {
             // One that died may have left its counters standing.
             let alive = || status.generations.iter().filter(|generation| generation.state != GenerationState::Exited);
-            let open: u64 = alive().map(|generation| generation.load.connections).sum();
-            let busy: u64 = alive().map(|generation| generation.load.requests_in_flight).sum();
+            // Children report these, and a plugin's process may report any number.
+            let sum = |of: fn(&crate::report::Load) -> u64| {
+                alive().map(|generation| of(&generation.load)).fold(0, u64::saturating_add)
+            };
+            let (open, busy) = (sum(|load| load.connections), sum(|load| load.requests_in_flight));
             let most = alive().filter_map(|generation| generation.deadline_ms).max();
             let most = most.map(|ms| format!(", at most {} more", duration(Duration::from_millis(ms))));
             Phase::of("shutting down", &format!("{busy} in flight on {open} connections{}", most.unwrap_or_default()))

@@ -146,6 +146,32 @@ fn a_cut_names_what_it_ended_and_a_drain_what_it_waits_for() {
     assert_eq!((phase(&at, Verb::Reload).whole, phase(&at, Verb::Cut).whole), (line.clone(), line));
 }
 
+#[test]
+fn numbers_of_children_that_overflow_end_at_the_largest() {
+    let mut at = world();
+    let most = u64::MAX;
+    for generation in &mut at.generations {
+        generation.state = GenerationState::Retiring;
+        generation.deadline_ms = Some(most);
+        generation.load = Load {
+            connections: most,
+            idle: most,
+            requests_in_flight: most,
+            requests: most,
+            failures: most,
+            panics: most,
+            oldest_request_ms: most,
+            ..generation.load
+        };
+    }
+    let line = phase(&at, Verb::Shutdown).whole;
+    assert!(line.starts_with(&format!("shutting down: {most} in flight on {most} connections")), "{line}");
+    for verb in [Verb::Reload, Verb::Restart, Verb::Rollback, Verb::Cut] {
+        assert!(!phase(&at, verb).whole.is_empty());
+    }
+    assert!(status(&at, PLAIN).contains(&most.to_string()));
+}
+
 fn world() -> Status {
     let generation = |number, state, exit: Option<&str>| GenerationStatus {
         generation: Generation(number),
