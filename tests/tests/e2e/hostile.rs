@@ -48,6 +48,9 @@ fn death_is_seen_while_a_grandchild_writes_on() {
         let old = server.worker();
         assert_eq!(make(&server, "/flood-from-grandchild", &message(text)), "done");
         process::kill(old, Signal::SIGKILL);
+        let killed = Instant::now();
+        server.wait_for("the death", |status| status.crashes == 1);
+        assert!(killed.elapsed() < PROMPT, "seen after {:?}", killed.elapsed());
         let status = server.wait_for("another process to serve", |status| {
             status.serving().is_some_and(|serving| serving.pid.is_some_and(|pid| pid != old))
         });

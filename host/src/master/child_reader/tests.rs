@@ -13,6 +13,9 @@ use crate::sys::readiness;
 /// On a machine that is busy with other tests.
 const LONG: Duration = Duration::from_secs(30);
 
+/// Within this of the pidfd's event a death is reported, on a machine that is not busy.
+const DEATH_SEEN: Duration = Duration::from_millis(200);
+
 /// A child that does nothing, and the test in its place at its socket.
 struct Fixture {
     process: Arc<Process>,
@@ -89,20 +92,49 @@ impl Drop for Fixture {
     }
 }
 
+/// Messages between the event of the pidfd and the report of the death: what the channel to the loop and the kernel held, and what
+/// the budget of the reader allows until the runtime looks at the pidfd. Counted, since time says little on a busy machine; at
+/// the rate of the budget and with what a message costs the loop, this is far less than 200 ms.
+const MOST_AFTER_DEATH: usize = 256 + 512 + READ_RATE / MESSAGE_COST;
+
 #[tokio::test]
 async fn death_is_reported_while_another_process_writes_on() {
     let mut fixture = Fixture::start();
     let flood = fixture.flood();
     assert_eq!(fixture.message().await, ToMaster::Paused);
     fixture.kill();
-    loop {
+    // The reader has no turn meanwhile.
+    let mut poll = [nix::poll::PollFd::new(fixture.process.pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+    nix::poll::poll(&mut poll, 10_000_u16).unwrap();
+    let dead = Instant::now();
+    let mut after = 0;
+    let exit = loop {
         match fixture.event().await {
-            Event::Message { .. } => {}
-            Event::Exited { exit, .. } => break assert_eq!(exit, ExitKind::Signal(9)),
+            Event::Message { .. } => after += 1,
+            Event::Exited { exit, .. } => break exit,
             other => panic!("{other:?}"),
         }
-    }
+        assert!(after <= MOST_AFTER_DEATH, "{after} messages, and the death is not reported");
+    };
+    assert_eq!(exit, ExitKind::Signal(9));
+    assert!(dead.elapsed() < 20 * DEATH_SEEN, "reported after {:?}", dead.elapsed());
     assert_eq!(flood.join().unwrap().kind(), io::ErrorKind::BrokenPipe, "nothing takes what it writes");
+}
+
+#[tokio::test]
+async fn death_is_reported_while_reading_waits_for_the_budget() {
+    let mut fixture = Fixture::start();
+    let flood = fixture.flood();
+    // The burst is used up: from here on the reader mostly sleeps.
+    for _ in 0..READ_RATE / MESSAGE_COST + 100 {
+        fixture.message().await;
+    }
+    fixture.kill();
+    let dead = Instant::now();
+    while !matches!(fixture.event().await, Event::Exited { .. }) {
+        assert!(dead.elapsed() < 20 * DEATH_SEEN, "not reported after {:?}", dead.elapsed());
+    }
+    flood.join().unwrap();
 }
 
 #[tokio::test]
