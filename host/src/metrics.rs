@@ -84,10 +84,12 @@ pub enum Slot {
     ResponsesTooSlow,
     /// Connections that had left HTTP and on which nothing moved.
     UpgradedTimeouts,
+    /// Requests of HTTP/2 whose streams were reset since they are malformed.
+    MalformedHttp2,
 }
 
 /// How many slots there are.
-pub const SLOTS: usize = Slot::UpgradedTimeouts as usize + 1;
+pub const SLOTS: usize = Slot::MalformedHttp2 as usize + 1;
 
 /// A view of the slots; cheap to copy.
 #[derive(Clone, Copy, Debug)]
@@ -207,6 +209,7 @@ impl Counts {
             framing: self.get(Slot::MalformedFraming),
             transfer_coding: self.get(Slot::UnknownTransferCoding),
             body: self.get(Slot::MalformedBody),
+            http2: self.get(Slot::MalformedHttp2),
         }
     }
 

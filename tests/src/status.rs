@@ -192,6 +192,7 @@ pub struct Malformed {
     pub framing: u64,
     pub transfer_coding: u64,
     pub body: u64,
+    pub http2: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]

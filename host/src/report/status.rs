@@ -89,12 +89,14 @@ pub struct Malformed {
     pub transfer_coding: u64,
     /// A chunk.
     pub body: u64,
+    /// A request of HTTP/2 whose stream was reset for it.
+    pub http2: u64,
 }
 
 impl Malformed {
     /// Each with its name, as status and metrics show it.
-    pub fn named(&self) -> [(&'static str, u64); 7] {
-        let Malformed { request_line, version, header, host, framing, transfer_coding, body } = *self;
+    pub fn named(&self) -> [(&'static str, u64); 8] {
+        let Malformed { request_line, version, header, host, framing, transfer_coding, body, http2 } = *self;
         [
             ("request_line", request_line),
             ("version", version),
@@ -103,6 +105,7 @@ impl Malformed {
             ("framing", framing),
             ("transfer_coding", transfer_coding),
             ("body", body),
+            ("http2", http2),
         ]
     }
 }

@@ -228,12 +228,13 @@ pub fn cursor_address(cursor: &mut ReadBufCursor<'_>) -> usize {
     unsafe { cursor.as_mut() }.as_ptr().addr()
 }
 
-/// Reads from `stream` straight into hyper's buffer.
+/// Reads from `stream` straight into hyper's buffer, and shows what came to `see`.
 #[inline]
 pub fn poll_read(
     stream: Pin<&mut impl AsyncRead>,
     cx: &mut Context<'_>,
     cursor: &mut ReadBufCursor<'_>,
+    see: impl FnOnce(&[u8]),
 ) -> Poll<io::Result<Filled>> {
     // SAFETY: tokio's buffer only ever initialises bytes.
     let room: &mut [MaybeUninit<u8>] = unsafe { cursor.as_mut() };
@@ -241,6 +242,7 @@ pub fn poll_read(
     let mut buffer = ReadBuf::uninit(room);
     ready!(stream.poll_read(cx, &mut buffer))?;
     let len = buffer.filled().len();
+    see(buffer.filled());
     // SAFETY: `filled` says that the first `len` bytes of the room were written.
     unsafe { cursor.advance(len) };
     Poll::Ready(Ok(Filled { len, end: start + len }))

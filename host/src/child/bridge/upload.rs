@@ -76,7 +76,17 @@ unsafe extern "C" fn upload_poll(data: *mut c_void, cx: *const FfiContext, out: 
                 if let Poll::Ready(Some(Err(error))) = &polled {
                     upload.receiving.spoiled(error);
                 }
-                polled.map_err(|error| error.to_string())
+                let trailers = match &polled {
+                    Poll::Ready(Some(Ok(frame))) => frame.trailers_ref(),
+                    _ => None,
+                };
+                match trailers.map_or(Ok(()), |trailers| upload.receiving.note_trailers(trailers)) {
+                    Ok(()) => polled.map_err(|error| error.to_string()),
+                    Err(why) => {
+                        upload.has_ended = true;
+                        Poll::Ready(Some(Err(why.to_owned())))
+                    }
+                }
             }
             None => {
                 // From now on nothing fits.

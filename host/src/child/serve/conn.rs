@@ -14,11 +14,14 @@ use std::task::Waker;
 use std::time::Duration;
 
 use baton_plugin_api::abi::FfiAddr;
+use http::Uri;
+use http::uri::{Authority, PathAndQuery};
 use tokio_rustls::TlsAcceptor;
 
 use super::Server;
 use super::closed::CloseSignal;
 use super::discard::DiscardSlot;
+use super::fragment::Fragments;
 use super::h2::Streams;
 use super::limits::{Activity, Counts, Overdue, Stand, Sweep};
 use super::service::{Own, ResponseLength};
@@ -83,6 +86,7 @@ pub struct Conn {
     data_end: AtomicUsize,
     /// Bytes received beyond the request that is being answered; below zero while its body is still coming.
     ahead: AtomicI64,
+    fragments: Fragments,
     /// The client once sent a request before the response to the one before it was written.
     pipelined: AtomicBool,
     /// The worker retires, and since then there was a moment without a request or a part of one.
@@ -93,6 +97,8 @@ pub struct Conn {
     held: AtomicBool,
     /// A response said `Connection: close` because the worker retires.
     announced: AtomicBool,
+    /// Where the request that is being answered ends is not certain: no other is read after it.
+    last_request: AtomicBool,
     /// The response that is being written ends with the connection.
     close_delimited: AtomicBool,
     /// The client closed its side: nothing more comes from it, but it may still read.
@@ -163,11 +169,13 @@ impl Conn {
             calls: AtomicU64::new(0),
             data_end: AtomicUsize::new(0),
             ahead: AtomicI64::new(0),
+            fragments: Fragments::default(),
             pipelined: AtomicBool::new(false),
             was_quiet: AtomicBool::new(false),
             overfull: AtomicBool::new(false),
             held: AtomicBool::new(false),
             announced: AtomicBool::new(false),
+            last_request: AtomicBool::new(false),
             close_delimited: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
@@ -238,6 +246,39 @@ impl Conn {
         self.pipelined.store(true, Relaxed);
     }
 
+    /// Bytes that go into hyper's buffer now.
+    #[inline]
+    pub fn note_bytes(&self, bytes: &[u8]) {
+        if self.streams.get().is_some() {
+            return;
+        }
+        let left = match self.ahead.load(Relaxed) {
+            0.. => 0,
+            // A body whose length is not known may end anywhere.
+            ahead if ahead < UNKNOWN / 2 => 0,
+            ahead => usize::try_from(ahead.unsigned_abs()).unwrap_or(usize::MAX),
+        };
+        let limits = &self.server.limits;
+        self.fragments.note(bytes, left.min(bytes.len()), limits.buffer_size.max(limits.head_size));
+    }
+
+    /// Whether the target of a request, which hyper has parsed, was followed by a fragment, which is not in `uri` any more.
+    #[inline]
+    pub fn has_fragment(&self, uri: &Uri) -> bool {
+        self.fragments.is_marked() && self.find_fragment(uri)
+    }
+
+    #[cold]
+    fn find_fragment(&self, uri: &Uri) -> bool {
+        let end = self.data_end.load(Relaxed);
+        // A target without a path ends with its host.
+        let parts = [uri.authority().map(Authority::as_str), uri.path_and_query().map(PathAndQuery::as_str)];
+        parts.into_iter().flatten().any(|part| {
+            let behind = end.wrapping_sub(part.as_bytes().as_ptr_range().end.addr());
+            self.fragments.is_at(behind)
+        })
+    }
+
     /// Bytes went into hyper's buffer, whose data now end at `end`.
     #[inline]
     pub fn note_fed(&self, len: usize, end: usize) {
@@ -273,6 +314,7 @@ impl Conn {
     pub fn restart(&self) {
         self.ahead.store(0, Relaxed);
         self.data_end.store(0, Relaxed);
+        self.fragments.restart();
     }
 
     // ---- told by the service ----
@@ -417,6 +459,9 @@ impl Conn {
     /// only once there was a moment without any.
     #[inline]
     pub fn announces_close(&self) -> bool {
+        if self.is_last_request() {
+            return true;
+        }
         self.note_pipelining();
         let worn_out = self.is_worn_out(self.calls.load(Relaxed));
         // One that will be handed over is not closed: its count and its age begin anew there.
@@ -440,6 +485,19 @@ impl Conn {
     #[inline]
     pub fn is_worn_out(&self, calls: u64) -> bool {
         calls >= self.server.limits.requests_per_connection || self.aged.load(Relaxed)
+    }
+
+    /// The request that is being answered is the last one of this connection.
+    #[cold]
+    pub fn set_last_request(&self) {
+        self.last_request.store(true, Relaxed);
+        // Its response may be known, and without an announcement.
+        self.wake();
+    }
+
+    #[inline]
+    pub fn is_last_request(&self) -> bool {
+        self.last_request.load(Relaxed)
     }
 
     pub fn is_announced(&self) -> bool {

@@ -43,6 +43,8 @@ enum End {
     Whole,
     TooLarge,
     Broken(hyper::Error),
+    /// Its end is not certain; counted.
+    Malformed,
 }
 
 impl Discard {
@@ -83,7 +85,12 @@ impl Discard {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(End::Whole),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(End::Broken(error)),
-                Poll::Ready(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len) as u64,
+                Poll::Ready(Some(Ok(frame))) => match frame.trailers_ref() {
+                    Some(trailers) if self.receiving.note_trailers(trailers).is_err() => {
+                        return Poll::Ready(End::Malformed);
+                    }
+                    _ => frame.data_ref().map_or(0, Bytes::len) as u64,
+                },
             };
             self.discarded += len;
             match self.left.checked_sub(len) {
@@ -110,7 +117,7 @@ impl Discard {
                 refused::note_body(self.receiving.exchange().conn(), &error);
                 Poll::Ready(Verdict::Closes)
             }
-            Poll::Ready(End::TooLarge) => Poll::Ready(Verdict::Closes),
+            Poll::Ready(End::TooLarge | End::Malformed) => Poll::Ready(Verdict::Closes),
             Poll::Pending if self.discarded > DISCARD || self.seen == Some(self.discarded) => {
                 Poll::Ready(Verdict::Closes)
             }
@@ -196,7 +203,7 @@ impl DiscardSlot {
         match discard.poll(cx) {
             Poll::Pending if conn.is_announced() && discard.discarded > DISCARD => {}
             Poll::Pending => self.put(discard),
-            Poll::Ready(End::Whole) => {}
+            Poll::Ready(End::Whole | End::Malformed) => {}
             Poll::Ready(End::TooLarge) => conn.server.metrics.add(Slot::BodyTooLarge),
             Poll::Ready(End::Broken(error)) => refused::note_body(conn, &error),
         }

@@ -6,10 +6,12 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use http::HeaderMap;
+
 use super::closed::{CloseSignal, WaiterId};
 use super::conn::Conn;
 use super::h2::Stream;
-use super::refused;
+use super::refused::{self, Malformed};
 use super::service::{Own, ResponseLength};
 
 /// Whose request it is.
@@ -197,6 +199,24 @@ impl Receiving {
             // It has ended with it: nobody sees that answer.
             Exchange::Http2(stream) => stream.refuse(Own::BadBody),
         }
+    }
+
+    /// Its trailers have come. Fails if they show that the client and hyper read them in different ways.
+    ///
+    /// RFC 9112 2.2 lets a server take a single LF for the end of a line. In trailers hyper does so for their fields, but not for
+    /// where they end: behind `0 CRLF LF`, or an empty line of LF alone, it reads on to the next CRLF CRLF, over what another
+    /// server takes for the next request. Only the former can be told from what hyper returns: it returns no field.
+    #[cold]
+    pub fn note_trailers(&self, trailers: &HeaderMap) -> Result<(), &'static str> {
+        let Exchange::Http1(conn) = &self.exchange else { return Ok(()) };
+        conn.set_last_request();
+        if !trailers.is_empty() {
+            return Ok(());
+        }
+        const BARE_LF: &str = "a single LF begins the trailers of the request body";
+        refused::note(conn, Malformed::Body, BARE_LF);
+        refuse(conn, Own::BadBody);
+        Err(BARE_LF)
     }
 
     pub fn limit(&self) -> u64 {

@@ -110,8 +110,8 @@ async fn drive(conn: &Arc<Conn>, stream: Stream, start: Start) -> Outcome {
     }
     loop {
         let served = conn.calls();
-        let mut driver =
-            Driver { http: builder(&conn.server.limits).serve_connection(io, Http::new(conn.clone())), conn, watch };
+        let http = builder(&conn.server.limits).serve_connection(io, Http::new(conn.clone()));
+        let mut driver = Driver { http, conn, watch, is_ending: false };
         match poll_fn(|cx| driver.poll(cx)).await {
             Turn::Finished(result) => {
                 return match conn.take_granted() {
@@ -281,6 +281,8 @@ struct Driver<'a> {
     http: Connection,
     conn: &'a Conn,
     watch: Watch,
+    /// hyper knows that it reads no further request.
+    is_ending: bool,
 }
 
 enum Turn {
@@ -307,6 +309,12 @@ impl Driver<'_> {
             }
             if conn.discard.is_filled() {
                 conn.discard.poll(conn, cx);
+            }
+            if conn.is_last_request() && !self.is_ending {
+                // Where the head of the response is out already, hyper closes at its end.
+                self.is_ending = true;
+                Pin::new(&mut self.http).graceful_shutdown();
+                cx.waker().wake_by_ref();
             }
             // A response that the client has not taken yet is not over.
             let busy = conn.is_alive() || !conn.poll_was_flushed();

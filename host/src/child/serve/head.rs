@@ -71,6 +71,7 @@ fn settle_target<B>(request: &mut Request<B>) -> Result<(), Own> {
         let port = uri.authority().filter(|_| is_authority_form).and_then(Authority::port_u16);
         return if port.is_some_and(|port| port > 0) { Ok(()) } else { Err(Own::BadTarget) };
     }
+    check_scheme(uri)?;
     match (uri.scheme(), uri.authority()) {
         (None, None) => {}
         // The `Host` that came along is ignored, for routes and for plugins (RFC 9112 3.2.2).
@@ -82,6 +83,15 @@ fn settle_target<B>(request: &mut Request<B>) -> Result<(), Own> {
         (_, _) => return Err(Own::BadTarget),
     }
     settle_path(request)
+}
+
+/// What is named by another scheme is not served here (RFC 9110 7.4). `https` on a clear connection is: a proxy that speaks TLS may
+/// be in front.
+pub fn check_scheme(uri: &Uri) -> Result<(), Own> {
+    match uri.scheme_str() {
+        None | Some("http" | "https") => Ok(()),
+        Some(_) => Err(Own::OtherScheme),
+    }
 }
 
 /// Makes the target begin with a slash, as the routes and the plugins expect.
@@ -287,6 +297,9 @@ mod tests {
             ("HTTPS://b.example/", "/", "b.example"),
         ] {
             assert_eq!(settled("GET", target, "old"), Ok((expected.into(), host.into())), "{target}");
+        }
+        for target in ["ftp://b.example/", "FTP://b.example/", "ws://b.example/", "httpx://b.example/"] {
+            assert_eq!(settled("GET", target, "old"), Err(Own::OtherScheme), "{target}");
         }
         assert_eq!(settled("OPTIONS", "*", "old"), Ok(("*".into(), "old".into())));
         assert_eq!(settled("CONNECT", "b.example:443", "old"), Ok((String::new(), "old".into())));

@@ -303,13 +303,15 @@ impl Read for Io {
         if !this.prefix.is_empty() {
             let len = this.prefix.len().min(cursor.remaining());
             cursor.put_slice(&this.prefix[..len]);
+            this.conn.note_bytes(&this.prefix[..len]);
             this.prefix.advance(len);
             this.conn.note_fed(len, socket::cursor_address(&mut cursor));
             if !this.prefix.is_empty() || cursor.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
             // The rest of the head is most likely there already. An end or an error shows again at the next read.
-            let polled = socket::poll_read(Pin::new(&mut this.stream), cx, &mut cursor);
+            let polled =
+                socket::poll_read(Pin::new(&mut this.stream), cx, &mut cursor, |bytes| this.conn.note_bytes(bytes));
             this.conn.note_held(this.stream.holds_bytes());
             if let Poll::Ready(Ok(filled)) = polled {
                 this.note_read(filled.len);
@@ -317,7 +319,8 @@ impl Read for Io {
             }
             return Poll::Ready(Ok(()));
         }
-        let polled = socket::poll_read(Pin::new(&mut this.stream), cx, &mut cursor);
+        let polled =
+            socket::poll_read(Pin::new(&mut this.stream), cx, &mut cursor, |bytes| this.conn.note_bytes(bytes));
         this.conn.note_held(this.stream.holds_bytes());
         match polled {
             Poll::Ready(Ok(filled)) => {

@@ -7,6 +7,7 @@ pub mod conn;
 mod demand;
 pub mod discard;
 pub mod exchange;
+mod fragment;
 pub mod h1;
 pub mod h2;
 mod head;

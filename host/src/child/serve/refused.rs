@@ -25,6 +25,8 @@ pub enum Malformed {
     TransferCoding,
     /// A chunk.
     Body,
+    /// A request of HTTP/2 whose stream is reset for it.
+    Http2,
 }
 
 impl Malformed {
@@ -37,6 +39,7 @@ impl Malformed {
             Malformed::Framing => Slot::MalformedFraming,
             Malformed::TransferCoding => Slot::UnknownTransferCoding,
             Malformed::Body => Slot::MalformedBody,
+            Malformed::Http2 => Slot::MalformedHttp2,
         }
     }
 
@@ -68,8 +71,8 @@ pub fn note(conn: &Conn, kind: Malformed, detail: impl fmt::Display) {
 pub fn note_own(conn: &Conn, own: Own) {
     match own {
         Own::BadHost => note(conn, Malformed::Host, own),
-        Own::BadTarget | Own::TargetTooLong => note(conn, Malformed::RequestLine, own),
-        Own::BadFraming => note(conn, Malformed::Framing, own),
+        Own::BadTarget | Own::TargetTooLong | Own::OtherScheme => note(conn, Malformed::RequestLine, own),
+        Own::BadFraming | Own::BehindTrailers => note(conn, Malformed::Framing, own),
         Own::UnknownCoding => note(conn, Malformed::TransferCoding, own),
         Own::HeadTooLarge => {
             conn.server.metrics.add(Slot::HeadTooLarge);

@@ -40,8 +40,16 @@ impl Service<Request<Incoming>> for Http {
     fn call(&self, mut request: Request<Incoming>) -> Answer {
         let len = length(&request);
         let fields = head::scan(request.headers());
+        let has_fragment = self.conn.has_fragment(request.uri());
         self.conn.note_call(fields.end, len);
         let exchange = Exchange::Http1(self.conn.clone());
+        if has_fragment {
+            return Answer::refused(exchange, Own::BadTarget);
+        }
+        // hyper had read it before it could be told not to.
+        if self.conn.is_last_request() {
+            return Answer::refused(exchange, Own::BehindTrailers);
+        }
         match head::check(&mut request, fields.host, len.is_some()) {
             Ok(()) => Answer::to(request, len, exchange),
             Err(refusal) => Answer::refused(exchange, refusal),
@@ -105,6 +113,8 @@ pub enum Own {
     TargetTooLong,
     BadFraming,
     UnknownCoding,
+    OtherScheme,
+    BehindTrailers,
 }
 
 impl Own {
@@ -130,6 +140,12 @@ impl Own {
             Own::BadBody => (StatusCode::BAD_REQUEST, "the request body is malformed\n"),
             Own::BadTarget => (StatusCode::BAD_REQUEST, "the request target is malformed\n"),
             Own::TargetTooLong => (StatusCode::URI_TOO_LONG, "the request target is too long\n"),
+            Own::OtherScheme => {
+                (StatusCode::MISDIRECTED_REQUEST, "the scheme of the request target must be http or https\n")
+            }
+            Own::BehindTrailers => {
+                (StatusCode::BAD_REQUEST, "no request may follow one with trailers: send it on another connection\n")
+            }
             Own::BadFraming => (StatusCode::BAD_REQUEST, "the transfer coding must be `chunked`, once\n"),
             Own::UnknownCoding => (StatusCode::NOT_IMPLEMENTED, "no transfer coding but `chunked` is supported\n"),
         }
@@ -146,7 +162,9 @@ impl Own {
             | Own::BadTarget
             | Own::TargetTooLong
             | Own::BadFraming
-            | Own::UnknownCoding => true,
+            | Own::UnknownCoding
+            | Own::OtherScheme
+            | Own::BehindTrailers => true,
             Own::Healthy | Own::NotFound | Own::NoPlugin | Own::HeadTooLarge | Own::NoTunnel => false,
         }
     }

@@ -13,6 +13,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::glitches::Glitches;
 use crate::child::serve::io::Io;
+use crate::child::serve::refused::{self, Malformed};
 use crate::sys::socket;
 
 /// The length of a client's preface (RFC 9113 3.4).
@@ -58,11 +59,15 @@ impl Watched {
 
     fn note_written(&mut self, bytes: &[u8]) {
         self.ends.flushed.store(false, Relaxed);
-        let Watched { ends, outgoing, glitches, .. } = self;
+        let Watched { io, ends, outgoing, glitches, .. } = self;
         outgoing.pass(bytes, |frame| {
             glitches.note_outgoing(frame);
             if frame.names_last() {
                 ends.last_named.store(true, Relaxed);
+            }
+            if let Some(error) = frame.reset_by().filter(|error| blames_client(*error)) {
+                let detail = format_args!("HTTP/2 stream {}: error {error}", frame.stream());
+                refused::note(io.conn(), Malformed::Http2, detail);
             }
         });
     }
@@ -205,7 +210,16 @@ fn calm_down(last_stream: u32) -> [u8; FAREWELL] {
     [0, 0, 8, GOAWAY, 0, 0, 0, 0, 0, a, b, c, d, 0, 0, 0, ENHANCE_YOUR_CALM]
 }
 
-/// The begin of a frame: its head, and of a GOAWAY the last stream's number.
+/// Errors by which h2 resets a stream since its request is malformed (RFC 9113 7 and 8.1.1). hyper does not report them.
+const PROTOCOL_ERROR: u32 = 1;
+const FLOW_CONTROL_ERROR: u32 = 3;
+const FRAME_SIZE_ERROR: u32 = 6;
+
+fn blames_client(error: u32) -> bool {
+    matches!(error, PROTOCOL_ERROR | FLOW_CONTROL_ERROR | FRAME_SIZE_ERROR)
+}
+
+/// The begin of a frame: its head, of a GOAWAY the last stream's number, and of a RST_STREAM its error.
 #[derive(Clone, Copy, Debug)]
 pub struct FrameHead([u8; LAST]);
 
@@ -228,16 +242,31 @@ impl FrameHead {
         self.0[4] & flag != 0
     }
 
-    fn stream(&self) -> u32 {
+    pub fn stream(&self) -> u32 {
         let [.., a, b, c, d, _, _, _, _] = self.0;
         u32::from_be_bytes([a, b, c, d]) & NONE
     }
 
-    /// Whether it is a GOAWAY that names a request.
-    fn names_last(&self) -> bool {
+    /// The first number of the payload, of the kinds that have it here.
+    fn number(&self) -> Option<u32> {
         let [.., a, b, c, d] = self.0;
-        self.kind() == GOAWAY && self.len() >= LAST - HEAD && u32::from_be_bytes([a, b, c, d]) & NONE != NONE
+        begins_with_number(self).then(|| u32::from_be_bytes([a, b, c, d]))
     }
+
+    /// The error of a RST_STREAM.
+    pub fn reset_by(&self) -> Option<u32> {
+        self.number().filter(|_| self.kind() == RST_STREAM)
+    }
+
+    /// Whether it is a GOAWAY that names a request.
+    pub fn names_last(&self) -> bool {
+        self.kind() == GOAWAY && self.number().is_some_and(|last| last & NONE != NONE)
+    }
+}
+
+/// Whether the number that its payload begins with is of interest, and there.
+fn begins_with_number(head: &FrameHead) -> bool {
+    matches!(head.kind(), GOAWAY | RST_STREAM) && head.len() >= LAST - HEAD
 }
 
 /// Frames in a stream of bytes, which may be cut anywhere.
@@ -252,12 +281,12 @@ pub(in crate::child) struct Frames {
 
 impl Frames {
     /// Behind so many bytes that are none.
-    fn after(len: usize) -> Frames {
+    pub(in crate::child) fn after(len: usize) -> Frames {
         Frames { rest: len, ..Frames::default() }
     }
 
     /// How many bytes are missing until the frame that has begun is whole, as far as is known: 0 between two frames.
-    fn left(&self) -> usize {
+    pub(in crate::child) fn left(&self) -> usize {
         match self.have {
             0 => self.rest,
             have if have < HEAD => HEAD - have,
@@ -266,15 +295,15 @@ impl Frames {
     }
 
     /// Whether the end of a GOAWAY's number is in `bytes`, and names a request.
-    #[cfg(any(test, fuzzing))]
-    pub(in crate::child) fn names_last(&mut self, bytes: &[u8]) -> bool {
+    #[cfg(test)]
+    fn names_last(&mut self, bytes: &[u8]) -> bool {
         let mut named = false;
         self.pass(bytes, |frame| named |= frame.names_last());
         named
     }
 
     /// Shows the begin of each frame to `seen`, once it has passed.
-    fn pass(&mut self, mut bytes: &[u8], mut seen: impl FnMut(FrameHead)) {
+    pub(in crate::child) fn pass(&mut self, mut bytes: &[u8], mut seen: impl FnMut(FrameHead)) {
         while !bytes.is_empty() {
             if self.rest > 0 {
                 let skip = self.rest.min(bytes.len());
@@ -288,8 +317,8 @@ impl Frames {
             self.have += take;
             bytes = &bytes[take..];
             let head = FrameHead(self.begin);
-            // A GOAWAY too short for a number names nothing, and the next frame begins where it ends.
-            if self.have == HEAD && (head.kind() != GOAWAY || head.len() < LAST - HEAD) {
+            // One too short for its number has none, and the next frame begins where it ends.
+            if self.have == HEAD && !begins_with_number(&head) {
                 (self.have, self.rest) = (0, head.len());
                 seen(head);
             } else if self.have == LAST {
@@ -322,6 +351,21 @@ mod tests {
                 assert!(named.iter().enumerate().all(|(index, named)| *named == (index == at)), "{last} by {size}");
             }
         }
+    }
+
+    #[test]
+    fn error_of_a_reset_is_read_wherever_it_is_cut() {
+        let reset = |stream: u8, error: u8| vec![0, 0, 4, RST_STREAM, 0, 0, 0, 0, stream, 0, 0, 0, error];
+        let short = vec![0, 0, 3, RST_STREAM, 0, 0, 0, 0, 9, 0, 0, 1];
+        let all = [goaway(1), reset(1, 1), short, reset(3, 8), vec![0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]].concat();
+        for size in 1..=all.len() {
+            let (mut frames, mut resets) = (Frames::default(), Vec::new());
+            for chunk in all.chunks(size) {
+                frames.pass(chunk, |frame| resets.extend(frame.reset_by().map(|error| (frame.stream(), error))));
+            }
+            assert_eq!(resets, [(1, 1), (3, 8)], "by {size}");
+        }
+        assert!(blames_client(PROTOCOL_ERROR) && !blames_client(8), "CANCEL is no error");
     }
 
     #[test]

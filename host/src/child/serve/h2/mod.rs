@@ -7,7 +7,7 @@
 //! inside hyper.
 
 pub(in crate::child) mod frames;
-mod glitches;
+pub(in crate::child) mod glitches;
 mod service;
 mod stream;
 

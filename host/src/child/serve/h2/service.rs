@@ -59,6 +59,7 @@ impl Http2 {
         if request.method() == Method::CONNECT {
             return Err(Own::NoTunnel);
         }
+        head::check_scheme(request.uri())?;
         check_host(request)?;
         head::settle_path(request)
     }

@@ -102,7 +102,7 @@ async fn text(response: Response<h2::RecvStream>) -> (u16, String) {
 // ---- a client that does as it is told ----
 
 pub const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
 pub const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
@@ -111,8 +111,8 @@ const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
 const NO_STREAM: u32 = (1 << 31) - 1;
 const ENHANCE_YOUR_CALM: u32 = 11;
 const INITIAL_WINDOW_SIZE: u8 = 4;
@@ -126,7 +126,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    fn number(&self, at: usize) -> u32 {
+    pub fn number(&self, at: usize) -> u32 {
         u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
     }
 }
@@ -137,7 +137,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The fields of a request for `path`, by RFC 7541: `:method GET` and `:scheme http` of its table, the others in words.
-fn fields(path: &str) -> Vec<u8> {
+pub fn fields(path: &str) -> Vec<u8> {
     let word = |index: u8, text: &str| [&[index, text.len() as u8], text.as_bytes()].concat();
     [vec![0x82, 0x86], word(1, "a.example"), word(4, path)].concat()
 }

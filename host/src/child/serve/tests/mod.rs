@@ -1,5 +1,6 @@
 //! Connections against a plugin in this process, over real sockets: one file for HTTP as clients see it, one for the drain.
 
+mod desync;
 mod drain;
 mod fake;
 mod half_close;

@@ -5,6 +5,7 @@ use std::task::Poll;
 use bytes::Bytes;
 
 use super::fake::{Step, read, stream};
+use super::http2::{DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, fields, frame, get};
 use super::*;
 
 /// Returns the body whole.
@@ -24,6 +25,46 @@ const KINDS: [Slot; 7] = [
     Slot::UnknownTransferCoding,
     Slot::MalformedBody,
 ];
+
+/// A field that no table of HPACK has, in words.
+fn literal(name: &str, value: &str) -> Vec<u8> {
+    [&[0, name.len() as u8], name.as_bytes(), &[value.len() as u8], value.as_bytes()].concat()
+}
+
+#[test]
+fn malformed_requests_of_http2_are_counted() {
+    const PROTOCOL_ERROR: u32 = 1;
+    let site = serve(whole);
+    let mut raw = Raw::new(&site);
+    let mut stream = 1;
+    for (name, value) in
+        [("te", "gzip"), ("connection", "close"), ("transfer-encoding", "chunked"), (":path", "/again")]
+    {
+        let head = [fields("/"), literal(name, value)].concat();
+        raw.send(frame(HEADERS, END_STREAM | END_HEADERS, stream, &head));
+        let reset = raw.until(RST_STREAM);
+        assert_eq!((reset.stream, reset.number(0)), (stream, PROTOCOL_ERROR), "{name}");
+        stream += 2;
+    }
+    let head = [fields("/"), literal("content-length", "10")].concat();
+    raw.send([frame(HEADERS, END_HEADERS, stream, &head), frame(DATA, END_STREAM, stream, b"abc")].concat());
+    assert_eq!(raw.until(RST_STREAM).number(0), PROTOCOL_ERROR, "fewer bytes than announced");
+    eventually(|| site.metric(Slot::MalformedHttp2) == 5);
+    // One that is well formed is answered, and one that its client takes back is not counted.
+    raw.send(get(stream + 2, "/"));
+    assert_eq!(raw.until(HEADERS).stream, stream + 2);
+    let open = frame(HEADERS, END_HEADERS, stream + 4, &fields("/"));
+    raw.send([open, frame(RST_STREAM, 0, stream + 4, &8u32.to_be_bytes()), get(stream + 6, "/")].concat());
+    assert_eq!(raw.until(HEADERS).stream, stream + 6);
+    assert_eq!((site.metric(Slot::MalformedHttp2), site.metric(Slot::Http2Errors)), (5, 0));
+    // What h2 ends the whole connection for is counted as that.
+    for (at, (name, value)) in [(":unknown", "x"), ("x-a", "b\r\nc: d"), ("X-Upper", "x")].into_iter().enumerate() {
+        let mut raw = Raw::new(&site);
+        raw.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &[fields("/"), literal(name, value)].concat()));
+        let counted = || site.metric(Slot::MalformedHttp2) + site.metric(Slot::Http2Errors);
+        eventually(|| counted() == 6 + at as u64);
+    }
+}
 
 #[test]
 fn malformed_requests_are_counted_by_kind() {
