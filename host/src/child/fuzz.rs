@@ -2,6 +2,7 @@
 
 use super::handover::wire::{MAX_MESSAGE, Message};
 use super::serve::h2::frames::Frames;
+use super::serve::h2::glitches::Glitches;
 use super::serve::sniff::{PREFACE, Sniffed, sniff as decide};
 use super::serve::tls::wire::Records;
 
@@ -77,34 +78,115 @@ fn ends_inside(mut bytes: &[u8]) -> bool {
     !bytes.is_empty()
 }
 
-/// The GOAWAY that names the last request is seen in the piece in which its number ends, and no other frame is taken for it.
+/// Each frame is shown once, as a reader of all the bytes finds it, in the piece in which as much of it has come as is looked at;
+/// what is left of it never reaches into the next one; and a client's glitches are counted as their frames say. Both behind a
+/// preface and without one.
 pub fn frames(bytes: &[u8]) -> bool {
-    let mut frames = Frames::default();
     let stream = &bytes[bytes.len().min(4)..];
-    let ends = goaways(stream);
-    let mut at = 0;
-    for piece in pieces(bytes) {
-        let named = frames.names_last(piece);
-        let within = at..at + piece.len();
-        at = within.end;
-        let expected = ends.iter().any(|end| within.contains(&(end - 1)));
-        assert_eq!(named, expected, "bytes {within:?}, of GOAWAYs that end at {ends:?}");
-    }
-    !ends.is_empty()
+    let shown = follow(Frames::default(), 0, bytes, stream);
+    follow(Frames::after(PREFACE.len()), PREFACE.len(), bytes, stream);
+    shown > 0 && names_last(stream)
 }
 
-/// Where the number of each GOAWAY ends that names a request.
-fn goaways(stream: &[u8]) -> Vec<usize> {
-    let (mut ends, mut at) = (Vec::new(), 0);
-    while let Some(head) = stream.get(at..at + 9) {
-        let len = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-        let number = stream.get(at + 9..at + 13).and_then(|number| number.first_chunk::<4>());
-        if let Some(number) = number.filter(|_| head[3] == 7 && len >= 4)
-            && u32::from_be_bytes(*number) & 0x7fff_ffff != 0x7fff_ffff
-        {
-            ends.push(at + 13);
-        }
-        at += 9 + len;
+/// How many frames an io may send before it is one too many.
+const BUDGET: u32 = 3;
+
+/// Passes `stream` in the pieces of `bytes`; its first frame begins at `first`. Returns how many frames were shown.
+fn follow(mut frames: Frames, first: usize, bytes: &[u8], stream: &[u8]) -> usize {
+    let mut glitches = Glitches::new(BUDGET);
+    // Where the next frame begins that is to be shown, and where the one before it was known.
+    let (mut next, mut at, mut shown, mut cheap) = (first, 0, 0, 0);
+    for piece in pieces(bytes) {
+        let before = at;
+        at += piece.len();
+        frames.pass(piece, |head| {
+            let found = Found::at(stream, next).expect("a frame was made up");
+            assert!((before + 1..=at).contains(&found.seen), "at {at}, and not at {}", found.seen);
+            assert_eq!((head.kind(), head.len(), head.stream()), (found.kind, found.len, found.stream));
+            let number = found.number.filter(|_| matches!(found.kind, 3 | 7));
+            assert_eq!(head.reset_by(), number.filter(|_| found.kind == 3));
+            assert_eq!(head.names_last(), found.kind == 7 && number.is_some_and(|last| last << 1 != u32::MAX << 1));
+            glitches.note_incoming(head);
+            cheap += u32::from(found.is_cheap());
+            (next, shown) = (found.end, shown + 1);
+        });
+        assert!(Found::at(stream, next).is_none_or(|found| found.seen > at), "a frame was left out before {at}");
+        assert_eq!(glitches.are_too_many(), cheap > BUDGET, "{cheap} frames cost nothing");
+        let (begin, end) = around(stream, first, at);
+        assert_eq!(frames.left() == 0, begin == at, "between two frames at {at}");
+        assert!(end.is_none_or(|end| at + frames.left() <= end), "{} are left of what ends at {end:?}", frames.left());
     }
-    ends
+    shown
+}
+
+/// A frame as RFC 9113 4.1 has it, in a stream that is there as a whole.
+struct Found {
+    kind: u8,
+    flags: u8,
+    len: usize,
+    stream: u32,
+    /// What its payload begins with, if it is as long.
+    number: Option<u32>,
+    /// Behind the bytes that are looked at: the head, and the number of RST_STREAM and GOAWAY.
+    seen: usize,
+    end: usize,
+}
+
+impl Found {
+    fn at(stream: &[u8], at: usize) -> Option<Found> {
+        let head = stream.get(at..at + 9)?;
+        let number = |at: usize| Some(u32::from_be_bytes(*stream.get(at..at + 4)?.first_chunk()?));
+        let len = (number(at)? >> 8) as usize;
+        let (kind, flags) = (head[3], head[4]);
+        let with_number = matches!(kind, 3 | 7) && len >= 4;
+        let seen = if with_number { at + 13 } else { at + 9 };
+        let found = Found {
+            kind,
+            flags,
+            len,
+            stream: number(at + 5)? & 0x7fff_ffff,
+            number: if len >= 4 { number(at + 9) } else { None },
+            seen,
+            end: at + 9 + len,
+        };
+        (seen <= stream.len()).then_some(found)
+    }
+
+    /// Whether it costs a client nothing that has been sent no frame: all that neither carry a request nor acknowledge.
+    fn is_cheap(&self) -> bool {
+        match self.kind {
+            0 => self.len == 0 && self.flags & 1 == 0,
+            1 | 5 | 7 | 9 => false,
+            4 => self.flags & 1 == 0,
+            _ => true,
+        }
+    }
+}
+
+/// Where the frame begins that `at` lies in, or that begins there; and where it ends, if its head has come.
+fn around(stream: &[u8], first: usize, at: usize) -> (usize, Option<usize>) {
+    if at < first {
+        return (0, Some(first));
+    }
+    let mut begin = first;
+    loop {
+        let Some(head) = stream.get(begin..begin + 9).filter(|_| begin + 9 <= at) else { return (begin, None) };
+        let end = begin + 9 + u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        if end > at {
+            return (begin, Some(end));
+        }
+        begin = end;
+    }
+}
+
+/// Whether a GOAWAY names a request.
+fn names_last(stream: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some(found) = Found::at(stream, at) {
+        if found.kind == 7 && found.number.is_some_and(|last| last & 0x7fff_ffff != 0x7fff_ffff) {
+            return true;
+        }
+        at = found.end;
+    }
+    false
 }
