@@ -30,6 +30,8 @@ pub struct Children {
     past: BTreeMap<Generation, Load>,
     /// Those that were sent ticket keys, and are told of new ones.
     with_tickets: BTreeSet<Generation>,
+    /// Those that were sent their listeners, and are sent those that take their place.
+    with_listeners: BTreeSet<Generation>,
     /// What plugins have handed on last.
     states: Option<States>,
 }
@@ -53,6 +55,7 @@ impl Children {
     /// It has ended; its counts stay.
     pub fn reaped(&mut self, generation: Generation) {
         self.with_tickets.remove(&generation);
+        self.with_listeners.remove(&generation);
         let Some(child) = self.living.remove(&generation) else { return };
         let counts = child.counts();
         self.ended.add(counts);
@@ -71,6 +74,19 @@ impl Children {
         if let Some(child) = self.living.get(&generation) {
             child.send(message, fds);
         }
+    }
+
+    /// Queues LISTENER messages, after which RELISTEN may follow.
+    pub fn send_listeners(&mut self, generation: Generation, sockets: impl IntoIterator<Item = (u32, OwnedFd)>) {
+        for (id, socket) in sockets {
+            self.send(generation, ToChild::Listener { id }, vec![socket]);
+        }
+        self.with_listeners.insert(generation);
+    }
+
+    /// Whether it was sent its listeners.
+    pub fn has_listeners(&self, generation: Generation) -> bool {
+        self.with_listeners.contains(&generation)
     }
 
     pub fn kill(&self, generation: Generation) {
@@ -161,8 +177,11 @@ impl Children {
 
     pub fn resume(saved: SavedChildren, events: &mpsc::Sender<Event>) -> io::Result<Children> {
         let SavedChildren { living, ended, past, with_tickets, states } = saved;
-        let living = living.iter().map(|child| Child::resume(child, events.clone())).collect::<io::Result<_>>()?;
+        let living = living.iter().map(|child| Child::resume(child, events.clone()));
+        let living = living.collect::<io::Result<HashMap<_, _>>>()?;
         Ok(Children {
+            // A restart begins only when every child has its set.
+            with_listeners: living.keys().copied().collect(),
             living,
             ended: Counts::resume(&ended),
             past: past.into_iter().collect(),

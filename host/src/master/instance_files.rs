@@ -1,6 +1,6 @@
 //! What an instance holds for as long as it runs: a lock on its runtime directory and one on its state directory, so that no second
-//! master works with either, the pid file, and shared locks that keep systemd-tmpfiles away. Restores what a cleaner has removed
-//! from the runtime directory.
+//! master works with either, the pid file, and shared locks that keep systemd-tmpfiles away. Restores what was removed from the runtime
+//! directory, and the state directory with its lock.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -94,6 +94,7 @@ impl InstanceFiles {
             socket,
             dirs: self.dirs.clone(),
             lock: self.runtime.inode()?,
+            state_lock: self.state.inode()?,
             pid_file: self.pid_file.clone(),
             runtime_locked: self.cleaner.runtime.is_some(),
             state_locked: self.cleaner.state.is_some(),
@@ -109,9 +110,16 @@ impl InstanceFiles {
         if let Some(pid_file) = pid_file {
             self.pid_file = pid_file;
         }
-        self.cleaner.runtime = cleaner.runtime.or(self.cleaner.runtime.take());
-        self.cleaner.state = cleaner.state.or(self.cleaner.state.take());
+        self.cleaner.runtime = cleaner.or(self.cleaner.runtime.take());
         socket
+    }
+
+    /// Takes over the lock of a state directory that was recreated.
+    pub fn adopt_state(&mut self, restored: RestoredState) {
+        if let Some(lock) = restored.lock {
+            self.state = lock;
+        }
+        self.cleaner.state = restored.cleaner.or(self.cleaner.state.take());
     }
 
     /// At the end; the locks go last.
@@ -144,6 +152,7 @@ pub struct Expected {
     /// By device and inode, as the lock.
     socket: (u64, u64),
     lock: (u64, u64),
+    state_lock: (u64, u64),
     pid_file: PidFile,
     runtime_locked: bool,
     state_locked: bool,
@@ -154,8 +163,35 @@ pub struct Expected {
 pub struct Restored {
     lock: Option<Lock>,
     pid_file: Option<PidFile>,
-    cleaner: CleanerLocks,
+    cleaner: Option<DirLock>,
     socket: Option<(OwnedFd, SocketFile)>,
+}
+
+/// What was recreated of the state directory.
+#[derive(Debug, Default)]
+pub struct RestoredState {
+    lock: Option<Lock>,
+    cleaner: Option<DirLock>,
+}
+
+impl RestoredState {
+    /// Whether the directory or its lock had been removed.
+    pub fn was_removed(&self) -> bool {
+        self.lock.is_some()
+    }
+}
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateLoss {
+    #[error(
+        "failed to use the state directory {}: it was removed, and another server{} has created it again",
+        path.display(),
+        pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    )]
+    Taken { path: PathBuf, pid: Option<i32> },
+    #[error("failed to recreate what was removed from the state directory {}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
 }
 
 impl Restored {
@@ -181,12 +217,9 @@ impl Expected {
                 held => io::Error::new(io::ErrorKind::AddrInUse, format!("{}: {held}", lock_path.display())),
             })?;
             restored.lock = Some(lock);
-            restored.cleaner.runtime = keep_away(dir);
+            restored.cleaner = keep_away(dir);
         } else if !self.runtime_locked {
-            restored.cleaner.runtime = keep_away(private_dir::open_or_create(&self.dirs.runtime, RUNTIME_MODE)?);
-        }
-        if !self.state_locked {
-            restored.cleaner.state = keep_away(private_dir::open_or_create(&self.dirs.state, STATE_MODE)?);
+            restored.cleaner = keep_away(private_dir::open_or_create(&self.dirs.runtime, RUNTIME_MODE)?);
         }
         if self.pid_file.is_missing() {
             restored.pid_file = Some(PidFile::write(self.pid_file.path())?);
@@ -195,6 +228,33 @@ impl Expected {
         if socket_file::identity(&socket).ok() != Some(self.socket) {
             restored.socket = Some(admin::bind_socket(&socket)?);
         }
+        Ok(restored)
+    }
+
+    /// Recreates the state directory, its lock and `data/`, unless another server has it. Blocks.
+    pub fn restore_state(&self) -> Result<RestoredState, StateLoss> {
+        let (dir, lock_path) = (&self.dirs.state, self.dirs.state_lock());
+        let failed = |source| StateLoss::Io { path: dir.clone(), source };
+        let open = |path: &Path| private_dir::open_or_create(path, STATE_MODE).map_err(failed);
+        let is_ours = match socket_file::identity(&lock_path) {
+            Ok(found) => found == self.state_lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(failed(error)),
+        };
+        let mut restored = RestoredState::default();
+        if !is_ours || !self.state_locked {
+            let opened = open(dir)?;
+            if !is_ours {
+                let lock = Lock::take(&lock_path).map_err(|error| match error {
+                    LockError::Held { pid } => StateLoss::Taken { path: dir.clone(), pid },
+                    LockError::Io(error) => failed(error),
+                })?;
+                lock.note(&self.dirs.socket()).map_err(failed)?;
+                restored.lock = Some(lock);
+            }
+            restored.cleaner = keep_away(opened);
+        }
+        open(&self.dirs.data())?;
         Ok(restored)
     }
 }
@@ -220,7 +280,8 @@ mod tests {
         let first = take(&dirs_in(&dir, "run", "state")).unwrap();
         let pid = std::process::id().to_string();
         let error = take(&dirs_in(&dir, "run", "other")).unwrap_err();
-        assert!(matches!(error, StartError::Running { .. }) && error.to_string().contains(&pid), "{error}");
+        assert!(matches!(error, StartError::Running { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("already, process {pid} (it holds ")), "{error}");
         let error = take(&dirs_in(&dir, "other", "state")).unwrap_err();
         assert!(matches!(error, StartError::StateInUse { .. }) && error.to_string().contains(&pid), "{error}");
         let said = crate::sys::files::lock_holder(&dir.path().join("state/state.lock")).unwrap();
@@ -273,6 +334,8 @@ mod tests {
         drop(cleaning);
         assert_eq!(both(), [true, true]);
         let _socket = files.adopt(files.expected((0, 0)).unwrap().restore().unwrap());
+        let restored = files.expected((0, 0)).unwrap().restore_state().unwrap();
+        files.adopt_state(restored);
         assert_eq!(both(), [false, false]);
     }
 
@@ -323,5 +386,36 @@ mod tests {
                 files.remove();
             });
         }
+    }
+
+    #[tokio::test]
+    async fn removed_state_directory_is_recreated_and_locked() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = dirs_in(&dir, "run", "state");
+        let mut files = take(&dirs).unwrap();
+        assert!(!files.expected((0, 0)).unwrap().restore_state().unwrap().was_removed());
+        std::fs::remove_dir_all(&dirs.state).unwrap();
+        let restored = files.expected((0, 0)).unwrap().restore_state().unwrap();
+        assert!(restored.was_removed());
+        files.adopt_state(restored);
+        assert_eq!(dirs.state.metadata().unwrap().mode() & 0o7777, STATE_MODE);
+        assert!(dirs.data().is_dir() && clean(&dirs.state).is_none());
+        let pid = Some(std::process::id() as i32);
+        let error = take(&dirs_in(&dir, "other", "state")).unwrap_err();
+        assert!(matches!(error, StartError::StateInUse { pid: found, .. } if found == pid), "{error}");
+        assert!(!files.expected((0, 0)).unwrap().restore_state().unwrap().was_removed());
+        // Only the lock is gone.
+        std::fs::remove_file(dirs.state_lock()).unwrap();
+        let restored = files.expected((0, 0)).unwrap().restore_state().unwrap();
+        files.adopt_state(restored);
+        assert!(take(&dirs_in(&dir, "other", "state")).is_err());
+        // Another master was first.
+        std::fs::remove_dir_all(&dirs.state).unwrap();
+        let other = take(&dirs_in(&dir, "other", "state")).unwrap();
+        let error = files.expected((0, 0)).unwrap().restore_state().unwrap_err();
+        assert!(matches!(error, StateLoss::Taken { pid: found, .. } if found == pid), "{error}");
+        // It ends.
+        other.remove();
+        assert!(files.expected((0, 0)).unwrap().restore_state().unwrap().was_removed());
     }
 }

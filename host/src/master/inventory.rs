@@ -214,6 +214,18 @@ impl Inventory {
         });
     }
 
+    /// Recreates what was removed of the store, and of the notes if `state_was_removed`; to be called off the loop. Returns the plugin
+    /// files whose copies are gone for good.
+    pub fn restorer(&self) -> impl FnOnce(bool) -> io::Result<Vec<String>> + Send + use<> {
+        let (store, notebook) = (self.store.clone(), self.notebook.clone());
+        move |state_was_removed| {
+            if state_was_removed {
+                notebook.write_again();
+            }
+            store.lock().unwrap_or_else(PoisonError::into_inner).restore()
+        }
+    }
+
     /// Waits until the store is left alone and all notes are written.
     pub async fn settle(&self) {
         let (store, notebook) = (self.store.clone(), self.notebook.clone());

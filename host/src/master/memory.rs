@@ -48,7 +48,7 @@ impl Hold {
 }
 
 /// The latest to be written: whoever writes, writes this, so that no order of writers leaves an older one behind.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Latest {
     good: Option<Vec<Record>>,
     hold: Option<Hold>,
@@ -59,15 +59,18 @@ pub struct Notebook {
     dir: PathBuf,
     pub hold: Hold,
     latest: Arc<Mutex<Latest>>,
-    writing: Arc<Mutex<()>>,
+    /// Held while it is written: what was written last.
+    written: Arc<Mutex<Latest>>,
 }
 
 impl Notebook {
     /// What is in `state_dir`, and the sets that may serve again, newest first.
     pub fn open(state_dir: &Path) -> (Notebook, Vec<Record>) {
-        let good = read(&state_dir.join(LAST_GOOD));
-        let hold = read(&state_dir.join(HELD));
-        (Notebook { dir: state_dir.into(), hold, latest: Arc::default(), writing: Arc::default() }, good)
+        let good: Vec<Record> = read(&state_dir.join(LAST_GOOD));
+        let hold: Hold = read(&state_dir.join(HELD));
+        let written = Latest { good: Some(good.clone()), hold: Some(hold.clone()) };
+        let written = Arc::new(Mutex::new(written));
+        (Notebook { dir: state_dir.into(), hold, latest: Arc::default(), written }, good)
     }
 
     /// Notes what shall be written by the next [`Notebook::write`], of whichever copy.
@@ -85,13 +88,25 @@ impl Notebook {
     /// Writes what is not written yet. Waits for the disk.
     pub fn write(&self) {
         // One at a time, and each takes what is the latest by then; the loop never waits for this.
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let Latest { good, hold } = std::mem::take(&mut *self.latest.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = std::mem::take(&mut *self.latest.lock().unwrap_or_else(PoisonError::into_inner));
+        if latest.good.is_some() {
+            *written = latest;
+            self.write_files(&written);
+        }
+    }
+
+    /// Writes what was written last once more, into a directory that was recreated. Waits for the disk.
+    pub fn write_again(&self) {
+        self.write_files(&self.written.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn write_files(&self, Latest { good, hold }: &Latest) {
         if let Some(good) = good {
-            self.report(LAST_GOOD, write(&self.dir.join(LAST_GOOD), &good));
+            self.report(LAST_GOOD, write(&self.dir.join(LAST_GOOD), good));
         }
         if let Some(hold) = hold {
-            self.report(HELD, write(&self.dir.join(HELD), &hold));
+            self.report(HELD, write(&self.dir.join(HELD), hold));
         }
     }
 

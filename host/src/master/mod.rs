@@ -99,9 +99,9 @@ pub enum StartError {
         run::LEAST_OPEN_FILES
     )]
     OpenFiles { limit: u64 },
-    #[error("failed to start: an instance named `{name}` is running already{} (it holds {}); choose another --name", process(*pid), path.display())]
+    #[error("failed to start: an instance named `{name}` is running already{} (it holds {}); choose another --name", pid.map(|pid| format!(", process {pid}")).unwrap_or_default(), path.display())]
     Running { name: String, path: PathBuf, pid: Option<i32> },
-    #[error("failed to start: another server{} works with the state directory {}; shut it down first, or choose another --name or state_dir", process(*pid), path.display())]
+    #[error("failed to start: another server{} works with the state directory {}; shut it down first, or choose another --name or state_dir", pid.map(|pid| format!(", process {pid},")).unwrap_or_default(), path.display())]
     StateInUse { path: PathBuf, pid: Option<i32> },
     #[error("failed to {}{}", .0.error, .0.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default())]
     Untrusted(Failure),
@@ -109,10 +109,6 @@ pub enum StartError {
     PidFile { path: PathBuf, source: std::io::Error },
     #[error("failed to {what}: {source}")]
     System { what: &'static str, source: std::io::Error },
-}
-
-fn process(pid: Option<i32>) -> String {
-    pid.map(|pid| format!(", process {pid},")).unwrap_or_default()
 }
 
 impl StartError {

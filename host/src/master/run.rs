@@ -24,12 +24,12 @@ use self::fair_events::FairEvents;
 use self::loading::DataDirs;
 use self::preparing::{Freed, Prepared};
 use self::restart::PickedUp;
-use self::upkeep::{RESTORE, Restoring};
+use self::upkeep::{RESTORE, RestoredFiles, Restoring};
 use super::admin::{self, AdminOptions};
 use super::children::Children;
 use super::handle::{Desk, Handle, OpOptions, Readiness, Request};
 use super::identity::Identity;
-use super::instance_files::{InheritedLocks, InstanceFiles, Restored};
+use super::instance_files::{InheritedLocks, InstanceFiles};
 use super::inventory::{Inventory, Set};
 use super::listeners::{Listeners, PathCheck, Rebound};
 use super::memory::Notebook;
@@ -72,8 +72,8 @@ enum Finished {
         test: TestId,
         result: Result<Image, Failure>,
     },
-    /// What was missing in the runtime directory.
-    Restored(io::Result<Restored>),
+    /// What was missing in the instance's directories.
+    Restored(Box<RestoredFiles>),
     /// Unix sockets that clients did not reach.
     Rebound(Vec<Rebound>),
 }
@@ -300,7 +300,7 @@ async fn serve(
                 Finished::Freed(freed) => master.take_freed(*freed),
                 Finished::DataDirs(dirs) => master.take_data_dirs(dirs),
                 Finished::Verified { op, test, result } => master.take_verified(op, test, result, &admin, &files),
-                Finished::Restored(restored) => { master.take_restored(restored, &mut files, &mut admin); None }
+                Finished::Restored(restored) => { master.take_restored(*restored, &mut files, &mut admin); None }
                 Finished::Rebound(rebound) => { master.take_rebound(rebound); None }
             },
             signal = signals.async_io(Interest::READABLE, process::next_signal) => match signal {
@@ -329,7 +329,9 @@ async fn serve(
         companion.abort();
     }
     master.finish_restoring(&mut finished, &mut files, &mut admin).await;
-    master.sets.write_notes();
+    if master.restoring.refusal.is_none() {
+        master.sets.write_notes();
+    }
     drop(master);
     admin.close().await;
     files.remove();
@@ -508,7 +510,7 @@ impl Master {
             let used = self.sets.servers_with_certificates();
             self.tickets.retain(|server| used.contains(server));
         }
-        if dropped || self.sets.has_news() {
+        if (dropped || self.sets.has_news()) && self.restoring.refusal.is_none() {
             self.sets.tidy(self.source.config.store.keep);
         }
     }

@@ -103,6 +103,62 @@ fn removed_runtime_directory_is_recreated() {
     assert_eq!(server.probe().0, "v1");
 }
 
+/// Also while a server writes there.
+#[track_caller]
+fn remove_tree(dir: &Path) {
+    wait::until("the directory to be removed", wait::LONG, || match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => None,
+        removed => Some(removed.expect("failed to remove")),
+    });
+}
+
+#[test]
+fn removed_state_directory_is_recreated_with_its_lock_and_copies() {
+    let server = Setup::probe("v1").own_program().start();
+    let state = state_dir(&server);
+    let token = server.token();
+    for _ in 0..2 {
+        remove_tree(&state);
+        let (code, report) = server.reload();
+        assert_eq!(code, 200, "{report:?}");
+        assert_refused(of_another_session(&server), &["works with the state directory", &server.pid().to_string()]);
+        assert_eq!(server.token(), token);
+        assert_eq!(fs::metadata(&state).unwrap().mode() & 0o777, 0o711);
+        // Across a restart as well.
+        server.cli(&["restart", "--name", &server.name, "--force"]).assert_code(0);
+    }
+    // And once more without an operation: what a respawned worker needs is there.
+    let old = server.worker();
+    remove_tree(&state);
+    wait::until("the lock and the copy", wait::LONG, || {
+        let copies = fs::read_dir(state.join("store")).ok()?.count();
+        (copies > 0 && state.join("state.lock").exists() && state.join("last_good").exists()).then_some(())
+    });
+    process::kill(old, Signal::SIGKILL);
+    let status = server.wait_for("another worker", |status| {
+        status.serving().is_some_and(|serving| serving.pid.is_some_and(|pid| pid != old))
+    });
+    assert_eq!((server.probe().0.as_str(), status.alert), ("v1", None));
+}
+
+#[test]
+fn state_directory_that_another_server_took_refuses_operations() {
+    let first = Setup::probe("v1").start();
+    remove_tree(&state_dir(&first));
+    let mut second = of_another_session(&first).spawn();
+    wait::until("the second server", wait::LONG, || second.log().contains("server started").then_some(()));
+    let (code, report) = first.reload();
+    let error = report.error.unwrap_or_default();
+    assert_eq!(code, 409, "{error}");
+    assert!(error.contains(&format!("another server (process {}) has created it again", second.pid())), "{error}");
+    assert!(first.status().alert.is_some_and(|alert| alert.contains("operations are refused")));
+    assert_eq!(first.probe().0, "v1");
+    second.signal(Signal::SIGTERM);
+    second.wait_end(wait::LONG);
+    let (code, report) = first.reload();
+    assert_eq!((code, report.error, first.status().alert), (200, None, None));
+}
+
 #[test]
 fn removed_socket_is_recreated_at_the_next_operation() {
     let server = Setup::probe("v1").start();

@@ -35,7 +35,7 @@ use self::access::{Access, Denied, Head, Policy};
 use self::denials::{Denials, PeerKey};
 use self::probe::Probes;
 use self::signature::{Challenger, Proof};
-use self::token::Tokens;
+pub use self::token::Tokens;
 use super::handle::Handle;
 use super::resume::{Fd, Luggage};
 use super::socket_file::{self, SavedFile, SocketFile};
@@ -113,6 +113,11 @@ impl Admin {
     /// The socket's file, by device and inode.
     pub fn socket_inode(&self) -> (u64, u64) {
         self.socket.identity()
+    }
+
+    /// The tokens of the TCP side, if there is one.
+    pub fn tokens(&self) -> Option<Arc<Tokens>> {
+        self.surface.tcp.as_ref().map(|tcp| tcp.policy.tokens.clone())
     }
 
     /// Where the page is, without the token.

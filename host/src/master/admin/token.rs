@@ -81,6 +81,13 @@ impl Held {
         locked(&self.token).clone()
     }
 
+    fn restore(&self) -> Result<(), TokenError> {
+        match std::fs::symlink_metadata(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => write(&self.path, &self.get()),
+            _ => Ok(()),
+        }
+    }
+
     fn replace(&self) -> Result<(), TokenError> {
         let token = make(&self.path)?;
         *locked(&self.token) = token;
@@ -107,6 +114,12 @@ impl Tokens {
     /// Where the token for `/metrics` is.
     pub fn metrics_path(&self) -> &Path {
         &self.metrics.path
+    }
+
+    /// Writes those in force into their files again where the files are missing. Blocks on the files.
+    pub fn restore(&self) -> Result<(), TokenError> {
+        let _replacing = locked(&self.replacing);
+        [&self.admin, &self.metrics].into_iter().try_for_each(Held::restore)
     }
 
     /// Replaces both: the ones before are worth nothing from then on. Blocks on the files.
@@ -162,7 +175,12 @@ fn read(path: &Path) -> Result<Option<Token>, TokenError> {
 fn make(path: &Path) -> Result<Token, TokenError> {
     let mut bytes = [0; BYTES];
     getrandom::fill(&mut bytes).map_err(TokenError::Random)?;
-    let text = hex(&bytes);
+    let token = Token(hex(&bytes));
+    write(path, &token)?;
+    Ok(token)
+}
+
+fn write(path: &Path, token: &Token) -> Result<(), TokenError> {
     let failed = |source| TokenError::Make { path: path.into(), source };
     if let Some(dir) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
@@ -175,13 +193,12 @@ fn make(path: &Path) -> Result<Token, TokenError> {
     }
     let write = || {
         let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(text.as_bytes())?;
+        file.write_all(token.expose().as_bytes())?;
         file.write_all(b"\n")?;
         file.sync_all()?;
         std::fs::rename(&new, path)
     };
-    write().map_err(failed)?;
-    Ok(Token(text))
+    write().map_err(failed)
 }
 
 #[cfg(test)]
@@ -190,6 +207,21 @@ mod tests {
 
     use super::*;
     use crate::sys::link_swap::{Bait, LinkSwap};
+
+    #[test]
+    fn removed_token_files_come_back_with_the_tokens_in_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = Dirs { runtime: dir.path().join("run"), state: dir.path().join("state") };
+        let tokens = Tokens::open(&dirs).unwrap();
+        std::fs::remove_dir_all(&dirs.state).unwrap();
+        tokens.restore().unwrap();
+        assert_eq!(Token::open(&dirs.token()).unwrap().expose(), tokens.admin().expose());
+        assert_eq!(Token::open(&dirs.metrics_token()).unwrap().expose(), tokens.metrics().expose());
+        // One that an operator has put there is left alone.
+        std::fs::write(dirs.token(), "x").unwrap();
+        tokens.restore().unwrap();
+        assert_eq!(std::fs::read_to_string(dirs.token()).unwrap(), "x");
+    }
 
     #[test]
     fn a_token_is_made_once_for_its_owner_alone() {

@@ -167,9 +167,7 @@ impl Master {
         if let Some((certificates, tickets)) = secrets {
             self.children.entrust(generation, certificates, tickets);
         }
-        for (id, socket) in ids.into_iter().zip(sockets) {
-            self.children.send(generation, ToChild::Listener { id }, vec![socket]);
-        }
+        self.children.send_listeners(generation, ids.into_iter().zip(sockets));
         Ok(())
     }
 

@@ -61,10 +61,20 @@ impl Master {
         let (source, store, sender) = (self.source.clone(), self.sets.store(), self.finished.clone());
         let kept = self.listeners.kept();
         self.preparing += 1;
-        tokio::task::spawn_blocking(move || {
-            let (sighting, result) = source.read(&store, &cause, recipe, &kept);
-            // The loop is gone only when the master ends.
-            let _ = sender.blocking_send(Finished::Prepared(Box::new(Prepared { op, sighting, result })));
+        let gate = self.restoring.gate.clone();
+        tokio::spawn(async move {
+            // What was removed from the state directory is there again first.
+            let refusal = gate.lock().await.clone();
+            let read = tokio::task::spawn_blocking(move || {
+                let (sighting, result) = match refusal {
+                    Some(failure) => (Sighting::default(), Err(failure)),
+                    None => source.read(&store, &cause, recipe, &kept),
+                };
+                // The loop is gone only when the master ends.
+                let _ = sender.blocking_send(Finished::Prepared(Box::new(Prepared { op, sighting, result })));
+            });
+            // One that panicked has said so.
+            let _ = read.await;
         });
     }
 

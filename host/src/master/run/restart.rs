@@ -64,6 +64,9 @@ impl Master {
 
     /// Opens the program at the configured path, and makes sure who may write it and the configuration: off this thread.
     pub(super) fn verify(&mut self, op: OpId, test: TestId) -> Option<Exit> {
+        if let Some(failure) = self.restoring.refusal.clone() {
+            return self.handle(Event::Tested { test, result: Err(failure) });
+        }
         let Some(path) = self.binary.clone() else {
             let failure = Failure::new(Stage::Restart, "restart: `baton dev` runs as it was started")
                 .hint("end it and start it again; a reload needs no restart");

@@ -33,7 +33,7 @@ impl Master {
             watcher: self.watcher.status(),
             pinned: hold.pin.clone(),
             held: hold.changes.clone(),
-            alert: self.state.alert().map(str::to_owned),
+            alert: self.restoring.alert().or_else(|| self.state.alert().map(str::to_owned)),
             quarantines: self.state.quarantines(),
             systemd: self.systemd.status(),
             generations,

@@ -1,32 +1,91 @@
 //! What the loop looks after by itself: the listening sockets, adopted processes, and the files by which the server is found.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use super::{Finished, Master, REAPED_AT_ONCE};
 use crate::control::ToChild;
-use crate::master::admin::Admin;
-use crate::master::instance_files::{InstanceFiles, Restored};
+use crate::master::admin::{Admin, Tokens};
+use crate::master::instance_files::{Expected, InstanceFiles, Restored, RestoredState, StateLoss};
 use crate::master::listeners::{How, PathCheck, Rebind, Rebound, Relistened};
 use crate::master::socket_file::Grant;
 use crate::master::state::SetId;
+use crate::report::{Failure, Stage};
 use crate::sys::reaping;
 
-/// How often the runtime directory is looked at, besides at every operation.
+/// How often the instance's directories are checked, besides at every operation.
 pub(super) const RESTORE: Duration = Duration::from_secs(10);
 
 /// How long the end waits for it.
 const LAST_RESTORE: Duration = Duration::from_secs(1);
 
-/// The state of looking after the runtime directory.
+/// The state of looking after the runtime and the state directory.
 #[derive(Debug, Default)]
 pub(super) struct Restoring {
     pub due: bool,
     running: bool,
     /// Why it failed last: said once.
     failed: Option<String>,
+    /// The same of the state directory.
+    state_failed: Option<String>,
+    /// Why operations are refused: another server has the state directory.
+    pub refusal: Option<Failure>,
+    /// The same for those that read files. Held while a restore runs, so that an operation finds what it needs.
+    pub gate: Arc<tokio::sync::Mutex<Option<Failure>>>,
+}
+
+impl Restoring {
+    /// What an operator must know.
+    pub fn alert(&self) -> Option<String> {
+        let Failure { error, hint, .. } = self.refusal.as_ref()?;
+        Some(format!("failed to {error}: operations are refused; {}", hint.as_deref().unwrap_or_default()))
+    }
+}
+
+/// What a restore brought, of the runtime and of the state directory.
+pub(super) struct RestoredFiles {
+    runtime: io::Result<Restored>,
+    /// With what could not be restored.
+    state: Result<(RestoredState, Vec<String>), StateLoss>,
+}
+
+/// Blocks.
+fn restore_state(
+    expected: &Expected,
+    tokens: Option<Arc<Tokens>>,
+    restore_sets: impl FnOnce(bool) -> io::Result<Vec<String>>,
+) -> Result<(RestoredState, Vec<String>), StateLoss> {
+    let restored = expected.restore_state()?;
+    let mut problems = Vec::new();
+    if let Some(Err(error)) = tokens.map(|tokens| tokens.restore()) {
+        problems.push(error.to_string());
+    }
+    match restore_sets(restored.was_removed()) {
+        Ok(lost) if lost.is_empty() => {}
+        Ok(lost) => problems.push(format!(
+            "the store's copies of {} were removed, and the files have changed since: a worker that dies cannot be started \
+             again before the next reload",
+            lost.join(", ")
+        )),
+        Err(error) => problems.push(format!("failed to recreate the plugin store: {error}")),
+    }
+    Ok((restored, problems))
+}
+
+fn refusal(loss: &StateLoss) -> Option<Failure> {
+    let StateLoss::Taken { path, pid } = loss else { return None };
+    let holder = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+    let text = format!(
+        "use the state directory {}: it was removed, and another server{holder} has created it again",
+        path.display()
+    );
+    Some(
+        Failure::new(Stage::Snapshot, text)
+            .hint("shut one of the two servers down, and start it again with a state_dir of its own"),
+    )
 }
 
 impl Master {
@@ -83,6 +142,10 @@ impl Master {
                 if set.is_none_or(|set| set.listeners.iter().all(|claim| claim.key != key)) {
                     continue;
                 }
+                // One that has none yet is sent the new one.
+                if !self.children.has_listeners(generation) {
+                    continue;
+                }
                 match self.listeners.copy(&key) {
                     Some(Ok(socket)) => self.children.send(generation, ToChild::Relisten { id }, vec![socket]),
                     Some(Err(error)) => {
@@ -112,31 +175,33 @@ impl Master {
         }));
     }
 
-    /// Recreates what was removed from the runtime directory, off this thread, if that is due.
+    /// Recreates what was removed from the runtime and the state directory, off this thread, if that is due.
     pub(super) fn restore_files(&mut self, files: &InstanceFiles, admin: &Admin) {
-        if self.restoring.running || self.state.is_shutting_down() || !std::mem::take(&mut self.restoring.due) {
+        if self.restoring.running || self.state.is_shutting_down() || !self.restoring.due {
             return;
         }
+        // An operation that is about to begin is let through first.
+        let Ok(mut gate) = self.restoring.gate.clone().try_lock_owned() else { return };
+        self.restoring.due = false;
         let expected = match files.expected(admin.socket_inode()) {
             Ok(expected) => expected,
             Err(error) => return self.not_restored(&error),
         };
         self.restoring.running = true;
-        let sender = self.finished.clone();
+        let (sender, tokens, restore_sets) = (self.finished.clone(), admin.tokens(), self.sets.restorer());
         tokio::task::spawn_blocking(move || {
+            let runtime = expected.restore();
+            let state = restore_state(&expected, tokens, restore_sets);
+            *gate = state.as_ref().err().and_then(refusal);
             // The loop is gone only when the master ends.
-            let _ = sender.blocking_send(Finished::Restored(expected.restore()));
+            let _ = sender.blocking_send(Finished::Restored(Box::new(RestoredFiles { runtime, state })));
         });
     }
 
-    pub(super) fn take_restored(
-        &mut self,
-        restored: io::Result<Restored>,
-        files: &mut InstanceFiles,
-        admin: &mut Admin,
-    ) {
+    pub(super) fn take_restored(&mut self, restored: RestoredFiles, files: &mut InstanceFiles, admin: &mut Admin) {
         self.restoring.running = false;
-        let restored = match restored {
+        self.take_restored_state(restored.state, files);
+        let restored = match restored.runtime {
             Ok(restored) => restored,
             Err(error) => return self.not_restored(&error),
         };
@@ -156,6 +221,31 @@ impl Master {
         }
     }
 
+    fn take_restored_state(
+        &mut self,
+        state: Result<(RestoredState, Vec<String>), StateLoss>,
+        files: &mut InstanceFiles,
+    ) {
+        let dir = self.dirs.state.display();
+        self.restoring.refusal = state.as_ref().err().and_then(refusal);
+        let failed = match state {
+            Ok((restored, problems)) => {
+                if restored.was_removed() {
+                    tracing::warn!("the state directory {dir} had been removed; recreated, with its lock");
+                }
+                files.adopt_state(restored);
+                Some(problems.join("; ")).filter(|problems| !problems.is_empty())
+            }
+            Err(loss) => Some(loss.to_string()),
+        };
+        if failed != self.restoring.state_failed
+            && let Some(text) = &failed
+        {
+            tracing::error!("{text}");
+        }
+        self.restoring.state_failed = failed;
+    }
+
     /// Waits until a restore that is under way has ended: what it creates would stay behind at the end.
     pub(super) async fn finish_restoring(
         &mut self,
@@ -165,7 +255,7 @@ impl Master {
     ) {
         while self.restoring.running || self.rebinding {
             match tokio::time::timeout(LAST_RESTORE, finished.recv()).await {
-                Ok(Some(Finished::Restored(restored))) => self.take_restored(restored, files, admin),
+                Ok(Some(Finished::Restored(restored))) => self.take_restored(*restored, files, admin),
                 Ok(Some(Finished::Rebound(rebound))) => self.take_rebound(rebound),
                 Ok(Some(_)) => {}
                 // A file system that hangs is not waited for.

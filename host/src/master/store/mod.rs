@@ -30,6 +30,8 @@ pub use trust::Trusted;
 
 /// A file that is still being written after this long is refused.
 const SETTLE: Duration = Duration::from_secs(1);
+/// A child under another uid must reach the files, and only the master may write.
+const MODE: u32 = 0o711;
 /// Where no lease is to be had, a young file must look the same twice, this far apart.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -168,8 +170,7 @@ impl Store {
     pub fn open(state_dir: &Path, trusted: Trusted) -> Result<Store, StoreError> {
         let dir = state_dir.join("store");
         let io = |source| StoreError::Io { path: dir.clone(), source };
-        // A child under another uid must reach the files, and only the master may write.
-        private_dir::open_or_create(&dir, 0o711).map_err(io)?;
+        private_dir::open_or_create(&dir, MODE).map_err(io)?;
         if files::is_noexec(&dir).map_err(io)? {
             return Err(StoreError::NoExec(dir));
         }
@@ -207,6 +208,33 @@ impl Store {
         }
         self.known.retain(|path, _| files.iter().any(|(file, _)| file == path));
         Ok(snapshots)
+    }
+
+    /// Recreates the store if it was removed, with the copies that were taken last, of files that are still the same. Returns the files
+    /// whose copies are gone for good.
+    pub fn restore(&mut self) -> io::Result<Vec<String>> {
+        private_dir::open_or_create(&self.dir, MODE)?;
+        let missing = self.known.iter().filter(|(_, known)| !known.snapshot.path.exists());
+        let missing: Vec<(PathBuf, Arc<Snapshot>)> =
+            missing.map(|(path, known)| (path.clone(), known.snapshot.clone())).collect();
+        let mut lost = Vec::new();
+        for (path, snapshot) in missing {
+            match self.copy_settled(&path) {
+                // What it says of itself, and who signed it, was checked for this very content.
+                Ok(Some((_, temporary, sha256))) if sha256 == snapshot.sha256 => {
+                    std::fs::rename(&temporary, &snapshot.path)?;
+                }
+                Ok(copied) => {
+                    if let Some((_, temporary, _)) = copied {
+                        remove(&temporary);
+                    }
+                    lost.push(snapshot.file.clone());
+                }
+                Err(CopyError::Read(_)) => lost.push(snapshot.file.clone()),
+                Err(CopyError::Write(error)) => return Err(error),
+            }
+        }
+        Ok(lost)
     }
 
     /// The contents that were taken last, by the files they were read from.
@@ -560,6 +588,31 @@ mod tests {
         assert_eq!((failure.stage, failure.plugin.as_deref()), (Stage::Snapshot, Some("bad")));
         assert!(failure.error.contains("libbad.so"), "{failure}");
         assert_eq!(std::fs::read_dir(place.dir.path().join("store")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn removed_copies_are_taken_again_of_files_that_are_the_same() {
+        let mut place = place();
+        let path = place.config.plugin_dir.join("liba.so");
+        std::fs::write(&path, "one").unwrap();
+        let sha256 = hash(&File::open(&path).unwrap()).unwrap();
+        let copy = place.store.dir.join(format!("{sha256}.so"));
+        let fake = Arc::try_unwrap(Snapshot::fake("a", "", &sha256)).unwrap();
+        let snapshot = Arc::new(Snapshot { path: copy.clone(), ..fake });
+        let known = Known { identity: Identity::fake(1), signed: Signed::now(&path, &[]), snapshot };
+        place.store.known.insert(path.clone(), known);
+        for _ in 0..2 {
+            std::fs::remove_dir_all(&place.store.dir).unwrap();
+            assert_eq!(place.store.restore().unwrap(), Vec::<String>::new());
+            assert_eq!(std::fs::read_to_string(&copy).unwrap(), "one");
+        }
+        std::fs::write(&path, "other").unwrap();
+        assert_eq!(place.store.restore().unwrap(), Vec::<String>::new(), "the copy is there");
+        std::fs::remove_file(&copy).unwrap();
+        assert_eq!(place.store.restore().unwrap(), ["liba.so"]);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(place.store.restore().unwrap(), ["liba.so"]);
+        assert_eq!(std::fs::read_dir(&place.store.dir).unwrap().count(), 0, "nothing is left behind");
     }
 
     #[test]
