@@ -11,6 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::{MAX_FDS, MAX_LOAD, MAX_MESSAGE, ToChild, ToMaster};
+use crate::sys::closing::ClosedElsewhere;
 use crate::sys::{readiness, sealed, seqpacket};
 
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +50,8 @@ pub type WorkerEnd = Channel<ToMaster, ToChild>;
 /// One end: sends `S`, receives `R`.
 #[derive(Debug)]
 pub struct Channel<S, R> {
-    socket: AsyncFd<OwnedFd>,
+    /// A peer that is not trusted decides what lies in it unread.
+    socket: AsyncFd<ClosedElsewhere>,
     direction: PhantomData<fn(S) -> R>,
 }
 
@@ -76,7 +78,7 @@ impl<S: Message, R: Message> Channel<S, R> {
     /// Takes over one end of [`seqpacket::pair`]. Within a tokio runtime.
     pub fn new(socket: OwnedFd) -> io::Result<Channel<S, R>> {
         Ok(Channel {
-            socket: readiness::register(socket, Interest::READABLE | Interest::WRITABLE)?,
+            socket: readiness::register_closed_elsewhere(socket, Interest::READABLE | Interest::WRITABLE)?,
             direction: PhantomData,
         })
     }
@@ -137,7 +139,8 @@ fn incoming<R: Message>(buffer: &[u8], received: seqpacket::Received) -> Option<
         true => Err(ChannelError::Decode("it was cut short on the way".into())),
         false => decode(&buffer[..len], &mut fds),
     };
-    (len > 0).then_some(Incoming { message, fds, len })
+    // An empty message looks as the end does, but for its descriptors.
+    (len > 0 || !fds.is_empty()).then_some(Incoming { message, fds, len })
 }
 
 impl<S, R> AsFd for Channel<S, R> {

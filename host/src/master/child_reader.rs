@@ -160,8 +160,8 @@ impl ChildReader {
     }
 
     /// Forwards what the dead child has left in the kernel. Nothing is added to that: also with a copy of the child's end another
-    /// process can send no more, and what it could is finite. So the socket is empty when it is closed, and its close waits for
-    /// nothing.
+    /// process can send no more, and what it could is finite. What lies behind an empty message, which looks as the end does, is
+    /// closed with the socket, which waits for it elsewhere.
     async fn read_the_rest(&mut self) {
         if let Err(error) = seqpacket::stop_receiving(self.channel.as_fd()) {
             tracing::debug!(generation = self.generation.0, "failed to stop receiving: {error}");

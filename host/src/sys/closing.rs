@@ -2,7 +2,8 @@
 //! drain, for a file system that hangs. So it happens on a thread of its own.
 
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use tokio::sync::oneshot;
 
@@ -20,6 +21,37 @@ pub fn close(fds: Vec<OwnedFd>) -> io::Result<oneshot::Receiver<()>> {
         drop(sender);
     })?;
     Ok(closed)
+}
+
+/// A socket in whose queue other descriptors may lie: closing it closes those, so that it is closed elsewhere, too.
+#[derive(Debug)]
+pub struct ClosedElsewhere(ManuallyDrop<OwnedFd>);
+
+impl From<OwnedFd> for ClosedElsewhere {
+    fn from(socket: OwnedFd) -> ClosedElsewhere {
+        ClosedElsewhere(ManuallyDrop::new(socket))
+    }
+}
+
+impl AsFd for ClosedElsewhere {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for ClosedElsewhere {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Drop for ClosedElsewhere {
+    fn drop(&mut self) {
+        // SAFETY: it is taken once, here, and not used after the drop.
+        let socket = unsafe { ManuallyDrop::take(&mut self.0) };
+        // Without a thread it stays open: see `close`.
+        close(vec![socket]).ok();
+    }
 }
 
 #[cfg(test)]

@@ -8,10 +8,18 @@ use nix::sys::signalfd::SignalFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::closing::ClosedElsewhere;
+
 /// Registers a non-blocking descriptor. Within a tokio runtime.
 pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` stays open, and the same open file, until it is dropped, and `AsyncFd` deregisters before that.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// The same for one that is closed on another thread.
+pub fn register_closed_elsewhere(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<ClosedElsewhere>> {
+    // SAFETY: as above; a `ClosedElsewhere` owns its descriptor.
+    Ok(unsafe { AsyncFd::register_with_interest(ClosedElsewhere::from(fd), interest) }?)
 }
 
 /// Registers the descriptor of [`super::process::watch_signals`].

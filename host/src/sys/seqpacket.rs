@@ -63,7 +63,7 @@ pub fn send(socket: BorrowedFd, message: &[u8], fds: &[BorrowedFd]) -> io::Resul
 /// What one receive gave.
 #[derive(Debug)]
 pub struct Received {
-    /// Length of the message; 0 is the peer's end.
+    /// Length of the message; 0 without descriptors is the peer's end, or an empty message.
     pub len: usize,
     pub fds: Vec<OwnedFd>,
     /// The message was longer than the buffer, or descriptors were lost (unix(7): at the receiver's limit they are closed).

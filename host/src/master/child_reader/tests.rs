@@ -205,14 +205,40 @@ fn a_read_budget_allows_a_burst_and_then_its_rate() {
     assert!(budget.next().is_none() && budget.left < READ_RATE as i64);
 }
 
-#[tokio::test]
-async fn no_descriptor_from_a_child_is_closed_here() {
-    let mut fixture = Fixture::start();
+/// A connection whose last close waits for so long, and its peer, which reads nothing.
+fn stuck(linger: Duration) -> (TcpStream, TcpStream) {
     let sink = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Much less than a sender queues: what is queued then stays unsent.
+    socket2::SockRef::from(&sink).set_recv_buffer_size(4096).unwrap();
     let stream = TcpStream::connect(sink.local_addr().unwrap()).unwrap();
     stream.set_nonblocking(true).unwrap();
     while (&stream).write(&[0; 65_536]).is_ok() {}
-    socket2::SockRef::from(&stream).set_linger(Some(Duration::from_secs(300))).unwrap();
+    socket2::SockRef::from(&stream).set_linger(Some(linger)).unwrap();
+    (stream, sink.accept().unwrap().0)
+}
+
+#[tokio::test]
+async fn descriptors_beside_empty_messages_hold_up_nothing() {
+    const LINGER: Duration = Duration::from_secs(20);
+    // Without descriptors such a message looks as the end does, so that nothing behind it is read.
+    for before in [0, 2] {
+        let mut fixture = Fixture::start();
+        let (stream, _peer) = stuck(LINGER);
+        (0..before).for_each(|_| seqpacket::send(fixture.theirs.as_fd(), b"", &[]).unwrap());
+        seqpacket::send(fixture.theirs.as_fd(), b"", &[stream.as_fd()]).unwrap();
+        drop(stream);
+        let start = Instant::now();
+        fixture.kill();
+        assert!(matches!(fixture.event().await, Event::Exited { .. }));
+        (&mut fixture.reader).await.unwrap();
+        assert!(start.elapsed() < LINGER / 2, "a close was waited for: {:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn no_descriptor_from_a_child_is_closed_here() {
+    let mut fixture = Fixture::start();
+    let (stream, _peer) = stuck(Duration::from_secs(300));
     // Whether the message is broken, says another number, or is as it says.
     for text in
         ["nonsense", "{\"fds\":0,\"message\":{\"type\":\"paused\"}}", "{\"fds\":1,\"message\":{\"type\":\"ready\"}}"]
@@ -233,6 +259,20 @@ async fn no_descriptor_from_a_child_is_closed_here() {
     tokio::time::timeout(LONG, &mut fixture.reader).await.expect("a close is waited for").unwrap();
 }
 
+#[tokio::test]
+async fn nothing_is_read_until_descriptors_are_closed() {
+    let mut fixture = Fixture::start();
+    let (stream, peer) = stuck(Duration::from_secs(300));
+    seqpacket::send(fixture.theirs.as_fd(), b"nonsense", &[stream.as_fd()]).unwrap();
+    drop(stream);
+    fixture.send("{\"type\":\"paused\"}");
+    let early = tokio::time::timeout(Duration::from_millis(500), fixture.events.recv()).await;
+    assert!(early.is_err(), "{early:?}");
+    // With unread bytes: a reset, which ends the close.
+    drop(peer);
+    assert_eq!(fixture.message().await, ToMaster::Paused);
+}
+
 fn state() -> Vec<PluginState> {
     vec![PluginState { plugin: "a".into(), version: 1, bytes: b"warm".to_vec() }]
 }
@@ -250,15 +290,26 @@ async fn states_are_kept_in_the_memory_that_was_lent_last() {
     let mut fixture = Fixture::start();
     let earlier = StateMemory::lend(&fixture.states).unwrap();
     let memory = StateMemory::lend(&fixture.states).unwrap();
+    // The answer to the earlier SAVE is none, and leaves the memory of the later one where it is.
     fixture.send(&fill(earlier));
+    fixture.send("{\"type\":\"paused\"}");
+    assert_eq!(fixture.message().await, ToMaster::Paused);
     fixture.send(&fill(memory));
     let ToMaster::Saved { states, failed, .. } = fixture.message().await else { panic!("not SAVED") };
     assert_eq!((states.len(), failed.len()), (1, 0));
     let kept = StateMemory::take(&fixture.states).unwrap();
     assert_eq!(kept.open().unwrap(), state());
-    // The answer to the earlier SAVE was none.
-    fixture.send("{\"type\":\"ready\"}");
-    assert_eq!(fixture.message().await, ToMaster::Ready);
+}
+
+#[tokio::test]
+async fn long_errors_of_a_save_are_cut() {
+    let mut fixture = Fixture::start();
+    let long = NotSaved { plugin: Some("p".repeat(5000)), error: "é".repeat(5000) };
+    let message = ToMaster::Saved { states: Vec::new(), failed: vec![long], memory: None };
+    fixture.send(&serde_json::to_string(&message).unwrap());
+    let ToMaster::Saved { failed, .. } = fixture.message().await else { panic!("not SAVED") };
+    let lengths = failed.iter().map(|one| (one.plugin.as_ref().unwrap().len(), one.error.len()));
+    assert_eq!(lengths.collect::<Vec<_>>(), [(QUOTED, QUOTED)]);
 }
 
 #[tokio::test]
