@@ -314,6 +314,7 @@ mod tests {
         for format in [LogFormat::Compact, LogFormat::Json, LogFormat::Pretty] {
             let text = forged.render(look(format));
             let (line, end) = text.split_at(text.len() - 1);
+            let steers = |c: char| c.is_control() || ['\u{202e}', '\u{2066}'].contains(&c);
             assert!(end == "\n" && !line.contains(steers), "{format:?}: {text:?}");
         }
         let value: Value = serde_json::from_str(&forged.render(look(LogFormat::Json))).unwrap();

@@ -76,7 +76,10 @@ fn descriptors_from_a_child_never_hold_up_the_master() {
 
 #[test]
 fn a_child_that_floods_its_control_socket_holds_up_nobody() {
-    let texts = ["{\"type\":\"paused\"}".to_owned(), format!("{{\"type\":\"x\",\"y\":\"{}\"}}", "z".repeat(100_000))];
+    // The last two are errors that quote what was sent.
+    let wrong = |len| format!("{{\"type\":\"control\",\"plugin\":\"hostile\",\"verb\":\"{}\"}}", "z".repeat(len));
+    let long = format!("{{\"type\":\"x\",\"y\":\"{}\"}}", "z".repeat(100_000));
+    let texts = ["{\"type\":\"paused\"}".to_owned(), long, wrong(100), wrong(100_000)];
     for text in texts {
         let mut server = hostile().own_program().start();
         let old = server.worker();
@@ -189,6 +192,9 @@ fn a_listener_that_was_shut_down_is_reached_again() {
         });
         assert_eq!(server.addrs(), addresses, "round {round}");
     }
+    // Those that were bound anew take no filter either.
+    let answer = make(&server, "/filter-listeners", b"");
+    assert!(answer.contains("not permitted"), "{answer}");
     server.switch();
     assert_eq!(server.get("/pid").text(), server.worker().to_string());
 }

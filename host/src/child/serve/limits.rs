@@ -709,6 +709,17 @@ mod tests {
     }
 
     #[test]
+    fn next_request_begins_without_the_debt_of_the_one_before() {
+        let (limits, activity) = (limits(), Activity::new(START));
+        activity.write.begin();
+        (0..20).for_each(|second| activity.observe(START + second * 1000, NOTHING, &limits));
+        assert!(activity.taking.debt() >= limits.response_window);
+        let next = Counts { calls: 1, ..NOTHING };
+        activity.observe(START + 20_000, next, &limits);
+        assert!(activity.taking.debt() <= 1000);
+    }
+
+    #[test]
     fn peers_are_counted_by_their_network() {
         let peers = Peers::default();
         let addr = |text: &str| Some(text.parse::<SocketAddr>().unwrap());

@@ -409,17 +409,21 @@ fn a_client_of_a_unix_socket_gets_what_others_get() {
 // ---- responses without a length ----
 
 /// Answers `/events` without an end and without a length, and `/file` with a length, as slowly; `/echo` is `/events` while the
-/// handler still holds the request's body.
-fn endless() -> Site {
+/// handler still holds the request's body, and `/quiet` says one thing and nothing more.
+pub fn endless() -> Site {
     serve(|asked: Asked| async move {
         let target = asked.target().to_owned();
         let held = (target == "/echo").then_some(asked.body);
         let mut begun = false;
         let length = (target == "/file").then_some(1 << 30);
+        let is_quiet = target == "/quiet";
         let body = stream(length, move |cx| {
             let _held = &held;
             if !std::mem::replace(&mut begun, true) {
                 return Poll::Ready(Step::Data(Bytes::from_static(b"data: x\n\n")));
+            }
+            if is_quiet {
+                return Poll::Pending;
             }
             let waker = cx.waker().clone();
             std::thread::spawn(move || {

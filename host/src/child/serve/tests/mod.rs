@@ -8,6 +8,7 @@ mod half_close_h2;
 mod handover;
 mod http;
 mod http2;
+mod http2_ends;
 mod limits;
 mod prove;
 mod refused;

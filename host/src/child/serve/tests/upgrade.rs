@@ -422,12 +422,14 @@ fn bytes_in_one_direction_keep_an_upgraded_connection() {
         let (stream, talks) = (asked.claim().expect("the request asks"), asked.target() == "/talks");
         tokio::spawn(async move {
             let mut stream = open(stream).await?;
-            while talks {
-                write(&mut stream, b"x").await?;
-                tokio::time::sleep(limit / 8).await;
+            loop {
+                if talks {
+                    write(&mut stream, b"x").await?;
+                    tokio::time::sleep(limit / 8).await;
+                } else if read(&mut stream).await?.is_empty() {
+                    return std::io::Result::Ok(());
+                }
             }
-            while !read(&mut stream).await?.is_empty() {}
-            std::io::Result::Ok(())
         });
         switching()
     };
