@@ -187,7 +187,7 @@ fn as_root_the_admin_socket_is_for_its_owner_alone() {
     let as_user = |uid: &str| {
         let mut command = Command::new("setpriv");
         command.args([&format!("--reuid={uid}"), "--clear-groups"]).arg(server.bench.program());
-        command.args(["status", "--socket"]).arg(&socket).output().expect("failed to run setpriv")
+        command.args(["status", "--socket"]).arg(socket).output().expect("failed to run setpriv")
     };
     assert!(as_user("0").status.success());
     let refused = as_user("65533");
