@@ -114,7 +114,7 @@ fn follow(mut frames: Frames, first: usize, bytes: &[u8], stream: &[u8]) -> usiz
         assert_eq!(glitches.are_too_many(), cheap > BUDGET, "{cheap} frames cost nothing");
         let (begin, end) = around(stream, first, at);
         assert_eq!(frames.left() == 0, begin == at, "between two frames at {at}");
-        assert!(end.is_none_or(|end| at + frames.left() <= end), "{} are left of what ends at {end:?}", frames.left());
+        assert!(at + frames.left() <= end, "at {at} {} are left of what ends at {end}", frames.left());
     }
     shown
 }
@@ -163,17 +163,17 @@ impl Found {
     }
 }
 
-/// Where the frame begins that `at` lies in, or that begins there; and where it ends, if its head has come.
-fn around(stream: &[u8], first: usize, at: usize) -> (usize, Option<usize>) {
+/// Where the frame begins that `at` lies in, or that begins there; and where it ends, or its head as long as that has not come.
+fn around(stream: &[u8], first: usize, at: usize) -> (usize, usize) {
     if at < first {
-        return (0, Some(first));
+        return (0, first);
     }
     let mut begin = first;
     loop {
-        let Some(head) = stream.get(begin..begin + 9).filter(|_| begin + 9 <= at) else { return (begin, None) };
+        let Some(head) = stream.get(begin..begin + 9).filter(|_| begin + 9 <= at) else { return (begin, begin + 9) };
         let end = begin + 9 + u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
         if end > at {
-            return (begin, Some(end));
+            return (begin, end);
         }
         begin = end;
     }
