@@ -60,8 +60,10 @@ fn field(line: &[u8]) -> Option<(String, &[u8])> {
     (is_token(name) && is_valid).then(|| (String::from_utf8_lossy(name).to_ascii_lowercase(), value))
 }
 
+type Fields<'a> = Vec<(String, &'a [u8])>;
+
 /// The fields up to an empty line, and the rest.
-fn fields(mut bytes: &[u8]) -> Option<(Vec<(String, &[u8])>, &[u8])> {
+fn fields(mut bytes: &[u8]) -> Option<(Fields<'_>, &[u8])> {
     let mut fields = Vec::new();
     loop {
         let (text, rest) = line(bytes)?;
