@@ -108,7 +108,10 @@ fn removed_runtime_directory_is_recreated() {
 fn remove_tree(dir: &Path) {
     wait::until("the directory to be removed", wait::LONG, || match fs::remove_dir_all(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => None,
-        removed => Some(removed.expect("failed to remove")),
+        removed => {
+            removed.expect("failed to remove");
+            Some(())
+        }
     });
 }
 
