@@ -247,6 +247,8 @@ fn two_hosts_a_tunnel_or_too_many_fields_are_refused_and_the_connection_goes_on(
     assert_eq!(status(with_host(&["a.example", "a.example"])), 400);
     let tunnel = Request::builder().method("CONNECT").uri("a.example:443").body(()).unwrap();
     assert_eq!(status(tunnel), 501);
+    let other_scheme = Request::builder().uri("ftp://a.example/").body(()).unwrap();
+    assert_eq!(status(other_scheme), 421);
     let mut many = request("GET", "/");
     for at in 0..101 {
         many.headers_mut().append("x", at.into());
