@@ -163,7 +163,7 @@ fn create_lock(path: &Path) -> io::Result<File> {
         return Ok(file);
     };
     let text = format!("the lock file {} {why}; remove it", path.display());
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
 }
 
 /// A shared lock on a directory, for as long as it is held: systemd-tmpfiles removes nothing from one that is locked.

@@ -108,7 +108,7 @@ fn set_value(socket: BorrowedFd, level: libc::c_int, option: libc::c_int, value:
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     Listening,
-    /// Only shut down: the same socket can listen again.
+    /// It does not listen: perhaps the same socket can do so again.
     Shut,
     /// Only another socket can serve the address.
     Lost(Loss),
@@ -132,18 +132,20 @@ impl fmt::Display for Loss {
 
 /// The condition of a socket that must listen on `address` with `options`.
 pub fn condition(socket: BorrowedFd, address: SocketAddr, options: &SocketOptions) -> io::Result<Condition> {
-    if let Some(name) = SocketOptions::of(socket).difference(options) {
-        return Ok(Condition::Lost(Loss::Option(name)));
-    }
-    let is_listening = getsockopt(&socket, sockopt::AcceptConn)?;
     let bound = SockRef::from(&socket).local_addr()?.as_socket();
     let is_same = |bound: SocketAddr| (bound.ip(), bound.port()) == (address.ip(), address.port());
-    // A port that the kernel chose is given up at a shutdown.
+    // A port that the kernel chose may be given up at a shutdown.
     let is_free = |bound: SocketAddr| bound.ip() == address.ip() && bound.port() == 0;
-    Ok(match bound {
-        Some(bound) if is_same(bound) && is_listening => Condition::Listening,
-        Some(bound) if is_same(bound) || is_free(bound) => Condition::Shut,
-        bound => Condition::Lost(Loss::Address(bound)),
+    if !bound.is_some_and(|bound| is_same(bound) || is_free(bound)) {
+        return Ok(Condition::Lost(Loss::Address(bound)));
+    }
+    // Before the options: some have other values on a socket that does not listen.
+    if !getsockopt(&socket, sockopt::AcceptConn)? {
+        return Ok(Condition::Shut);
+    }
+    Ok(match SocketOptions::of(socket).difference(options) {
+        Some(name) => Condition::Lost(Loss::Option(name)),
+        None => Condition::Listening,
     })
 }
 
