@@ -53,11 +53,19 @@ pub fn is_stopped(pid: i32) -> bool {
     })
 }
 
-/// Whether a thread of the process computes, or would if it had a core.
+/// Whether the process has a file mapped whose path contains `part`.
+pub fn maps(pid: i32, part: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains(part))
+}
+
+/// Whether a thread of the process computes or waits for a disk, or would compute if it had a core.
 pub fn is_runnable(pid: i32) -> bool {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
     tasks.flatten().any(|task| {
-        task.file_name().to_str().and_then(|id| stat(id.parse().ok()?)).is_some_and(|stat| stat.state == 'R')
+        task.file_name()
+            .to_str()
+            .and_then(|id| stat(id.parse().ok()?))
+            .is_some_and(|stat| matches!(stat.state, 'R' | 'D'))
     })
 }
 

@@ -110,7 +110,10 @@ fn with_loading_child(server: &Server, then: impl FnOnce(i32)) -> (u16, Report) 
     std::thread::scope(|scope| {
         let caller = scope.spawn(|| server.reload());
         let status = server.wait_for("the new child in init", |status| {
-            status.generations.first().is_some_and(|newest| newest.state == "loading" && newest.pid.is_some())
+            // Its state alone says only that it has been sent what to load.
+            status.generations.first().is_some_and(|newest| {
+                newest.state == "loading" && newest.pid.is_some_and(|pid| process::maps(pid, "/store/"))
+            })
         });
         then(status.generations[0].pid.expect("just seen"));
         caller.join().expect("the caller was not answered")
