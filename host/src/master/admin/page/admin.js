@@ -363,6 +363,7 @@ function operationItem(report) {
   return el("li", {},
     el("div", {}, el("span", { class: "pill " + (RESULT_CLASS[report.result] ?? ""), text: `${report.verb} ${report.op}` }), " " + verdict(report)),
     report.hint ? el("div", { class: "quiet", text: "hint: " + report.hint }) : null,
+    ...(report.config ? configLines(report.config) : []).map((text) => el("div", { class: "quiet", text })),
     el("div", { class: "quiet", text: more.join(" · ") }));
 }
 
