@@ -174,8 +174,15 @@ impl Driver<'_> {
             self.tell();
         }
         loop {
+            let had_streams = self.streams.open() > 0;
             if let Poll::Ready(result) = self.http.as_mut().poll(cx) {
                 return Poll::Ready(Turn::Finished(result));
+            }
+            // Once, for all that follows: streams end on other threads. If the last has ended during this poll, what it has
+            // left in hyper is written first. The end of what comes in, which hyper may see below, would drop that.
+            let open = self.streams.open();
+            if had_streams && open == 0 {
+                continue;
             }
             if self.ends.flooded.load(Relaxed) && self.hung_up.is_none() {
                 // hyper sees the end of what comes in, and closes.
@@ -184,12 +191,12 @@ impl Driver<'_> {
                 self.hung_up = Some(now);
                 continue;
             }
-            self.conn.show_idle(self.streams.open() == 0);
-            if self.releases_fin() {
+            self.conn.show_idle(open == 0);
+            if self.releases_fin(open) {
                 self.ends.fin_released.store(true, Relaxed);
                 continue;
             }
-            match ready!(self.next(cx)) {
+            match ready!(self.next(cx, open)) {
                 Next::End => return Poll::Ready(Turn::Over),
                 Next::HangUp => {
                     self.conn.set_idle_close();
@@ -202,15 +209,15 @@ impl Driver<'_> {
 
     /// Whether hyper is to know now that the client has closed its sending side: once all that it asked for is answered, as
     /// far as its windows let it. It would drop the rest.
-    fn releases_fin(&self) -> bool {
+    fn releases_fin(&self, open: usize) -> bool {
         if !self.conn.is_ended() || self.ends.fin_released.load(Relaxed) {
             return false;
         }
         if self.conn.site.abort_on_close {
-            self.conn.server.metrics.add_many(Slot::AbortedOnClose, self.streams.open() as u64);
+            self.conn.server.metrics.add_many(Slot::AbortedOnClose, open as u64);
             return true;
         }
-        self.streams.open() == 0 && self.ends.flushed.load(Relaxed)
+        open == 0 && self.ends.flushed.load(Relaxed)
     }
 
     /// A limit of time may be met. Whether the connection ends with a reset.
@@ -245,10 +252,10 @@ impl Driver<'_> {
         }
     }
 
-    /// Waits for what comes next, other than by hyper.
-    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+    /// Waits for what comes next, other than by hyper, with so many streams open.
+    fn next(&mut self, cx: &mut Context<'_>, open: usize) -> Poll<Next> {
         loop {
-            let Some((deadline, next)) = self.due() else { return Poll::Pending };
+            let Some((deadline, next)) = self.due(open) else { return Poll::Pending };
             if deadline <= Instant::now() {
                 return Poll::Ready(next);
             }
@@ -270,7 +277,7 @@ impl Driver<'_> {
         }
     }
 
-    fn due(&mut self) -> Option<(Instant, Next)> {
+    fn due(&mut self, open: usize) -> Option<(Instant, Next)> {
         let told = self.told?;
         let server = self.conn.server;
         let drain = server.drain.limits();
@@ -288,13 +295,13 @@ impl Driver<'_> {
         } else if let Some(since) = self.hung_up {
             // What is still to be written is not waited for any longer than a client's end is.
             after(since, Some(self.conn.linger_time()), Next::End)
-        } else if self.streams.open() == 0 && !self.ends.last_named.load(Relaxed) {
+        } else if open == 0 && !self.ends.last_named.load(Relaxed) {
             after(told.max(written_at), self.goaway_time(), Next::HangUp)
         } else {
             match drain {
                 Some(limits) => after(limits.since.max(progress_at), limits.timeout, Next::End),
                 // Requests that came before the client knew have their own limits.
-                None if self.streams.open() > 0 => None,
+                None if open > 0 => None,
                 // The rest of an answer waits for the client's windows.
                 None => after(told.max(written_at), server.limits.write_timeout(), Next::End),
             }
