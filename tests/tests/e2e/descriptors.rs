@@ -44,8 +44,12 @@ fn posts_after_a_reload(descriptors: Option<u64>) -> (Server, i32, Vec<(i32, boo
     });
     let new = server.worker();
     let answers = connections.iter_mut().enumerate().map(|(id, connection)| {
-        let response = post(connection, 1000 + id as u64);
-        (answered_by(&response).1, !response.close)
+        // The old process announces closes from RETIRE on, which may come after the first of these.
+        wait::until("a new process or an announced close", wait::LONG, || {
+            let response = post(connection, 1000 + id as u64);
+            let by = answered_by(&response).1;
+            (by == new || response.close).then_some((by, !response.close))
+        })
     });
     let answers = answers.collect();
     drop(connections);
