@@ -173,7 +173,7 @@ fn torture(misdeed: Misdeed, every: u64) -> (Tally, u64) {
         ..Plan::torture(server.addr, 16)
     };
     if misdeed == Misdeed::Hang {
-        // After a FIN this server cannot tell when the client has given up.
+        // After a FIN this server does not see that the client has given up.
         plan.half_closed = 0;
     }
     let load = Load::start(plan);

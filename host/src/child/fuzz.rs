@@ -78,7 +78,7 @@ fn ends_inside(mut bytes: &[u8]) -> bool {
     !bytes.is_empty()
 }
 
-/// Each frame is shown once, as a reader of all the bytes finds it, in the piece in which as much of it has come as is looked at;
+/// Each frame is shown once, as a reader of all the bytes finds it, in the piece that completes the bytes that are read of it;
 /// what is left of it never reaches into the next one; and a client's glitches are counted as their frames say. Both behind a
 /// preface and without one.
 pub fn frames(bytes: &[u8]) -> bool {
@@ -127,7 +127,7 @@ struct Found {
     stream: u32,
     /// What its payload begins with, if it is as long.
     number: Option<u32>,
-    /// Behind the bytes that are looked at: the head, and the number of RST_STREAM and GOAWAY.
+    /// Behind the bytes that are read: the head, and the number of RST_STREAM and GOAWAY.
     seen: usize,
     end: usize,
 }

@@ -374,7 +374,7 @@ mod tests {
         let bind_lock = format!("{}.lock", dirs::SOCKET);
         let names = [dirs::LOCK, dirs::PID_FILE, dirs::SOCKET, &bind_lock].map(|name| format!("run/{name}"));
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        // The runtime directory is this user's alone, so that nobody else puts a hard link there.
+        // The runtime directory is this user's alone, so that no other user puts a hard link there.
         for bait in [Bait::SymlinkToFile, Bait::HardLinkToSocket] {
             let attack = LinkSwap::begin(bait, &names);
             let dirs = Dirs { runtime: attack.folder().join("run"), state: attack.folder().join("state") };

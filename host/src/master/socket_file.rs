@@ -24,7 +24,7 @@ use crate::sys::private_dir;
 /// How long another process may take to bind a socket at the same path.
 pub const BIND_PATIENCE: Duration = Duration::from_secs(1);
 const BIND_POLL: Duration = Duration::from_millis(5);
-/// The mark of a socket file to which nobody was given access yet: the sticky bit, which means nothing on a socket (chmod(2)).
+/// The mark of a socket file to which no access was granted yet: the sticky bit, which means nothing on a socket (chmod(2)).
 const NEW: u32 = 0o1000;
 
 /// Who may connect.
@@ -113,7 +113,7 @@ impl SocketFile {
             Found::Live => return Err(Error::new(ErrorKind::AddrInUse, "another process listens there")),
         }
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-        // The file gets the mode of the socket, less the umask: from its first moment it is open to nobody else, and marked as new.
+        // The file gets the mode of the socket, less the umask: from its first moment it is open to no other user, and marked as new.
         fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR | Mode::from_bits_truncate(NEW))?;
         socket.bind(&SockAddr::unix(path)?)?;
         let file = open_new(path)?;
@@ -230,7 +230,7 @@ fn probe(path: &Path) -> io::Result<Found> {
 }
 
 /// Held by the one process that may bind a socket at a path: a lock on `PATH.lock`, which is empty, and gone afterwards. Not on the
-/// folder itself: whoever may read that could hold it.
+/// folder itself: any user who may read that could hold it.
 struct BindLock {
     _lock: Lock,
     path: PathBuf,
@@ -458,7 +458,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, private) = (dir.path().join("socket"), dir.path().join("private"));
         let (_listener, _file) = SocketFile::bind(&private, Access::OURS, 8, BIND_PATIENCE).unwrap();
-        // Whoever may connect to the new socket could connect to that one: a hard link to it, and a symbolic one.
+        // A user who may connect to the new socket could connect to that one: a hard link to it, and a symbolic one.
         assert_eq!(open_new(&private).unwrap_err().kind(), ErrorKind::PermissionDenied);
         std::fs::set_permissions(&private, PermissionsExt::from_mode(NEW | 0o600)).unwrap();
         assert!(open_new(&private).is_ok());

@@ -142,7 +142,7 @@ pub fn lock_owner(path: &Path) -> io::Result<Option<i32>> {
 const LOCK_READS: u32 = 8;
 
 /// The lock file at `path`, made if it is missing. A file of another user, a link, and a file that has a second name is refused: it
-/// may be one that whoever can write the folder wants to have locked or written.
+/// may be one that a user who can write the folder wants to have locked or written.
 fn create_lock(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .create(true)

@@ -121,7 +121,7 @@ fn addresses_that_cannot_be_listened_on_say_what_to_write() {
     assert!(hint.contains(&format!("this server itself listens on {v4}")), "{hint}");
 }
 
-/// One that nobody listens on now, in both kinds of IP.
+/// One without a listener, in both kinds of IP.
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("[::]:0").expect("failed to bind");
     listener.local_addr().expect("an address").port()

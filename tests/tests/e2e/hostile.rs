@@ -205,7 +205,7 @@ fn held_bind_lock_does_not_hold_up_the_master() {
     let setup = hostile();
     let path = setup.bench().path().join("socket");
     let server = setup.listen(&["127.0.0.1:0", &format!("unix:{}", path.display())]).start();
-    // By whoever may write the folder.
+    // By a user who may write the folder.
     let lock = std::fs::File::create(path.with_extension("lock")).expect("failed to create the lock");
     let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).expect("failed to lock");
     make(&server, "/shutdown-listeners", b"");

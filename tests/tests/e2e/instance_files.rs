@@ -181,7 +181,7 @@ fn removed_socket_is_recreated_at_the_next_operation() {
 #[test]
 fn as_root_the_admin_socket_is_for_its_owner_alone() {
     let server = Setup::probe("v1").own_program().start();
-    // Somebody opens all of it.
+    // All of it is opened to everyone.
     let socket = server.socket();
     server.bench.open_to_all();
     for open in socket.ancestors().take_while(|path| *path != server.bench.path()) {

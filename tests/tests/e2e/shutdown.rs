@@ -152,7 +152,7 @@ fn a_shutdown_under_load_answers_every_request_of_its_open_connections() {
     let load = Load::start(Plan { keepalive: 64, ..Plan::against(addr) });
     load.wait_for_requests(500);
     server.signal(Signal::SIGTERM);
-    // To the end: a client that stops before is not told of the close.
+    // To the end: a client that stops before does not read of the close.
     assert_gone(&mut server, addr, 0);
     let tally = load.stop();
     println!("{tally}");

@@ -205,7 +205,7 @@ impl Receiving {
     ///
     /// RFC 9112 2.2 lets a server take a single LF for the end of a line. In trailers hyper does so for their fields, but not for
     /// where they end: behind `0 CRLF LF`, or an empty line of LF alone, it reads on to the next CRLF CRLF, over what another
-    /// server takes for the next request. Only the former can be told from what hyper returns: it returns no field.
+    /// server takes for the next request. Only the former shows in what hyper returns: it returns no field.
     #[cold]
     pub fn note_trailers(&self, trailers: &HeaderMap) -> Result<(), &'static str> {
         let Exchange::Http1(conn) = &self.exchange else { return Ok(()) };

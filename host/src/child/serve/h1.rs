@@ -5,6 +5,8 @@
 //! along. Whatever ends an idle connection, and later hands one over, does it right after such a poll. hyper's own graceful
 //! shutdown is never used: it closes fresh and idle connections without a look at what the kernel has received.
 
+mod watch;
+
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,9 +16,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::server::conn::http1;
-use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 
+use self::watch::{Standing, Verdict, Watch};
 use super::Entry;
 use super::conn::Conn;
 use super::h2;
@@ -29,7 +31,7 @@ use super::sniff::{PREFACE, Sniffed, sniff};
 use super::stream::Stream;
 use super::tls::{self, Shaken};
 use super::upgrade;
-use crate::child::drain::{End, Progress};
+use crate::child::drain::End;
 use crate::child::handover::{self, MAX_CARRIED, Start};
 use crate::metrics::Slot;
 use crate::sys::socket::Bare;
@@ -399,139 +401,6 @@ fn oracle(mut http: Connection, conn: &Conn) -> Connection {
     assert!(matches!(done, Poll::Ready(Ok(()))), "the quiet poll was not: hyper says {done:?}");
     assert!(conn.poll_was_flushed(), "the quiet poll left bytes unwritten");
     http
-}
-
-// ---- what the drain asks ----
-
-/// How a connection stands between two polls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    /// TLS has not been agreed on.
-    Handshake,
-    /// No request and no part of one.
-    Idle,
-    /// A part of a head has come.
-    Head,
-    /// A request is in flight.
-    Busy,
-    /// All is said; the client's end is waited for.
-    Closing,
-}
-
-impl Standing {
-    /// Of a connection without a request, with so many bytes read and not parsed.
-    fn of(len: usize, conn: &Conn) -> Standing {
-        if len == 0 && !conn.is_holding() { Standing::Idle } else { Standing::Head }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// Idle for long enough, as the drain sees it.
-    Expired,
-    /// Idle for long enough at any time.
-    Idle,
-    /// No more time.
-    Cut,
-    /// No more time for a response without a length.
-    StreamOver,
-    /// A head begun is not whole in time.
-    HeadTimeout,
-    /// A handshake is not done in time.
-    HandshakeTimeout,
-}
-
-/// The limits of one connection that have a timer: of heads that came in part, and, once the worker retires, of the drain.
-/// So a request that comes whole costs none. All others are found by the sweep (`serve::limits`).
-struct Watch {
-    timer: Option<Pin<Box<Sleep>>>,
-    /// When the head began that is not whole.
-    head_since: Option<Instant>,
-    /// When it was accepted, if it is new: its first head counts from there.
-    accepted: Option<Instant>,
-    /// From the first look of a drain on.
-    progress: Option<Progress>,
-}
-
-impl Watch {
-    fn new(start: &Start) -> Watch {
-        let now = Instant::now();
-        let head_since = start.head.and_then(|ago| now.checked_sub(ago));
-        let accepted = if start.http1 { None } else { now.checked_sub(start.idle) };
-        Watch { timer: None, head_since, accepted, progress: None }
-    }
-
-    /// When the head began that has not been whole at the last look.
-    fn head_began(&self, conn: &Conn) -> Option<Instant> {
-        self.head_since.or(self.accepted.filter(|_| conn.calls() == 0))
-    }
-
-    /// The handshake is done: its first head counts from now.
-    fn note_secure(&mut self) {
-        self.accepted = Some(Instant::now());
-    }
-
-    /// The same limits for a connection that goes on in another form.
-    fn anew(self) -> Watch {
-        Watch { head_since: None, ..self }
-    }
-
-    fn check(&mut self, cx: &mut Context<'_>, conn: &Conn, mut standing: Standing) -> Poll<Verdict> {
-        if standing != Standing::Head {
-            self.head_since = None;
-        } else if self.head_since.is_none() {
-            self.head_since = self.head_began(conn).or_else(|| Some(Instant::now()));
-        }
-        if standing == Standing::Idle && conn.activity.is_due() && conn.overdue() == Some(Overdue::Idle) {
-            conn.activity.set_due(false);
-            return Poll::Ready(Verdict::Idle);
-        }
-        loop {
-            let Some((deadline, verdict)) = self.due(conn, standing) else { return Poll::Pending };
-            if deadline <= Instant::now() {
-                if standing == Standing::Idle && conn.unread() > 0 {
-                    // Something has come, and this task will be told in a moment: not idle after all.
-                    standing = Standing::Head;
-                    continue;
-                }
-                return Poll::Ready(verdict);
-            }
-            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-            if timer.deadline() != deadline {
-                timer.as_mut().reset(deadline);
-            }
-            ready!(timer.as_mut().poll(cx));
-        }
-    }
-
-    /// What comes next, and when.
-    fn due(&mut self, conn: &Conn, standing: Standing) -> Option<(Instant, Verdict)> {
-        let limits = &conn.server.limits;
-        let (since, patience, verdict) = match standing {
-            Standing::Handshake => (self.accepted, limits.handshake_timeout, Verdict::HandshakeTimeout),
-            _ => (self.head_since, limits.head_timeout, Verdict::HeadTimeout),
-        };
-        let head = since.zip(patience).and_then(|(since, patience)| since.checked_add(patience));
-        let head = head.map(|at| (at, verdict));
-        let drain = &conn.server.drain;
-        let Some(limits) = drain.limits() else { return head };
-        let ending = if standing == Standing::Idle { Verdict::Expired } else { Verdict::Cut };
-        if drain.is_cut() {
-            return Some((limits.since, ending));
-        }
-        let moved = conn.moved();
-        let progress = self.progress.get_or_insert_with(|| Progress::new(moved, limits.since));
-        let progress = progress.observe(moved, limits.min_rate, Instant::now());
-        let patience = match standing {
-            Standing::Idle => limits.keepalive,
-            Standing::Handshake | Standing::Head | Standing::Busy => limits.timeout,
-            // Bounded by the io.
-            Standing::Closing => None,
-        };
-        let own = patience.and_then(|patience| progress.checked_add(patience)).map(|at| (at, ending));
-        let end = limits.end.map(|at| (at, ending));
-        [own, end, head].into_iter().flatten().min_by_key(|(at, _)| *at)
-    }
 }
 
 // ---- the ends ----

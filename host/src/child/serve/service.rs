@@ -46,7 +46,7 @@ impl Service<Request<Incoming>> for Http {
         if has_fragment {
             return Answer::refused(exchange, Own::BadTarget);
         }
-        // hyper had read it before it could be told not to.
+        // hyper had read it before it could be stopped.
         if self.conn.is_last_request() {
             return Answer::refused(exchange, Own::BehindTrailers);
         }

@@ -188,7 +188,7 @@ async fn slow_and_idle_connections_do_not_keep_a_probe_out() {
         let ended = tokio::time::timeout(PROBE_TIMEOUT, one.read(&mut [0; 16])).await.expect("it is kept");
         assert_eq!(ended.unwrap_or(0), 0);
     }
-    assert!(begun.elapsed() < Duration::from_secs(5), "it took too long to tell");
+    assert!(begun.elapsed() < Duration::from_secs(5), "it took too long");
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! What a set's configuration says, in a form in which two of them can be compared for a report: addresses, TLS, routes, and every
-//! other key with its value. Values that may be secret (a plugin's own configuration, the headers of probes) are only told apart.
+//! other key with its value. Values that may be secret (a plugin's own configuration, the headers of probes) are only compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 

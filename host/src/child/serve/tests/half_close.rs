@@ -18,7 +18,7 @@ use super::*;
 struct Fate {
     began: Arc<AtomicUsize>,
     dropped: Arc<AtomicUsize>,
-    told: Arc<AtomicUsize>,
+    notified: Arc<AtomicUsize>,
     gate: Arc<Notify>,
 }
 
@@ -38,10 +38,10 @@ impl Fate {
         fake::plugin(move |asked: Asked| {
             let running = Running(fate.clone());
             if asked.target() != "/unaware" {
-                let (closed, told) = (asked.client_closed(), fate.told.clone());
+                let (closed, notified) = (asked.client_closed(), fate.notified.clone());
                 tokio::spawn(async move {
                     closed.await;
-                    told.fetch_add(1, Ordering::SeqCst);
+                    notified.fetch_add(1, Ordering::SeqCst);
                 });
             }
             running.0.began.fetch_add(1, Ordering::SeqCst);
@@ -112,7 +112,7 @@ fn half_closed_client_gets_the_whole_response() {
         client.send(REQUEST);
         fate.began(1);
         client.half_close();
-        eventually(|| Fate::count(&fate.told) == 1);
+        eventually(|| Fate::count(&fate.notified) == 1);
         assert_eq!(Fate::count(&fate.dropped), 0, "unix {over_unix}");
         fate.gate.notify_one();
         assert_eq!(client.answer().text(), "/slow", "unix {over_unix}");
@@ -137,7 +137,7 @@ fn half_closed_client_gets_the_whole_stream() {
     let mut client = site.connect();
     client.send(STREAM).until(b"first");
     client.half_close();
-    eventually(|| Fate::count(&fate.told) == 1);
+    eventually(|| Fate::count(&fate.notified) == 1);
     fate.gate.notify_one();
     assert!(client.rest().unwrap().ends_with(b"second\r\n0\r\n\r\n"));
 }
@@ -165,11 +165,11 @@ fn reset_drops_the_handler_before_and_after_a_half_close() {
         fate.began(1);
         if half_close {
             client.half_close();
-            eventually(|| Fate::count(&fate.told) == 1);
+            eventually(|| Fate::count(&fate.notified) == 1);
         }
         client.reset();
         eventually(|| Fate::count(&fate.dropped) == 1);
-        eventually(|| Fate::count(&fate.told) == 1);
+        eventually(|| Fate::count(&fate.notified) == 1);
         site.until_open(0);
         assert_eq!(site.metric(Slot::InFlight), 0);
     }
@@ -205,7 +205,7 @@ fn half_close_behind_unread_bytes_is_seen_and_drops_nothing() {
             client.send(bytes);
             fate.began(1);
             client.half_close();
-            eventually(|| Fate::count(&fate.told) == 1);
+            eventually(|| Fate::count(&fate.notified) == 1);
             assert_eq!(Fate::count(&fate.dropped), 0, "{what}, unix {over_unix}");
             fate.gate.notify_one();
             assert_eq!(client.answer().text(), "/slow", "{what}, unix {over_unix}");
@@ -220,7 +220,7 @@ fn half_close_behind_a_request_that_came_later_is_seen() {
     client.send(REQUEST);
     fate.began(1);
     client.send(REQUEST).half_close();
-    eventually(|| Fate::count(&fate.told) == 1);
+    eventually(|| Fate::count(&fate.notified) == 1);
     for count in 1..=2 {
         fate.began(count);
         fate.gate.notify_one();
@@ -323,7 +323,7 @@ fn half_closed_client_is_answered_while_the_worker_drains() {
     slow.send(REQUEST).half_close();
     streaming.send(STREAM).until(b"first");
     streaming.half_close();
-    eventually(|| Fate::count(&fate.told) == 2);
+    eventually(|| Fate::count(&fate.notified) == 2);
     site.retire(NEVER);
     fate.gate.notify_waiters();
     assert_eq!(slow.answer().text(), "/slow");
@@ -356,7 +356,7 @@ fn connection_moves_after_a_half_closed_wait() {
     let ((old, old_fate), (new, _)) = (fate(), fate());
     let mut client = old.connect();
     client.send(REQUEST).half_close();
-    eventually(|| Fate::count(&old_fate.told) == 1);
+    eventually(|| Fate::count(&old_fate.notified) == 1);
     hand_over(&old, &new);
     old_fate.gate.notify_one();
     assert_eq!(client.answer().text(), "/slow");

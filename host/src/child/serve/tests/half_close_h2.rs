@@ -19,8 +19,8 @@ fn gated(servers: &[config::Server]) -> (Site, Arc<Notify>, Arc<AtomicUsize>) {
 }
 
 fn gated_with(servers: &[config::Server], drain: &config::Drain) -> (Site, Arc<Notify>, Arc<AtomicUsize>) {
-    let (gate, told) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
-    let (handlers, counter) = (gate.clone(), told.clone());
+    let (gate, notified) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
+    let (handlers, counter) = (gate.clone(), notified.clone());
     let plugin = fake::plugin(move |asked: Asked| {
         let (gate, counter, closed) = (handlers.clone(), counter.clone(), asked.client_closed());
         tokio::spawn(async move {
@@ -32,7 +32,7 @@ fn gated_with(servers: &[config::Server], drain: &config::Drain) -> (Site, Arc<N
             reply(200, vec![b'x'; 40_000])
         }
     });
-    (site_in_full(servers, &limits(), drain, vec![("/", plugin)]), gate, told)
+    (site_in_full(servers, &limits(), drain, vec![("/", plugin)]), gate, notified)
 }
 
 /// The length of the DATA of a response, up to its end.
@@ -49,13 +49,13 @@ fn body(raw: &mut Raw) -> usize {
 
 #[test]
 fn http2_request_before_a_fin_gets_its_whole_response() {
-    let (site, gate, told) = gated(&[]);
+    let (site, gate, notified) = gated(&[]);
     let mut raw = Raw::new(&site);
     raw.send(get(1, "/"));
     eventually(|| site.metric(Slot::InFlight) == 1);
-    assert_eq!(told.load(Ordering::SeqCst), 0, "END_STREAM is no close");
+    assert_eq!(notified.load(Ordering::SeqCst), 0, "END_STREAM is no close");
     raw.client.stream.shutdown(Shutdown::Write).unwrap();
-    eventually(|| told.load(Ordering::SeqCst) == 1);
+    eventually(|| notified.load(Ordering::SeqCst) == 1);
     assert_eq!(site.metric(Slot::InFlight), 1);
     gate.notify_one();
     assert_eq!(body(&mut raw), 40_000);
@@ -103,12 +103,12 @@ fn http2_client_that_answers_no_ping_gets_the_response_that_comes_late() {
 
 #[test]
 fn http2_reset_of_one_stream_is_its_close_alone() {
-    let (site, gate, told) = gated(&[]);
+    let (site, gate, notified) = gated(&[]);
     let mut raw = Raw::new(&site);
     raw.send(get(1, "/")).send(get(3, "/"));
     eventually(|| site.metric(Slot::InFlight) == 2);
     raw.send(frame(RST_STREAM, 0, 1, &8u32.to_be_bytes()));
-    eventually(|| told.load(Ordering::SeqCst) == 1);
+    eventually(|| notified.load(Ordering::SeqCst) == 1);
     gate.notify_one();
     assert_eq!(body(&mut raw), 40_000);
 }
@@ -116,25 +116,25 @@ fn http2_reset_of_one_stream_is_its_close_alone() {
 #[test]
 fn http2_fin_with_abort_on_close_drops_the_handlers() {
     let server = config::Server { abort_on_close: true, ..config::Server::new("web", &[]) };
-    let (site, _gate, told) = gated(&[server]);
+    let (site, _gate, notified) = gated(&[server]);
     let mut raw = Raw::new(&site);
     raw.send(get(1, "/")).send(get(3, "/"));
     eventually(|| site.metric(Slot::InFlight) == 2);
     raw.client.stream.shutdown(Shutdown::Write).unwrap();
     eventually(|| site.metric(Slot::InFlight) == 0);
-    assert_eq!(told.load(Ordering::SeqCst), 2);
+    assert_eq!(notified.load(Ordering::SeqCst), 2);
     site.until_open(0);
     assert_eq!(site.metric(Slot::AbortedOnClose), 2);
 }
 
 #[test]
 fn http2_reset_of_a_half_closed_connection_drops_the_handlers() {
-    let (site, _gate, told) = gated(&[]);
+    let (site, _gate, notified) = gated(&[]);
     let mut raw = Raw::new(&site);
     raw.send(get(1, "/"));
     eventually(|| site.metric(Slot::InFlight) == 1);
     raw.client.stream.shutdown(Shutdown::Write).unwrap();
-    eventually(|| told.load(Ordering::SeqCst) == 1);
+    eventually(|| notified.load(Ordering::SeqCst) == 1);
     raw.client.reset();
     eventually(|| site.metric(Slot::InFlight) == 0);
     site.until_open(0);

@@ -20,6 +20,7 @@ fn response_without_a_length_is_ended_at_its_time_in_a_drain() {
     site.retire(Deadlines { stream_ms: Some(SHORT.as_millis() as u64), ..NEVER });
     assert_eq!(raw.until(RST_STREAM).stream, 1);
     assert!(start.elapsed() >= SHORT);
+    // The passing of time is what is tried: nothing else may be cut by it.
     std::thread::sleep(SHORT * 3);
     assert_eq!(site.metric(Slot::InFlight), 2, "the others go on");
     raw.client.reset();
@@ -54,6 +55,7 @@ fn response_taken_below_its_rate_ends_the_connection() {
         let (mut room, mut ended) = ([0; 2048], None);
         while ended.is_none() && start.elapsed() < window * 6 {
             ended = raw.client.stream.read_exact(&mut room).err();
+            // The rate at which this client takes the response: 2 KiB in so much time.
             std::thread::sleep(Duration::from_millis(100));
         }
         assert_eq!((ended.is_some(), site.metric(Slot::ResponsesTooSlow)), (is_cut, u64::from(is_cut)), "{ended:?}");

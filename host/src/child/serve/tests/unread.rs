@@ -217,7 +217,7 @@ fn body_that_was_never_asked_for_ends_its_connection() {
     client.send("POST /late HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n");
     gate.notify_one();
     assert_eq!(client.answer().text(), "late");
-    // Whether the body comes, or the next request, could not be told.
+    // The body and the next request could not be distinguished.
     client.is_closed();
 }
 

@@ -425,6 +425,7 @@ fn bytes_in_one_direction_keep_an_upgraded_connection() {
             loop {
                 if talks {
                     write(&mut stream, b"x").await?;
+                    // The pace of a peer that is slow, and within the limit.
                     tokio::time::sleep(limit / 8).await;
                 } else if read(&mut stream).await?.is_empty() {
                     return std::io::Result::Ok(());
@@ -441,6 +442,7 @@ fn bytes_in_one_direction_keep_an_upgraded_connection() {
     while start.elapsed() < limit * 3 {
         listens.send("x");
         talks.exactly(1);
+        // As slow in the other direction.
         std::thread::sleep(limit / 8);
     }
     assert_eq!((site.metric(Slot::UpgradedTimeouts), site.server.connections.open()), (0, 2));

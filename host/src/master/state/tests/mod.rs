@@ -1,5 +1,5 @@
-//! Each promise of the supervisor with its failure twin, told step by step; random histories are in `histories`. Long, since whoever
-//! tells the stories stands here too, for all files to use.
+//! Each promise of the supervisor with its failure twin, step by step; random histories are in `histories`. Above 600 lines, since
+//! the harness that drives the supervisor is here too, for all files to use.
 
 mod cold;
 mod crashes;
